@@ -1,0 +1,40 @@
+"""Feature Map Convergence Evaluation, fast: how mature are a backbone's feature maps?"""
+
+from importlib import import_module
+from importlib.util import find_spec
+
+__version__ = "0.1.0"
+
+if find_spec("fmcefast._core") is None:
+    raise ImportError(
+        "fmcefast's compiled core is missing: this is the source folder, not the installed package. "
+        "Run `pip install .`, then start Python outside the repository or use `pytest` instead of `python -m pytest`."
+    )
+
+_HOME_OF = {
+    "FMCENet": "fmcefast.models.fmce_net",
+    "FeatureMapDataset": "fmcefast.features.dataset",
+    "FeatureMapWriter": "fmcefast.features.writer",
+    "Markers": "fmcefast.convergence",
+    "cqi": "fmcefast.convergence",
+    "find_markers": "fmcefast.convergence",
+}
+
+__all__ = [
+    "FMCENet",
+    "FeatureMapDataset",
+    "FeatureMapWriter",
+    "Markers",
+    "cqi",
+    "find_markers",
+]
+
+
+def __getattr__(name: str):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'fmcefast' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_HOME_OF])

@@ -1,0 +1,3 @@
+from fmcefast.cli import main
+
+main()

@@ -1,0 +1,125 @@
+"""The manifest of a feature store: which shards are committed, and what they hold.
+
+A shard counts only when the manifest names it, and the manifest is replaced as a whole, so it is the commit.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fmcefast import files
+from fmcefast.errors import InputError
+
+FILE = "manifest.json"
+LABELS = "labels.npy"
+DTYPES = {"float16": "<f2", "float32": "<f4"}
+HEADER_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows `first` to `first + rows` of a phase in one `.npy` file."""
+
+    file: str
+    first: int
+    rows: int
+    bytes: int
+    crc32c: int
+
+
+@dataclass
+class Phase:
+    """The feature maps of one score, made by the weights of one epoch."""
+
+    score: int
+    epoch: int
+    shards: list[Shard] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+
+@dataclass
+class Manifest:
+    """What a feature store holds: `samples` images of `shape` (H, W, C) for each phase."""
+
+    dtype: str
+    shape: tuple[int, int, int]
+    samples: int
+    phases: list[Phase]
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return all(phase.rows == self.samples for phase in self.phases)
+
+    @property
+    def row_bytes(self) -> int:
+        height, width, channels = self.shape
+        return height * width * channels * int(DTYPES[self.dtype][-1])
+
+    def write(self, folder: Path) -> None:
+        content = {
+            "format": "fmcs-dataset",
+            "version": 1,
+            "dtype": self.dtype,
+            "layout": "NHWC",
+            "shape": list(self.shape),
+            "samples": self.samples,
+            "labels": LABELS,
+            "phases": [asdict(phase) for phase in self.phases],
+            "complete": self.complete,
+            "source": self.source,
+        }
+        files.write_json(folder / FILE, content)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Raises InputError when there is no manifest or it is not one we could have written."""
+        path = folder / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            _require(content["format"] == "fmcs-dataset" and content["version"] == 1, "it is not an fmcs-dataset of version 1")
+            _require(content["layout"] == "NHWC" and content["labels"] == LABELS, "its layout is unknown")
+            manifest = cls(
+                dtype=content["dtype"],
+                shape=tuple(content["shape"]),
+                samples=content["samples"],
+                phases=[
+                    Phase(phase["score"], phase["epoch"], [Shard(**shard) for shard in phase["shards"]])
+                    for phase in content["phases"]
+                ],
+                source=content["source"],
+            )
+            manifest._check()
+        except FileNotFoundError as error:
+            raise InputError(f"There is no feature store at {folder} (no {FILE} in it). Make one: fmcefast extract") from error
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"The manifest {path} is damaged: {error}. Remove {folder} and run fmcefast extract again.") from error
+        return manifest
+
+    def _check(self) -> None:
+        _require(self.dtype in DTYPES, f"dtype {self.dtype!r} is unknown")
+        _require(len(self.shape) == 3 and all(_positive(n) for n in self.shape), f"shape {self.shape} is not (H, W, C)")
+        _require(_positive(self.samples), "samples is not a positive number")
+        _require([phase.score for phase in self.phases] == list(range(1, len(self.phases) + 1)), "scores do not run from 1")
+        for phase in self.phases:
+            expected = 0
+            for shard in phase.shards:
+                plain_name = isinstance(shard.file, str) and Path(shard.file).name == shard.file and shard.file.endswith(".npy")
+                _require(plain_name, f"{shard.file!r} is not a shard's name")
+                _require(_positive(shard.rows) and shard.first == expected, f"{shard.file} is out of order")
+                _require(shard.bytes == HEADER_BYTES + shard.rows * self.row_bytes, f"{shard.file} has an impossible size")
+                expected += shard.rows
+            _require(expected <= self.samples, f"phase {phase.score} has more rows than samples")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _require(condition: bool, complaint: str) -> None:
+    if not condition:
+        raise ValueError(complaint)

@@ -1,0 +1,1 @@
+"""Networks: backbones that are evaluated, and FMCE-Net that evaluates them."""

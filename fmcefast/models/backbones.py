@@ -1,0 +1,130 @@
+"""torchvision classifiers cut in two: the backbone that makes the feature map, and the head that pools and classifies it.
+
+The cut is where [FMCE] III puts it: D(x) = F(C(x)), F being the global average pooling and all that follows.
+"""
+
+from pathlib import Path
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import fx, nn
+
+from fmcefast import files
+from fmcefast.errors import InputError, unknown_name
+
+
+class Backbone(nn.Module):
+    """A classifier as `features` (N, 3, S, S) -> (N, C, H, W) and `head` (N, C, H, W) -> (N, classes) logits."""
+
+    def __init__(self, features: nn.Module, head: nn.Module):
+        super().__init__()
+        self.features = features
+        self.head = head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+    def feature_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(C, H, W) of the feature map of one `image_size` square image."""
+        parameter = next(self.parameters())
+        training = self.training
+        self.eval()
+        with torch.inference_mode():
+            image = torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device)
+            shape = self.features(image).shape[1:]
+        self.train(training)
+        return tuple(shape)
+
+    def save(self, path: Path) -> None:
+        """Write the weights under the original network's own names, as safetensors."""
+        tensors = {_original_name(name): tensor.contiguous() for name, tensor in self.state_dict().items()}
+        with files.replacing(path) as partial:
+            save_file(tensors, partial)
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote. Raises InputError when the file is missing, damaged or of another network."""
+        try:
+            tensors = load_file(path)
+        except FileNotFoundError as error:
+            raise InputError(f"There are no weights at {path}.") from error
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"The weights {path} are damaged: {error}") from error
+        own = self.state_dict()
+        names = {_original_name(name): name for name in own}
+        unfit = [name for name in names if name not in tensors or tensors[name].shape != own[names[name]].shape]
+        if unfit or len(tensors) != len(own):
+            raise InputError(
+                f"The weights {path} are of another network ({', '.join(unfit[:3]) or 'too many tensors'} does not fit)."
+            )
+        self.load_state_dict({names[name]: tensor for name, tensor in tensors.items()})
+
+
+def check_backbone(name: str) -> None:
+    """Raise InputError for a name that torchvision does not know as an image classifier."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise unknown_name("backbone", name, known)
+
+
+def make_backbone(name: str, classes: int) -> Backbone:
+    """torchvision's `name` with fresh weights from torch's global generator, cut before its global pooling.
+
+    Raises InputError for an unknown name and for a network without a feature map to pool (vision transformers, say).
+    """
+    check_backbone(name)
+    try:
+        model = torchvision.models.get_model(name, weights=None, num_classes=classes, **_without_auxiliary_heads(name))
+        graph = _Tracer().trace(model)
+    except fx.proxy.TraceError as error:
+        raise InputError(f"The backbone {name!r} cannot be cut before its pooling: {error}") from error
+    return Backbone(*_cut_before_pooling(name, model, graph))
+
+
+def _without_auxiliary_heads(name: str) -> dict[str, bool]:
+    return {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        # Tracing into torchvision's stochastic depth would fix its training flag.
+        return module.__module__.startswith("torchvision.ops.stochastic") or super().is_leaf_module(module, qualified_name)
+
+
+def _cut_before_pooling(name: str, model: nn.Module, graph: fx.Graph) -> tuple[fx.GraphModule, fx.GraphModule]:
+    poolings = [node for node in graph.nodes if _is_global_pooling(node, model)]
+    if not poolings:
+        raise InputError(f"The backbone {name!r} has no global average pooling, so no feature map to evaluate.")
+    pooling = poolings[-1]
+    cut = pooling.all_input_nodes[0]
+
+    nodes = list(graph.nodes)
+    first_of_head = nodes.index(pooling)
+    features, head = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in nodes[:first_of_head]:
+        copies[node] = features.node_copy(node, copies.__getitem__)
+    features.output(copies[cut])
+
+    copies = {cut: head.placeholder("feature_map")}
+    for node in nodes[first_of_head:]:
+        if any(used not in copies for used in node.all_input_nodes):
+            raise InputError(f"The head of the backbone {name!r} needs more than its last feature map; it cannot be cut.")
+        copies[node] = head.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(model, features), fx.GraphModule(model, head)
+
+
+def _is_global_pooling(node: fx.Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        return isinstance(model.get_submodule(node.target), nn.AdaptiveAvgPool2d)
+    if node.op == "call_function" and node.target is nn.functional.adaptive_avg_pool2d:
+        return True
+    if node.target in ("mean", torch.mean):
+        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        return dims is not None and sorted(d % 4 for d in dims) == [2, 3]
+    return False
+
+
+def _original_name(name: str) -> str:
+    return name.partition(".")[2]

@@ -1,0 +1,137 @@
+"""A run folder: where everything of a run lies, and what of it must go when the configuration changes.
+
+The rule that makes resuming safe: whatever lies in the folder was made from its config.yaml. A changed configuration is
+written only after the results that it contradicts are gone.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fmcefast import files
+from fmcefast.config import FIELDS, STAGES, Config, read_yaml, resolve, to_yaml
+from fmcefast.errors import InputError
+
+# Stages whose results take long to make: they are not undone without being asked.
+_COSTLY = ("train", "extract", "fit")
+
+
+class RunFolder:
+    """One run: its configuration and its files. `open_run` makes one."""
+
+    def __init__(self, path: Path, config: Config):
+        self.path = path
+        self.config = config
+
+    config_yaml = property(lambda self: self.path / "config.yaml")
+    losses_csv = property(lambda self: self.path / "losses.csv")
+    weights = property(lambda self: self.path / "weights")
+    resume = property(lambda self: self.path / "resume.safetensors")
+    markers_json = property(lambda self: self.path / "markers.json")
+    features = property(lambda self: self.path / "features")
+    fmce_net = property(lambda self: self.path / "fmce_net.safetensors")
+    fmce_net_resume = property(lambda self: self.path / "fmce_net-resume.safetensors")
+    fit_json = property(lambda self: self.path / "fit.json")
+    figures = property(lambda self: self.path / "figures")
+    report_html = property(lambda self: self.path / "report.html")
+    history_jsonl = property(lambda self: self.path / "history.jsonl")
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def weights_of(self, epoch: int) -> Path:
+        return self.weights / f"epoch-{epoch:04d}.safetensors"
+
+    def outputs(self, stage: str) -> list[Path]:
+        """What a stage leaves in the folder, whether it is there or not."""
+        return {
+            "train": [self.losses_csv, self.weights, self.resume],
+            "markers": [self.markers_json],
+            "extract": [self.features],
+            "fit": [self.fmce_net, self.fmce_net_resume, self.fit_json],
+            "report": [self.figures, self.report_html],
+        }[stage]
+
+    def begun(self, stage: str) -> bool:
+        return any(path.exists() for path in self.outputs(stage))
+
+    def undo(self, first: str) -> None:
+        """Remove the results of a stage and of all later ones, the last first."""
+        for stage in reversed(STAGES[STAGES.index(first) :]):
+            for path in self.outputs(stage):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def record(self, stage: str, seconds: float, **facts: Any) -> None:
+        """Add one line to history.jsonl: what ran, when, for how long."""
+        entry = {"stage": stage, "seconds": round(seconds, 3), "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+        with self.history_jsonl.open("a", encoding="utf-8") as history:
+            history.write(json.dumps(entry) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        if not self.history_jsonl.exists():
+            return []
+        return [json.loads(line) for line in self.history_jsonl.read_text(encoding="utf-8").splitlines()]
+
+
+def open_run(
+    path: Path,
+    flags: Mapping[str, Any],
+    config_file: Path | None = None,
+    *,
+    create: bool = False,
+    redo: str | None = None,
+) -> RunFolder:
+    """The run at `path` under its saved configuration, changed by `flags` and `config_file`.
+
+    With `create` a folder that is not there is made. Results of costly stages that the change contradicts are removed only
+    when `redo` names a stage; otherwise InputError says what differs. When nothing differs, `redo` removes the results of
+    that stage and of all later ones.
+    """
+    asked = [flags] + ([read_yaml(config_file)] if config_file else [])
+    saved_file = path / "config.yaml"
+    if not saved_file.exists():
+        if not create:
+            raise InputError(f"{path} is not a run folder (no config.yaml in it). Make one: fmcefast run {path}")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} exists and is not a run folder (no config.yaml in it). Choose another name.")
+        config = resolve(*asked)
+        path.mkdir(parents=True, exist_ok=True)
+        files.write_text(saved_file, to_yaml(config))
+        return RunFolder(path, config)
+
+    saved = read_yaml(saved_file)
+    run = RunFolder(path, resolve(saved))
+    wanted = resolve(*asked, saved)
+    if wanted.data != run.config.data:
+        wanted = resolve(*asked)  # another data set brings its own preset
+    differences = run.config.differences(wanted)
+    stages = {FIELDS[name].metadata["stage"] for name in differences} - {None}
+    if stages:
+        first = min(stages, key=STAGES.index)
+        lost = [stage for stage in STAGES[STAGES.index(first) :] if stage in _COSTLY and run.begun(stage)]
+        if lost and redo is None:
+            listed = ", ".join(f"{name} is {old}, not {new}" for name, (old, new) in differences.items())
+            raise InputError(
+                f"{path} was made with another configuration: {listed}. Give --force to redo {' and '.join(lost)} there, or name "
+                f"another folder."
+            )
+        run.undo(first)
+    elif redo is not None:
+        run.undo(redo)
+    if differences:
+        files.write_text(saved_file, to_yaml(wanted))
+    return RunFolder(path, wanted)
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """The run under `root` whose configuration was written last."""
+    found = sorted(root.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise InputError(f"There is no run under {root}/ yet. Make one: fmcefast run")
+    return found[-1].parent
