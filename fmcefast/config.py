@@ -15,29 +15,32 @@ from fmcefast.errors import InputError, unknown_name
 STAGES = ("train", "markers", "extract", "fit", "report")
 
 
-def _value(default: Any, stage: str | None, help: str, **limits: Any) -> Any:
-    return field(default=default, metadata={"stage": stage, "help": help, **limits})
+def _value(default: Any, stage: str, help: str, *, free: bool = False, **limits: Any) -> Any:
+    """A setting of `stage`; a `free` one says where or how, not what, and may change at any time."""
+    return field(default=default, metadata={"stage": stage, "help": help, "free": free, **limits})
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is made from. A field without a stage says where or how, not what: it may change at any time."""
+    """What a run is made from."""
 
     data: str = _value("digits", "train", "Data set: digits, mnist, fashion-mnist, cifar10, cifar100 or folder:PATH.")
-    data_root: str = _value("data", None, "Folder that holds the data sets, in torchvision's layout.")
+    data_root: str = _value("data", "train", "Folder that holds the data sets, in torchvision's layout.", free=True)
     subset: int | None = _value(None, "train", "Use N training images, and as large a part of the test set.", at_least=1)
     image_size: int = _value(224, "train", "Width and height of the images, in pixels.", at_least=32)
     backbone: str = _value("shufflenet_v2_x1_0", "train", "A torchvision classification model.")
     epochs: int = _value(100, "train", "Epochs of the cosine schedule.", at_least=1)
     until_converged: bool = _value(
-        False, None, "Stop training at the first epoch whose CQI is at most mu, instead of after the last."
+        False, "train", "Stop training at the first epoch whose CQI is at most mu, instead of after the last.", free=True
     )
     batch_size: int = _value(256, "train", "Images in a batch.", at_least=2)
     lr: float = _value(1e-3, "train", "Adam's learning rate at the start.", above=0.0)
     amp: str = _value("auto", "train", "Precision of the backbone.", choices=("auto", "bf16", "fp16", "off"))
     seed: int = _value(0, "train", "Seed of weights, order and augmentation.", at_least=0)
-    keep: str = _value("all", None, "Weights to keep once there are markers.", choices=("all", "markers"))
-    workers: int | None = _value(None, None, "Threads that decode images; one for each core if left out.", at_least=1)
+    keep: str = _value("all", "markers", "Weights to keep once there are markers.", free=True, choices=("all", "markers"))
+    workers: int | None = _value(
+        None, "train", "Threads that decode images; one for each core if left out.", free=True, at_least=1
+    )
 
     phases: int = _value(10, "markers", "K, the number of convergence phases.", at_least=2)
     mu: float = _value(1e-4, "markers", "The loss has converged when the CQI is at most this.", above=0.0)

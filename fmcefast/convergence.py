@@ -44,16 +44,16 @@ class Markers:
         """One line for people: the markers, or why there are none and what to change."""
         if self.converged:
             listed = " ".join(map(str, self.markers))
-            return f"converged at epoch {self.markers[-1]} of {self.epochs}; markers {listed}" + (
+            return f"markers: converged at epoch {self.markers[-1]} of {self.epochs}; E_1..E_{self.phases} = {listed}" + (
                 " (spread apart: several targets fell into one epoch)" if self.adjusted else ""
             )
         if self.min_cqi is None:
             return (
-                f"not converged: {self.epochs} epochs are too few for a full window of {self.window}. "
+                f"markers: not converged; {self.epochs} epochs are too few for a full window of {self.window}. "
                 f"Train longer, or choose a smaller --window."
             )
         return (
-            f"not converged: the smallest CQI in {self.epochs} epochs is {self.min_cqi:.3g} (epoch {self.min_cqi_epoch}), above "
+            f"markers: not converged; the smallest CQI in {self.epochs} epochs is {self.min_cqi:.3g} (epoch {self.min_cqi_epoch}), above "
             f"mu = {self.mu:g}. Train longer, or choose --mu {_round_up(self.min_cqi):g} or more."
         )
 

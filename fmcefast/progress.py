@@ -2,7 +2,8 @@
 
 import sys
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Without a terminal a running task says so again after this many seconds.
 _PLAIN_INTERVAL = 30.0
@@ -21,79 +22,50 @@ def format_seconds(seconds: float) -> str:
 class Progress:
     """Where stages report what they do.
 
-        with Progress() as progress:
-            with progress.task("extract", total=1437, unit="images") as task:
-                task.advance(256, note="phase 1 of 10")
-            progress.line("extract: 10 phases in 4.2 s")
+        with progress.task("extract", total=1437, unit="images") as task:
+            task.advance(256, note="phase 1 of 10")
+        progress.line("4 values were too large for float16")
     """
 
     def __init__(self, quiet: bool = False, file=None):
         self.quiet = quiet
-        self._file = sys.stderr if file is None else file
-        self._live = None
-
-    def __enter__(self) -> "Progress":
-        if not self.quiet and self._file.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Live
-
-            self._live = Live(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[unit]}  {task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(file=self._file),
-                transient=True,
-            )
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self.file = sys.stderr if file is None else file
+        self._bar = None
 
     def line(self, text: str) -> None:
         """One line that stays."""
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif not self.quiet:
-            print(text, file=self._file, flush=True)
+            print(text, file=self.file, flush=True)
 
-    def task(self, name: str, *, total: int, unit: str) -> "Task":
-        """Work of `total` units, begun now."""
-        return Task(self, name, total, unit)
+    @contextmanager
+    def task(self, name: str, *, total: int, unit: str) -> Iterator["Task"]:
+        """Work of `total` units that lasts as long as the block."""
+        if self.quiet or not self.file.isatty():
+            yield Task(self, name, total, unit)
+            return
+        with _bar(self.file) as self._bar:
+            try:
+                yield Task(self, name, total, unit, self._bar)
+            finally:
+                self._bar = None
 
 
 class Task:
     """One piece of work; `advance` it and give a `note` to show beside it."""
 
-    def __init__(self, progress: Progress, name: str, total: int, unit: str):
-        self.progress, self.name, self.total, self.unit = progress, name, total, unit
+    def __init__(self, progress: Progress, name: str, total: int, unit: str, bar=None):
+        self.name, self.total, self.unit = name, total, unit
         self.done = 0
+        self._progress, self._bar = progress, bar
         self._begun = self._said = time.monotonic()
-        self._id = None
-        if progress._live is not None:
-            self._id = progress._live.add_task(name, total=total, unit=unit, rate="", note="")
-
-    def __enter__(self) -> "Task":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._id is not None:
-            self.progress._live.remove_task(self._id)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._begun
+        self._id = bar.add_task(name, total=total, unit=unit, rate="", note="") if bar is not None else None
 
     @property
     def rate(self) -> float:
         """Units a second since the task began."""
-        return self.done / max(self.seconds, 1e-9)
+        return self.done / max(time.monotonic() - self._begun, 1e-9)
 
     @property
     def seconds_left(self) -> float:
@@ -101,12 +73,27 @@ class Task:
 
     def advance(self, units: int, note: str = "") -> None:
         self.done += units
-        if self._id is not None:
-            rate = f"{self.rate:,.0f}/s" if self.rate >= 10 else f"{self.rate:.2g}/s"
-            self.progress._live.update(self._id, completed=self.done, rate=rate, note=note)
+        if self._bar is not None:
+            self._bar.update(self._id, completed=self.done, rate=f"{self.rate:,.0f}", note=note)
         elif time.monotonic() - self._said > _PLAIN_INTERVAL:
             self._said = time.monotonic()
-            self.progress.line(
-                f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.0f}/s, "
+            self._progress.line(
+                f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.0f} {self.unit}/s, "
                 f"{format_seconds(self.seconds_left)} left" + (f", {note}" if note else "")
             )
+
+
+def _bar(file):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} {task.fields[unit]}/s"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(file=file),
+        transient=True,
+    )

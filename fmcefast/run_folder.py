@@ -111,7 +111,7 @@ def open_run(
     if wanted.data != run.config.data:
         wanted = resolve(*asked)  # another data set brings its own preset
     differences = run.config.differences(wanted)
-    stages = {FIELDS[name].metadata["stage"] for name in differences} - {None}
+    stages = {FIELDS[name].metadata["stage"] for name in differences if not FIELDS[name].metadata["free"]}
     if stages:
         first = min(stages, key=STAGES.index)
         lost = [stage for stage in STAGES[STAGES.index(first) :] if stage in _COSTLY and run.begun(stage)]

@@ -1,7 +1,8 @@
 """Writes the FMCS-Dataset: asynchronous, in shards, crash-safe."""
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,7 +60,7 @@ class FeatureMapWriter:
         self._queue_bytes = queue_bytes
         self._shard: _OpenShard | None = None
         self.overflowed = 0  # finite values that became infinite in float16, in the shards committed by this writer
-        with _disk_full_explained(self):
+        with self._explaining_full_disk():
             self._open(labels)
 
     def __enter__(self) -> "FeatureMapWriter":
@@ -95,7 +96,7 @@ class FeatureMapWriter:
             raise InputError(
                 f"Phase {score} has {self.rows(score)} of {self._manifest.samples} rows; {len(rows)} more do not fit."
             )
-        with _disk_full_explained(self):
+        with self._explaining_full_disk():
             while len(rows):
                 if self._shard is None:
                     self._shard = self._begin_shard(phase)
@@ -163,6 +164,21 @@ class FeatureMapWriter:
             shard.phase.shards.pop()
             raise
 
+    @contextmanager
+    def _explaining_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._abandon()
+            kept = sum(phase.rows for phase in self._manifest.phases)
+            total = self._manifest.samples * len(self._manifest.phases)
+            raise FmcefastError(
+                f"The disk of {self.folder} is full. {kept:,} of {total:,} feature maps are safe; the others need "
+                f"{(total - kept) * self._manifest.row_bytes / 1e9:.3g} GB. Free some space and run the same command again to go on."
+            ) from error
+
     def _abandon(self) -> None:
         shard, self._shard = self._shard, None
         if shard is not None:
@@ -199,27 +215,6 @@ class _OpenShard:
     def discard(self) -> None:
         self.core = None  # drops its queue and joins its thread
         self.partial.unlink(missing_ok=True)
-
-
-class _disk_full_explained:  # noqa: N801
-    """Turns "no space left" into what was kept and what to do."""
-
-    def __init__(self, writer: FeatureMapWriter):
-        self.writer = writer
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return
-        self.writer._abandon()
-        manifest = self.writer._manifest
-        kept = sum(phase.rows for phase in manifest.phases)
-        total = manifest.samples * len(manifest.phases)
-        raise FmcefastError(
-            f"The disk of {self.writer.folder} is full. {kept:,} of {total:,} feature maps are safe; the others need "
-            f"{(total - kept) * manifest.row_bytes / 1e9:.3g} GB. Free some space and run the same command again to go on."
-        ) from error
 
 
 def npy_header(shape: tuple[int, ...], descr: str) -> bytes:

@@ -1,0 +1,269 @@
+"""The command line: verbs and flags. What they do lives in the stages."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fmcefast import __version__
+from fmcefast.config import FIELDS, STAGES, field_type
+from fmcefast.errors import FmcefastError, InputError, unknown_name
+from fmcefast.progress import Progress
+from fmcefast.run_folder import RunFolder, newest_run, open_run
+
+
+class _Verbs(click.Group):
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        command = super().get_command(ctx, name)
+        if command is None:
+            raise unknown_name("verb", name, self.commands)
+        return command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="fmcefast")
+def cli() -> None:
+    """How mature are a backbone's feature maps? (Feature Map Convergence Evaluation)
+
+    \b
+    fmcefast run                    train, markers, extract, fit, report on bundled digits
+    fmcefast run runs/mine --data folder:my/images --epochs 60 --mu 1e-2
+    fmcefast markers my-losses.csv  has my own training converged, and when?
+
+    RUN is a run folder; left out, it is the newest one under runs/. A verb that is run again goes on where it
+    was interrupted. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 not converged.
+    """
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    debug = "--debug" in sys.argv
+    try:
+        code = cli.main(standalone_mode=False) or 0
+    except click.ClickException as error:
+        code = _fail(f"{error.format_message()} See: fmcefast --help", 2, debug)
+    except FmcefastError as error:
+        code = _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort):
+        code = _fail("Interrupted. What was finished is kept; the same command goes on from there.", 1, debug)
+    except Exception as error:
+        code = _fail(f"{type(error).__name__}: {error}. Run again with --debug for the traceback.", 1, debug)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"fmcefast: {message}", file=sys.stderr)
+    return code
+
+
+def _settings(*stages: str, also: tuple[str, ...] = ()) -> Callable:
+    """Options for the settings of these stages; left out, they are None."""
+
+    def decorate(command: Callable) -> Callable:
+        for name, field in reversed(FIELDS.items()):
+            if field.metadata["stage"] in stages or name in also:
+                command = _option(name, field)(command)
+        return command
+
+    return decorate
+
+
+def _option(name: str, field: Any) -> Callable:
+    flag = "--" + name.replace("_", "-")
+    if name == "dtype":
+        return click.option("--fp16/--fp32", "fp16", default=None, help="Stored feature maps. [default: fp16]")
+    if field_type(name) is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=field.metadata["help"])
+    short = {"batch_size": ("-b",), "workers": ("-j",)}.get(name, ())
+    choices = field.metadata.get("choices")
+    metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}[field_type(name)]
+    default = "" if field.default is None else f" [default: {field.default}]"
+    return click.option(flag, *short, name, metavar=metavar, help=field.metadata["help"] + default)
+
+
+def _common(command: Callable) -> Callable:
+    for option in (
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        click.option("--quiet", "-q", is_flag=True, help="No progress on standard error."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there."),
+        click.option("--force", is_flag=True, help="Redo what is done; replace what another configuration made."),
+        click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings; flags win over it."),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@_settings(*STAGES)
+@_common
+def run(run: Path | None, **options: Any) -> int:
+    """Train, markers, extract, fit and report in one go; with no flags on bundled digits, within minutes.
+
+    \b
+    fmcefast run runs/mnist --data mnist --data-root ~/data --subset 2000 --epochs 40 --mu 1e-2
+
+    RUN left out is runs/DATA. Run again, it goes on where it was interrupted.
+    """
+    folder, progress, as_json = _open_new(run, "train", options)
+    from fmcefast.report.page import report
+    from fmcefast.stages.extract import extract
+    from fmcefast.stages.fit import fit
+    from fmcefast.stages.markers import markers
+    from fmcefast.stages.train import train
+
+    results = {}
+    for stage in (train, markers, extract, fit, report):
+        if stage in (extract, fit) and not results["markers"].converged:
+            continue
+        results[stage.__name__] = stage(folder, progress)
+        if not as_json:
+            click.echo(results[stage.__name__].explain())
+    if as_json:
+        _print_json({"run": str(folder), **{name: asdict(result) for name, result in results.items()}})
+    return 0 if results["markers"].converged else 3
+
+
+@cli.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@_settings("train", "markers")
+@_common
+def train(run: Path | None, **options: Any) -> int:
+    """Train a backbone; keep the loss and the weights of every epoch.
+
+    \b
+    fmcefast train runs/cifar --data cifar10 --backbone resnet50 --epochs 150 --seed 1
+
+    RUN left out is runs/DATA.
+    """
+    folder, progress, as_json = _open_new(run, "train", options)
+    from fmcefast.stages.train import train
+
+    return _finish(folder, train(folder, progress), as_json)
+
+
+@cli.command()
+@click.argument("source", required=False, metavar="[RUN|LOG]", type=click.Path(path_type=Path))
+@click.option("--column", metavar="NAME", help="Column of a LOG that holds the loss. [default: loss]")
+@_settings("markers")
+@_common
+def markers(source: Path | None, column: str | None, **options: Any) -> int:
+    """Find the epoch markers of a run, or of anybody's loss log (CSV, or one number a line).
+
+    \b
+    fmcefast markers runs/digits --mu 5e-3
+    fmcefast markers losses.csv --column train_loss --phases 5 --json
+    """
+    if source is not None and source.is_file():
+        found = _markers_of_log(source, column, options)
+        as_json = options["as_json"]
+    else:
+        if column is not None:
+            raise InputError("--column is for a LOG; a run folder has its own losses.csv.")
+        folder, progress, as_json = _open_existing(source, "markers", options)
+        from fmcefast.stages.markers import markers
+
+        found = markers(folder, progress)
+    _print_json(asdict(found)) if as_json else click.echo(found.explain())
+    return 0 if found.converged else 3
+
+
+@cli.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@_settings("extract", also=("data_root", "workers"))
+@_common
+def extract(run: Path | None, **options: Any) -> int:
+    """Store the training images' feature maps at every epoch marker (the FMCS-Dataset).
+
+    \b
+    fmcefast extract runs/mnist --fp16
+    """
+    folder, progress, as_json = _open_existing(run, "extract", options)
+    from fmcefast.stages.extract import extract
+
+    return _finish(folder, extract(folder, progress), as_json)
+
+
+@cli.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@_settings("fit")
+@_common
+def fit(run: Path | None, **options: Any) -> int:
+    """Train FMCE-Net on the feature maps and measure it on held-out ones.
+
+    \b
+    fmcefast fit runs/mnist --split image --fmce-epochs 10
+    """
+    folder, progress, as_json = _open_existing(run, "fit", options)
+    from fmcefast.stages.fit import fit
+
+    return _finish(folder, fit(folder, progress), as_json)
+
+
+@cli.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@_common
+def report(run: Path | None, **options: Any) -> int:
+    """Write report.html, one offline file with every figure and table of a run.
+
+    \b
+    fmcefast report runs/mnist
+    """
+    folder, progress, as_json = _open_existing(run, "report", options)
+    from fmcefast.report.page import report
+
+    return _finish(folder, report(folder, progress), as_json)
+
+
+def _open_new(path: Path | None, verb: str, options: dict[str, Any]) -> tuple[RunFolder, Progress, bool]:
+    """Like _open_existing, but makes the run when it is not there; it lies at runs/DATA when no path is given."""
+    if path is None:
+        name, _, detail = (options["data"] or FIELDS["data"].default).partition(":")
+        path = Path("runs") / (Path(detail).name or name)
+    return _open(path, verb, options, create=True)
+
+
+def _open_existing(path: Path | None, verb: str, options: dict[str, Any]) -> tuple[RunFolder, Progress, bool]:
+    """(run folder, progress, as_json) from a verb's arguments; the newest run when no path is given."""
+    return _open(path or newest_run(), verb, options, create=False)
+
+
+def _open(path: Path, verb: str, options: dict[str, Any], *, create: bool) -> tuple[RunFolder, Progress, bool]:
+    redo = verb if options["force"] else None
+    folder = open_run(path, _given(options), options["config_file"], create=create, redo=redo)
+    return folder, Progress(quiet=options["quiet"]), options["as_json"]
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings among a verb's options that were given on the command line."""
+    given = {name: value for name, value in options.items() if name in FIELDS and value is not None}
+    if options.get("fp16") is not None:
+        given["dtype"] = "float16" if options["fp16"] else "float32"
+    return given
+
+
+def _markers_of_log(log: Path, column: str | None, options: dict[str, Any]) -> Any:
+    from dataclasses import replace
+
+    from fmcefast.config import check_value
+    from fmcefast.convergence import find_markers
+    from fmcefast.loss_log import read_losses
+
+    settings = {name: check_value(name, value) for name, value in _given(options).items() if name != "keep"}
+    return replace(find_markers(read_losses(log, column), **settings), source=str(log))
+
+
+def _finish(folder: RunFolder, result: Any, as_json: bool) -> int:
+    _print_json({"run": str(folder), **asdict(result)}) if as_json else click.echo(result.explain())
+    return 0
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    click.echo(json.dumps(content))

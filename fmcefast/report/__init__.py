@@ -1,0 +1,1 @@
+"""What people look at: figures and one offline HTML page."""

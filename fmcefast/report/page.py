@@ -1,0 +1,99 @@
+"""One offline HTML file with everything a run found out."""
+
+import base64
+import shlex
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from pathlib import Path
+
+import jinja2
+
+from fmcefast import __version__, files
+from fmcefast.config import FIELDS, resolve
+from fmcefast.loss_log import read_epochs
+from fmcefast.progress import Progress, format_seconds
+from fmcefast.report.figures import confusion_figure, convergence_figure
+from fmcefast.run_folder import RunFolder
+from fmcefast.stages.fit import load_fit
+from fmcefast.stages.markers import load_markers
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """Where the page lies."""
+
+    report: str
+
+    def explain(self) -> str:
+        return f"report: {self.report}"
+
+
+def report(run: RunFolder, progress: Progress) -> ReportResult:
+    """Write report.html and figures/ from what the run holds; stages that are not done are left out of the page.
+
+    Raises InputError when there are no markers yet, converged or not.
+    """
+    markers = load_markers(run)
+    epochs = read_epochs(run.losses_csv)
+    fitted = load_fit(run) if run.fit_json.exists() else None
+    run.figures.mkdir(exist_ok=True)
+    pictures = {"convergence": _save(convergence_figure(epochs, markers), run.figures / "convergence.png")}
+    if fitted is not None:
+        pictures["confusion"] = _save(confusion_figure(fitted.confusion), run.figures / "confusion.png")
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(package_files("fmcefast.report").joinpath("report.html.j2").read_text("utf-8"))
+    page = template.render(
+        name=run.path.resolve().name,
+        config=run.config,
+        epochs=epochs,
+        markers=markers,
+        fit=fitted,
+        pictures=pictures,
+        timings=_timings(run),
+        command=command_of(run),
+        version=__version__,
+        demonstration=run.config.data == "digits" or run.config.subset is not None,
+    )
+    files.write_text(run.report_html, page)
+    return ReportResult(str(run.report_html))
+
+
+def command_of(run: RunFolder) -> str:
+    """The command that makes such a run: what differs from the data set's preset, as flags."""
+    config = run.config
+    preset = resolve({"data": config.data})
+    words = ["fmcefast", "run", str(run.path)]
+    if config.data != FIELDS["data"].default:
+        words += ["--data", config.data]
+    for name, (value, _) in config.differences(preset).items():
+        flag = "--" + name.replace("_", "-")
+        if name == "dtype":
+            words.append("--fp32" if value == "float32" else "--fp16")
+        elif isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
+
+
+def _timings(run: RunFolder) -> list[dict[str, str]]:
+    """One row for each stage that took time, interrupted attempts added up."""
+    rows: dict[str, dict] = {}
+    for entry in run.history():
+        row = rows.setdefault(entry["stage"], {"seconds": 0.0})
+        row["seconds"] += entry["seconds"]
+        row.update({name: value for name, value in entry.items() if name.endswith("_per_second") or name == "hardware"})
+    table = []
+    for stage, row in rows.items():
+        rate = next((f"{value:,.0f} {name.removesuffix('_per_second')}/s" for name, value in row.items() if name.endswith("_per_second")), "")
+        if row["seconds"]:
+            table.append({"stage": stage, "time": format_seconds(row["seconds"]), "rate": rate, "hardware": row.get("hardware", "")})
+    return table
+
+
+def _save(figure, path: Path) -> str:
+    """Save as PNG and return it as a data URL."""
+    with files.replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=130)
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

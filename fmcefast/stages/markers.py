@@ -1,0 +1,61 @@
+"""Epoch markers from the loss of every epoch ([FMCE] IV-B and IV-C)."""
+
+import json
+from dataclasses import asdict, replace
+
+from fmcefast import files
+from fmcefast.config import Config
+from fmcefast.convergence import Markers, find_markers
+from fmcefast.errors import InputError, NotConvergedError
+from fmcefast.loss_log import read_epochs
+from fmcefast.progress import Progress
+from fmcefast.run_folder import RunFolder
+from fmcefast.stages.train import is_trained
+
+
+def markers(run: RunFolder, progress: Progress) -> Markers:
+    """Find the markers of a run and write markers.json, converged or not; with `keep: markers` drop the weights of other epochs.
+
+    Raises InputError when the training is not finished, or when its losses cannot be divided into phases.
+    """
+    config = run.config
+    epochs = read_epochs(run.losses_csv)
+    if not epochs or not is_trained(config, epochs):
+        raise InputError(f"The training of {run} is not finished ({len(epochs)} epochs). Go on: fmcefast train {run}")
+    found = replace(find_markers([row.loss for row in epochs], **marker_settings(config)), source="losses.csv")
+    if not run.markers_json.exists() or load_markers(run) != found:
+        files.write_json(run.markers_json, asdict(found))
+        run.record("markers", 0.0, status=found.status)
+    if found.converged and config.keep == "markers":
+        _drop_other_weights(run, found)
+    return found
+
+
+def marker_settings(config: Config) -> dict:
+    """The keyword arguments of `find_markers` that a configuration holds."""
+    return {name: getattr(config, name) for name in ("phases", "mu", "alpha", "window", "smoothing")}
+
+
+def load_markers(run: RunFolder) -> Markers:
+    """The markers of a run, converged or not. Raises InputError when they are missing or damaged."""
+    try:
+        return Markers(**json.loads(run.markers_json.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise InputError(f"{run} has no markers yet. Make them: fmcefast markers {run}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"{run.markers_json} is damaged: {error}. Make it again: fmcefast markers {run} --force") from error
+
+
+def require_markers(run: RunFolder) -> Markers:
+    """The markers of a converged run. Raises NotConvergedError otherwise."""
+    found = load_markers(run)
+    if not found.converged:
+        raise NotConvergedError(f"{run}: {found.explain()}")
+    return found
+
+
+def _drop_other_weights(run: RunFolder, found: Markers) -> None:
+    needed = {run.weights_of(epoch) for epoch in found.markers}
+    for file in run.weights.glob("epoch-*.safetensors"):
+        if file not in needed:
+            file.unlink()
