@@ -1,5 +1,6 @@
 """The command line: verbs and flags. What they do lives in the stages."""
 
+import errno
 import json
 import sys
 import traceback
@@ -15,6 +16,8 @@ from fmcefast.config import FIELDS, STAGES, field_type
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.progress import Progress
 from fmcefast.run_folder import RunFolder, newest_run, open_run
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Verbs(click.Group):
@@ -50,7 +53,12 @@ def main() -> None:
     except FmcefastError as error:
         code = _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
-        code = _fail("Interrupted. What was finished is kept; the same command goes on from there.", 1, debug)
+        code = _fail("Interrupted.", 1, debug)
+    except OSError as error:
+        hint = (
+            " What was finished is kept; free some space, and the same command goes on." if error.errno in _FULL else ""
+        )
+        code = _fail(f"{error}.{hint}", 1, debug)
     except Exception as error:
         code = _fail(f"{type(error).__name__}: {error}. Run again with --debug for the traceback.", 1, debug)
     sys.exit(code)
@@ -94,7 +102,9 @@ def _common(command: Callable) -> Callable:
         click.option("--quiet", "-q", is_flag=True, help="No progress on standard error."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there."),
         click.option("--force", is_flag=True, help="Redo what is done; replace what another configuration made."),
-        click.option("--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings; flags win over it."),
+        click.option(
+            "--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings; flags win over it."
+        ),
     ):
         command = option(command)
     return command
@@ -123,7 +133,7 @@ def run(run: Path | None, **options: Any) -> int:
     for stage in (train, markers, extract, fit, report):
         if stage in (extract, fit) and not results["markers"].converged:
             continue
-        results[stage.__name__] = stage(folder, progress)
+        results[stage.__name__] = _perform(stage, folder, progress)
         if not as_json:
             click.echo(results[stage.__name__].explain())
     if as_json:
@@ -146,7 +156,7 @@ def train(run: Path | None, **options: Any) -> int:
     folder, progress, as_json = _open_new(run, "train", options)
     from fmcefast.stages.train import train
 
-    return _finish(folder, train(folder, progress), as_json)
+    return _finish(folder, _perform(train, folder, progress), as_json)
 
 
 @cli.command()
@@ -170,7 +180,7 @@ def markers(source: Path | None, column: str | None, **options: Any) -> int:
         folder, progress, as_json = _open_existing(source, "markers", options)
         from fmcefast.stages.markers import markers
 
-        found = markers(folder, progress)
+        found = _perform(markers, folder, progress)
     _print_json(asdict(found)) if as_json else click.echo(found.explain())
     return 0 if found.converged else 3
 
@@ -188,7 +198,7 @@ def extract(run: Path | None, **options: Any) -> int:
     folder, progress, as_json = _open_existing(run, "extract", options)
     from fmcefast.stages.extract import extract
 
-    return _finish(folder, extract(folder, progress), as_json)
+    return _finish(folder, _perform(extract, folder, progress), as_json)
 
 
 @cli.command()
@@ -204,7 +214,7 @@ def fit(run: Path | None, **options: Any) -> int:
     folder, progress, as_json = _open_existing(run, "fit", options)
     from fmcefast.stages.fit import fit
 
-    return _finish(folder, fit(folder, progress), as_json)
+    return _finish(folder, _perform(fit, folder, progress), as_json)
 
 
 @cli.command()
@@ -219,7 +229,7 @@ def report(run: Path | None, **options: Any) -> int:
     folder, progress, as_json = _open_existing(run, "report", options)
     from fmcefast.report.page import report
 
-    return _finish(folder, report(folder, progress), as_json)
+    return _finish(folder, _perform(report, folder, progress), as_json)
 
 
 def _open_new(path: Path | None, verb: str, options: dict[str, Any]) -> tuple[RunFolder, Progress, bool]:
@@ -258,6 +268,27 @@ def _markers_of_log(log: Path, column: str | None, options: dict[str, Any]) -> A
 
     settings = {name: check_value(name, value) for name, value in _given(options).items() if name != "keep"}
     return replace(find_markers(read_losses(log, column), **settings), source=str(log))
+
+
+def _perform(stage: Callable, folder: RunFolder, progress: Progress) -> Any:
+    """Run a stage; Ctrl-C becomes a message that says what is kept."""
+    try:
+        return stage(folder, progress)
+    except KeyboardInterrupt:
+        raise FmcefastError(
+            f"Interrupted. {folder} keeps {_kept(folder)}; the same command goes on from there."
+        ) from None
+
+
+def _kept(folder: RunFolder) -> str:
+    from fmcefast.features.manifest import FILE, Manifest
+    from fmcefast.loss_log import read_epochs
+
+    kept = f"{len(read_epochs(folder.losses_csv))} epochs"
+    if (folder.features / FILE).exists():
+        phases = Manifest.read(folder.features).phases
+        kept += f" and {sum(phase.rows for phase in phases):,} feature maps"
+    return kept
 
 
 def _finish(folder: RunFolder, result: Any, as_json: bool) -> int:

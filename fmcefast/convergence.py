@@ -44,8 +44,9 @@ class Markers:
         """One line for people: the markers, or why there are none and what to change."""
         if self.converged:
             listed = " ".join(map(str, self.markers))
-            return f"markers: converged at epoch {self.markers[-1]} of {self.epochs}; E_1..E_{self.phases} = {listed}" + (
-                " (spread apart: several targets fell into one epoch)" if self.adjusted else ""
+            return (
+                f"markers: converged at epoch {self.markers[-1]} of {self.epochs}; E_1..E_{self.phases} = {listed}"
+                + (" (spread apart: several targets fell into one epoch)" if self.adjusted else "")
             )
         if self.min_cqi is None:
             return (
@@ -53,7 +54,8 @@ class Markers:
                 f"Train longer, or choose a smaller --window."
             )
         return (
-            f"markers: not converged; the smallest CQI in {self.epochs} epochs is {self.min_cqi:.3g} (epoch {self.min_cqi_epoch}), above "
+            f"markers: not converged; the smallest CQI in {self.epochs} epochs is {self.min_cqi:.3g} (epoch "
+            f"{self.min_cqi_epoch}), above "
             f"mu = {self.mu:g}. Train longer, or choose --mu {_round_up(self.min_cqi):g} or more."
         )
 
@@ -123,13 +125,16 @@ def find_markers(
     crossings = np.empty(phases, dtype=np.int64)
     if find_crossings(losses, origin, end, alpha, literal, crossings) == 0:
         raise InputError(
-            f"The smoothed loss is the same at epoch {origin + 1} and at convergence (epoch {end + 1}): there is nothing to divide "
+            f"The smoothed loss is the same at epoch {origin + 1} and at convergence (epoch {end + 1}): there is "
+            f"nothing to divide "
             f"into phases. Choose a smaller --mu, or check that the log holds the training loss."
         )
     if end - origin < phases:
         raise InputError(
-            f"Only {end - origin} epochs lie between the largest loss (epoch {origin + 1}) and convergence (epoch {end + 1}): "
-            f"too few for {phases} phases. Choose fewer --phases or a smaller --mu, or record the loss more often than once an epoch."
+            f"Only {end - origin} epochs lie between the largest loss (epoch {origin + 1}) and convergence (epoch "
+            f"{end + 1}): "
+            f"too few for {phases} phases. Choose fewer --phases or a smaller --mu, or record the loss more often "
+            f"than once an epoch."
         )
     markers = _spread(crossings)
     return replace(
@@ -172,7 +177,8 @@ def _checked_losses(losses) -> np.ndarray:
     if bad.any():
         first = int(np.argmax(bad))
         raise InputError(
-            f"The loss of epoch {first + 1} is {losses[first]:g}; every loss must be a positive finite number, because the "
+            f"The loss of epoch {first + 1} is {losses[first]:g}; every loss must be a positive finite number, "
+            f"because the "
             f"markers divide its logarithm. {int(bad.sum())} of {len(losses)} are not."
         )
     return losses
@@ -195,4 +201,3 @@ def _round_up(value: float) -> float:
     """`value` rounded up to two significant digits."""
     unit = 10.0 ** (floor(log10(value)) - 1)
     return ceil(value / unit) * unit
-

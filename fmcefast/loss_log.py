@@ -14,7 +14,8 @@ from fmcefast.errors import InputError, unknown_name
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of losses.csv: mean training loss, top-1 on held-out images (a fraction), the last learning rate, seconds."""
+    """One row of losses.csv: mean training loss, top-1 on held-out images (a fraction), the last learning rate,
+    seconds."""
 
     epoch: int
     loss: float
@@ -32,7 +33,10 @@ def read_epochs(path: Path) -> list[Epoch]:
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [Epoch(**{name: Epoch.__annotations__[name](row[name]) for name in _HEADER}) for row in csv.DictReader(file)]
+            rows = [
+                Epoch(**{name: Epoch.__annotations__[name](row[name]) for name in _HEADER})
+                for row in csv.DictReader(file)
+            ]
         if [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
             raise ValueError("its epochs do not count from 1")
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -59,11 +63,16 @@ def append_epoch(path: Path, row: Epoch) -> None:
 def read_losses(path: Path, column: str | None = None) -> np.ndarray:
     """Losses (M,) float64 from somebody's log: a CSV with a header, or one number a line.
 
-    column: the column to take; "loss" if left out. Raises InputError that names the file and line of what cannot be read.
+    column: the column to take; "loss" if left out. Raises InputError that names the file and line of what cannot be
+    read.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if any(cell.strip() for cell in row)]
+            rows = [
+                (number, row)
+                for number, row in enumerate(csv.reader(file), start=1)
+                if any(cell.strip() for cell in row)
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"Cannot read the log {path}: {error}") from error
     if not rows:

@@ -22,9 +22,9 @@ def format_seconds(seconds: float) -> str:
 class Progress:
     """Where stages report what they do.
 
-        with progress.task("extract", total=1437, unit="images") as task:
-            task.advance(256, note="phase 1 of 10")
-        progress.line("4 values were too large for float16")
+    with progress.task("extract", total=1437, unit="images") as task:
+        task.advance(256, note="phase 1 of 10")
+    progress.line("4 values were too large for float16")
     """
 
     def __init__(self, quiet: bool = False, file=None):

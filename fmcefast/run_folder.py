@@ -89,9 +89,9 @@ def open_run(
 ) -> RunFolder:
     """The run at `path` under its saved configuration, changed by `flags` and `config_file`.
 
-    With `create` a folder that is not there is made. Results of costly stages that the change contradicts are removed only
-    when `redo` names a stage; otherwise InputError says what differs. When nothing differs, `redo` removes the results of
-    that stage and of all later ones.
+    With `create` a folder that is not there is made. Results of costly stages that the change contradicts are removed
+    only when `redo` names a stage; otherwise InputError says what differs. When nothing differs, `redo` removes the
+    results of that stage and of all later ones.
     """
     asked = [flags] + ([read_yaml(config_file)] if config_file else [])
     saved_file = path / "config.yaml"
@@ -118,7 +118,8 @@ def open_run(
         if lost and redo is None:
             listed = ", ".join(f"{name} is {old}, not {new}" for name, (old, new) in differences.items())
             raise InputError(
-                f"{path} was made with another configuration: {listed}. Give --force to redo {' and '.join(lost)} there, or name "
+                f"{path} was made with another configuration: {listed}. Give --force to redo {' and '.join(lost)} "
+                f"there, or name "
                 f"another folder."
             )
         run.undo(first)

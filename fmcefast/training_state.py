@@ -8,22 +8,25 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fmcefast import files
 from fmcefast.errors import FmcefastError
 
 
 def save_state(
-    path: Path, epoch: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+    path: Path,
+    epoch: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Write the state after `epoch` epochs; the file is replaced as a whole."""
     tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor.contiguous() for name, tensor in state.items()}
     facts = {"epoch": epoch, "scaler": scaler.state_dict() if scaler is not None else {}}
-    with files.replacing(path) as partial:
-        save_file(tensors, partial, metadata={"state": json.dumps(facts)})
+    files.write_bytes(path, save(tensors, metadata={"state": json.dumps(facts)}))
 
 
 def state_epoch(path: Path) -> int:

@@ -1,7 +1,7 @@
 """The Convergence Quantification Indicator over a loss sequence, and the epoch markers (FMCE, IV-B and IV-C).
 
-Every function here is a plain loop: Python runs it as it stands, and `compiled` gives the same loop through Numba. Both do
-the same float64 operations in the same order, so their results are equal bit for bit. Indices are 0-based.
+Every function here is a plain loop: Python runs it as it stands, and `compiled` gives the same loop through Numba. Both
+do the same float64 operations in the same order, so their results are equal bit for bit. Indices are 0-based.
 """
 
 import math
@@ -54,8 +54,8 @@ def cqi_series(losses, alpha, window, literal, out):
 def find_convergence(losses, mu, alpha, window, literal, start):
     """Where the CQI is first <= mu with a full window, not before index `start`.
 
-    Returns (end, cqi, lowest, lowest_at): `end` is -1 and `cqi` the last one when it never is; `lowest` is the smallest CQI
-    of a full window seen on the way and `lowest_at` its index, -1 when there was no full window.
+    Returns (end, cqi, lowest, lowest_at): `end` is -1 and `cqi` the last one when it never is; `lowest` is the smallest
+    CQI of a full window seen on the way and `lowest_at` its index, -1 when there was no full window.
     """
     block = np.zeros(window + 1)
     tail = np.zeros(window + 1)

@@ -37,8 +37,8 @@ def make_loader(
     seed: int = 0,
     workers: int | None = None,
 ) -> "Loader":
-    """A loader for `images`. In training the order and the augmentation are random and an incomplete last batch is left out, unless it
-    is the only one; otherwise every image comes once, in order, as it is."""
+    """A loader for `images`. In training the order and the augmentation are random and an incomplete last batch is left
+    out, unless it is the only one; otherwise every image comes once, in order, as it is."""
     kind = ResidentLoader if images.pixels is not None else FileLoader
     return kind(images, recipe, image_size, batch_size, training, device, seed, workers or os.cpu_count() or 1)
 
@@ -74,11 +74,15 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
-        order = torch.randperm(len(self.images), generator=generator) if self.training else torch.arange(len(self.images))
+        order = (
+            torch.randperm(len(self.images), generator=generator) if self.training else torch.arange(len(self.images))
+        )
         rows = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
         yield from self._batches(rows, generator)
 
-    def _batches(self, rows: list[torch.Tensor], generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(
+        self, rows: list[torch.Tensor], generator: torch.Generator
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         raise NotImplementedError
 
     def _finish(self, batch_nhwc: torch.Tensor) -> torch.Tensor:
@@ -94,7 +98,9 @@ class ResidentLoader(Loader):
         super().__init__(images, *settings)
         self._pixels = torch.from_numpy(images.pixels).to(self.device)
 
-    def _batches(self, rows: list[torch.Tensor], generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(
+        self, rows: list[torch.Tensor], generator: torch.Generator
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for batch_rows in rows:
             on_device = batch_rows.to(self.device)
             batch = self._pixels[on_device].permute(0, 3, 1, 2).to(torch.float32) / 255
@@ -112,7 +118,9 @@ class FileLoader(Loader):
 
     _BATCHES_AHEAD = 2
 
-    def _batches(self, rows: list[torch.Tensor], generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(
+        self, rows: list[torch.Tensor], generator: torch.Generator
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         ahead: deque[tuple[torch.Tensor, list[Future]]] = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
@@ -137,7 +145,11 @@ class FileLoader(Loader):
     def _load(self, path: Path, draw: list[float]) -> torch.Tensor:
         """(3, S, S) float32 in [0, 1]."""
         image = read_image(path).to(torch.float32) / 255
-        crop = random_crop(*image.shape[1:], draw) if self.training and self.recipe.resized_crop else _centre_crop(*image.shape[1:])
+        crop = (
+            random_crop(*image.shape[1:], draw)
+            if self.training and self.recipe.resized_crop
+            else _centre_crop(*image.shape[1:])
+        )
         top, left, height, width = crop
         part = image[None, :, top : top + height, left : left + width]
         size = (self.image_size, self.image_size)
@@ -151,7 +163,9 @@ def read_image(path: Path) -> torch.Tensor:
         return decode_image(str(path), ImageReadMode.RGB)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FmcefastError(f"The image {path} cannot be read: {reason}. Repair or remove it, then run again.") from error
+        raise FmcefastError(
+            f"The image {path} cannot be read: {reason}. Repair or remove it, then run again."
+        ) from error
 
 
 def shift_and_flip(batch_nhwc: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""How the images of a data set are normalised and augmented (READING of [FMCE] V-A; the paper names no augmentation)."""
+"""How the images of a data set are normalised and augmented (READING of [FMCE] V-A; the paper names no
+augmentation)."""
 
 from dataclasses import dataclass
 

@@ -54,11 +54,11 @@ class Source:
 
 
 def load_source(data: str, data_root: str | Path = "data", subset: int | None = None) -> Source:
-    """The images of `data` (a name of NAMES). `subset` keeps that many training images, stratified, and as large a part of the
-    held-out ones; at least one image of each class stays.
+    """The images of `data` (a name of NAMES). `subset` keeps that many training images, stratified, and as large a part
+    of the held-out ones; at least one image of each class stays.
 
-    Raises InputError for an unknown name, a missing folder or a subset that does not fit; FmcefastError when a data set is not on
-    disk and cannot be downloaded.
+    Raises InputError for an unknown name, a missing folder or a subset that does not fit; FmcefastError when a data set
+    is not on disk and cannot be downloaded.
     """
     name, _, path = data.partition(":")
     if name == "digits":
@@ -110,7 +110,9 @@ def _from_torchvision(name: str, root: Path) -> Source:
 
 def _from_folder(root: Path) -> Source:
     if not root.is_dir():
-        raise InputError(f"There is no folder {root.resolve()}. folder:PATH needs PATH/CLASS/*.jpg or PATH/train/CLASS/*.jpg.")
+        raise InputError(
+            f"There is no folder {root.resolve()}. folder:PATH needs PATH/CLASS/*.jpg or PATH/train/CLASS/*.jpg."
+        )
     if not (root / "train").is_dir():
         images, classes = _class_folders(root)
         return Source(*_split(images), classes)
@@ -123,7 +125,9 @@ def _from_folder(root: Path) -> Source:
         return Source(*_split(train), classes)
     if test_classes != classes:
         odd = sorted(set(classes) ^ set(test_classes))
-        raise InputError(f"{root}/train and {root}/{name} hold different classes: {', '.join(odd[:5])} only in one of them.")
+        raise InputError(
+            f"{root}/train and {root}/{name} hold different classes: {', '.join(odd[:5])} only in one of them."
+        )
     return Source(train, test, classes)
 
 
@@ -164,5 +168,3 @@ def _stratified(images: ImageSet, **sizes: float) -> tuple[np.ndarray, np.ndarra
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-

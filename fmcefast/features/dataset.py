@@ -29,10 +29,16 @@ class FeatureMapDataset(torch.utils.data.Dataset):
             raise InputError(f"The feature store {self.folder} is incomplete. Finish it: fmcefast extract")
         self.labels = np.load(self.folder / LABELS)
         if self.labels.shape != (self.manifest.samples,) or self.labels.dtype != np.int64:
-            raise InputError(f"{self.folder / LABELS} does not fit the manifest. Remove {self.folder} and extract again.")
+            raise InputError(
+                f"{self.folder / LABELS} does not fit the manifest. Remove {self.folder} and extract again."
+            )
         self._verify = verify
         self._shards = [shard for phase in self.manifest.phases for shard in phase.shards]
-        starts = [phase_index * self.samples + shard.first for phase_index, phase in enumerate(self.manifest.phases) for shard in phase.shards]
+        starts = [
+            phase_index * self.samples + shard.first
+            for phase_index, phase in enumerate(self.manifest.phases)
+            for shard in phase.shards
+        ]
         self._starts = np.array(starts)
         self._maps: list[np.ndarray | None] = [None] * len(self._shards)
 

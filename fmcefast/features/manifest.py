@@ -81,7 +81,10 @@ class Manifest:
         path = folder / FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            _require(content["format"] == "fmcs-dataset" and content["version"] == 1, "it is not an fmcs-dataset of version 1")
+            _require(
+                content["format"] == "fmcs-dataset" and content["version"] == 1,
+                "it is not an fmcs-dataset of version 1",
+            )
             _require(content["layout"] == "NHWC" and content["labels"] == LABELS, "its layout is unknown")
             manifest = cls(
                 dtype=content["dtype"],
@@ -95,23 +98,33 @@ class Manifest:
             )
             manifest._check()
         except FileNotFoundError as error:
-            raise InputError(f"There is no feature store at {folder} (no {FILE} in it). Make one: fmcefast extract") from error
+            raise InputError(
+                f"There is no feature store at {folder} (no {FILE} in it). Make one: fmcefast extract"
+            ) from error
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"The manifest {path} is damaged: {error}. Remove {folder} and run fmcefast extract again.") from error
+            raise InputError(
+                f"The manifest {path} is damaged: {error}. Remove {folder} and run fmcefast extract again."
+            ) from error
         return manifest
 
     def _check(self) -> None:
         _require(self.dtype in DTYPES, f"dtype {self.dtype!r} is unknown")
         _require(len(self.shape) == 3 and all(_positive(n) for n in self.shape), f"shape {self.shape} is not (H, W, C)")
         _require(_positive(self.samples), "samples is not a positive number")
-        _require([phase.score for phase in self.phases] == list(range(1, len(self.phases) + 1)), "scores do not run from 1")
+        _require(
+            [phase.score for phase in self.phases] == list(range(1, len(self.phases) + 1)), "scores do not run from 1"
+        )
         for phase in self.phases:
             expected = 0
             for shard in phase.shards:
-                plain_name = isinstance(shard.file, str) and Path(shard.file).name == shard.file and shard.file.endswith(".npy")
+                plain_name = (
+                    isinstance(shard.file, str) and Path(shard.file).name == shard.file and shard.file.endswith(".npy")
+                )
                 _require(plain_name, f"{shard.file!r} is not a shard's name")
                 _require(_positive(shard.rows) and shard.first == expected, f"{shard.file} is out of order")
-                _require(shard.bytes == HEADER_BYTES + shard.rows * self.row_bytes, f"{shard.file} has an impossible size")
+                _require(
+                    shard.bytes == HEADER_BYTES + shard.rows * self.row_bytes, f"{shard.file} has an impossible size"
+                )
                 expected += shard.rows
             _require(expected <= self.samples, f"phase {phase.score} has more rows than samples")
 

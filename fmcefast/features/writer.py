@@ -25,14 +25,17 @@ class FeatureMapWriter:
                 for maps in batches_of(score):          # from row writer.rows(score) on
                     writer.write(score, maps)
 
-    Conversion, checksums and writing happen on a worker thread. Shards are committed one by one; opened again on the same folder,
-    the writer goes on after the last committed one. Leaving the block early by an exception keeps the committed shards.
+    Conversion, checksums and writing happen on a worker thread. Shards are committed one by one; opened again on the
+    same folder, the writer goes on after the last committed one. Leaving the block early by an exception keeps the
+    committed shards.
 
-    folder: made if missing. shape: (H, W, C). samples: images of each phase. epochs: the epoch of each score, from score 1.
-    labels: (samples,) class labels. dtype: "float16" or "float32", as stored. source: anything JSON, kept in the manifest.
+    folder: made if missing. shape: (H, W, C). samples: images of each phase. epochs: the epoch of each score, from
+    score 1.
+    labels: (samples,) class labels. dtype: "float16" or "float32", as stored. source: anything JSON, kept in the
+    manifest.
 
-    Raises InputError when the folder holds another data set, or a map does not fit; FmcefastError when the disk is full; OSError when
-    writing fails otherwise, at the next `write` or at the end.
+    Raises InputError when the folder holds another data set, or a map does not fit; FmcefastError when the disk is
+    full; OSError when writing fails otherwise, at the next `write` or at the end.
     """
 
     def __init__(
@@ -81,14 +84,15 @@ class FeatureMapWriter:
     def write(self, score: int, maps: Any) -> None:
         """Append maps to a phase.
 
-        maps: (n, H, W, C) or (n, C, H, W), NumPy or torch, float16, bfloat16, float32 or float64; channels-last memory is not copied.
-        They must not be changed before the writer is closed.
+        maps: (n, H, W, C) or (n, C, H, W), NumPy or torch, float16, bfloat16, float32 or float64; channels-last memory
+        is not copied. They must not be changed before the writer is closed.
         """
         phase = self._phase(score)
         if self._shard is not None and self._shard.phase is not phase:
             unfinished = self._shard.phase
             raise InputError(
-                f"Phase {unfinished.score} has {self.rows(unfinished.score)} of {self._manifest.samples} rows; finish it before "
+                f"Phase {unfinished.score} has {self.rows(unfinished.score)} of {self._manifest.samples} rows; finish "
+                f"it before "
                 f"phase {score}."
             )
         rows, source = _as_rows(maps, self._manifest.shape, self._manifest.dtype)
@@ -111,7 +115,8 @@ class FeatureMapWriter:
         for phase in self._manifest.phases:
             if phase.rows < self._manifest.samples:
                 raise InputError(
-                    f"Phase {phase.score} of {self.folder} has {phase.rows} of {self._manifest.samples} rows; write the others, from row "
+                    f"Phase {phase.score} of {self.folder} has {phase.rows} of {self._manifest.samples} rows; write "
+                    f"the others, from row "
                     f"{phase.rows} on."
                 )
 
@@ -133,13 +138,16 @@ class FeatureMapWriter:
         for name in ("dtype", "shape", "samples", "source"):
             if getattr(found, name) != getattr(wanted, name):
                 raise InputError(
-                    f"{self.folder} holds another data set: {name} is {getattr(found, name)}, not {getattr(wanted, name)}. Name another "
+                    f"{self.folder} holds another data set: {name} is {getattr(found, name)}, not "
+                    f"{getattr(wanted, name)}. Name another "
                     f"folder, or remove it."
                 )
         if [phase.epoch for phase in found.phases] != [phase.epoch for phase in wanted.phases]:
             raise InputError(f"{self.folder} holds the phases of other epochs. Name another folder, or remove it.")
         if not np.array_equal(np.load(self.folder / LABELS), labels):
-            raise InputError(f"{self.folder} holds maps of other images: its labels differ. Name another folder, or remove it.")
+            raise InputError(
+                f"{self.folder} holds maps of other images: its labels differ. Name another folder, or remove it."
+            )
         self._manifest = found
 
     def _phase(self, score: int) -> Phase:
@@ -176,7 +184,8 @@ class FeatureMapWriter:
             total = self._manifest.samples * len(self._manifest.phases)
             raise FmcefastError(
                 f"The disk of {self.folder} is full. {kept:,} of {total:,} feature maps are safe; the others need "
-                f"{(total - kept) * self._manifest.row_bytes / 1e9:.3g} GB. Free some space and run the same command again to go on."
+                f"{(total - kept) * self._manifest.row_bytes / 1e9:.3g} GB. Free some space and run the same command "
+                f"again to go on."
             ) from error
 
     def _abandon(self) -> None:
@@ -233,10 +242,15 @@ def _as_rows(maps: Any, shape: tuple[int, int, int], target: str) -> tuple[np.nd
     height, width, channels = shape
     layouts = {"NHWC": (height, width, channels), "NCHW": (channels, height, width)}
     # A cube fits both: torch means NCHW, NumPy NHWC.
-    fitting = [layout for layout in (("NCHW", "NHWC") if is_torch else ("NHWC", "NCHW")) if tuple(maps.shape[1:]) == layouts[layout]]
+    fitting = [
+        layout
+        for layout in (("NCHW", "NHWC") if is_torch else ("NHWC", "NCHW"))
+        if tuple(maps.shape[1:]) == layouts[layout]
+    ]
     if maps.ndim != 4 or not fitting:
         raise InputError(
-            f"Feature maps must be of shape (n, {height}, {width}, {channels}) or (n, {channels}, {height}, {width}), not {tuple(maps.shape)}."
+            f"Feature maps must be of shape (n, {height}, {width}, {channels}) or (n, {channels}, {height}, {width}), "
+            f"not {tuple(maps.shape)}."
         )
     if fitting[0] == "NCHW":
         maps = maps.permute(0, 2, 3, 1) if is_torch else maps.transpose(0, 2, 3, 1)

@@ -1,4 +1,5 @@
-"""torchvision classifiers cut in two: the backbone that makes the feature map, and the head that pools and classifies it.
+"""torchvision classifiers cut in two: the backbone that makes the feature map, and the head that pools and classifies
+it.
 
 The cut is where [FMCE] III puts it: D(x) = F(C(x)), F being the global average pooling and all that follows.
 """
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 import torchvision
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import fx, nn
 
 from fmcefast import files
@@ -40,8 +41,7 @@ class Backbone(nn.Module):
     def save(self, path: Path) -> None:
         """Write the weights under the original network's own names, as safetensors."""
         tensors = {_original_name(name): tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with files.replacing(path) as partial:
-            save_file(tensors, partial)
+        files.write_bytes(path, save(tensors))
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote. Raises InputError when the file is missing, damaged or of another network."""
@@ -56,7 +56,8 @@ class Backbone(nn.Module):
         unfit = [name for name in names if name not in tensors or tensors[name].shape != own[names[name]].shape]
         if unfit or len(tensors) != len(own):
             raise InputError(
-                f"The weights {path} are of another network ({', '.join(unfit[:3]) or 'too many tensors'} does not fit)."
+                f"The weights {path} are of another network ({', '.join(unfit[:3]) or 'too many tensors'} does not "
+                f"fit)."
             )
         self.load_state_dict({names[name]: tensor for name, tensor in tensors.items()})
 
@@ -89,7 +90,9 @@ def _without_auxiliary_heads(name: str) -> dict[str, bool]:
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         # Tracing into torchvision's stochastic depth would fix its training flag.
-        return module.__module__.startswith("torchvision.ops.stochastic") or super().is_leaf_module(module, qualified_name)
+        return module.__module__.startswith("torchvision.ops.stochastic") or super().is_leaf_module(
+            module, qualified_name
+        )
 
 
 def _cut_before_pooling(name: str, model: nn.Module, graph: fx.Graph) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -110,7 +113,9 @@ def _cut_before_pooling(name: str, model: nn.Module, graph: fx.Graph) -> tuple[f
     copies = {cut: head.placeholder("feature_map")}
     for node in nodes[first_of_head:]:
         if any(used not in copies for used in node.all_input_nodes):
-            raise InputError(f"The head of the backbone {name!r} needs more than its last feature map; it cannot be cut.")
+            raise InputError(
+                f"The head of the backbone {name!r} needs more than its last feature map; it cannot be cut."
+            )
         copies[node] = head.node_copy(node, copies.__getitem__)
     return fx.GraphModule(model, features), fx.GraphModule(model, head)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from fmcefast import files
@@ -17,9 +17,9 @@ _MAX_CHANNELS = 1024
 class FMCENet(nn.Module):
     """Feature map (N, C, H, W) -> logits (N, K) of the scores 1..K (class k - 1 is score k).
 
-    Two 3x3 convolutions, each halving the channels and followed by max pooling and ReLU, then one fully connected layer. Maps of
-    more than 1024 channels are first reduced to 1024 by a convolution (the paper gives no kernel size; 1x1 by default). Pooling is
-    left out where the map is already 1 wide.
+    Two 3x3 convolutions, each halving the channels and followed by max pooling and ReLU, then one fully connected
+    layer. Maps of more than 1024 channels are first reduced to 1024 by a convolution (the paper gives no kernel size;
+    1x1 by default). Pooling is left out where the map is already 1 wide.
 
     in_channels: C; spatial: H = W, or (H, W); phases: K; reduce_kernel: 1 or 3.
     """
@@ -28,10 +28,17 @@ class FMCENet(nn.Module):
         super().__init__()
         height, width = (spatial, spatial) if isinstance(spatial, int) else spatial
         if in_channels < 4 or height < 1 or width < 1 or phases < 2:
-            raise InputError(f"FMCE-Net needs C >= 4, H, W >= 1 and K >= 2, not C={in_channels}, H={height}, W={width}, K={phases}.")
+            raise InputError(
+                f"FMCE-Net needs C >= 4, H, W >= 1 and K >= 2, not C={in_channels}, H={height}, W={width}, K={phases}."
+            )
         if reduce_kernel not in (1, 3):
             raise InputError(f"reduce_kernel must be 1 or 3, not {reduce_kernel}.")
-        self.settings = {"in_channels": in_channels, "spatial": [height, width], "phases": phases, "reduce_kernel": reduce_kernel}
+        self.settings = {
+            "in_channels": in_channels,
+            "spatial": [height, width],
+            "phases": phases,
+            "reduce_kernel": reduce_kernel,
+        }
 
         layers: list[nn.Module] = []
         channels = min(in_channels, _MAX_CHANNELS)
@@ -53,8 +60,7 @@ class FMCENet(nn.Module):
     def save_pretrained(self, path: str | Path) -> None:
         """Write weights and settings to one safetensors file."""
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with files.replacing(Path(path)) as partial:
-            save_file(tensors, partial, metadata={"fmce_net": json.dumps(self.settings)})
+        files.write_bytes(Path(path), save(tensors, metadata={"fmce_net": json.dumps(self.settings)}))
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "FMCENet":

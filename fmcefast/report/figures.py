@@ -11,7 +11,8 @@ _RAW, _SMOOTH, _MARK = "#9aa5b1", "#1f5f99", "#c8553d"
 
 
 def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
-    """[FMCE] Fig. 3: the loss raw and smoothed, the CQI against mu, the markers on the log curve; and top-1 beside them."""
+    """[FMCE] Fig. 3: the loss raw and smoothed, the CQI against mu, the markers on the log curve; and top-1 beside
+    them."""
     settings = {"alpha": markers.alpha, "smoothing": markers.smoothing}
     losses = np.array([row.loss for row in epochs])
     smooth = smoothed(losses, **settings)

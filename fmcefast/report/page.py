@@ -41,7 +41,9 @@ def report(run: RunFolder, progress: Progress) -> ReportResult:
     if fitted is not None:
         pictures["confusion"] = _save(confusion_figure(fitted.confusion), run.figures / "confusion.png")
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(package_files("fmcefast.report").joinpath("report.html.j2").read_text("utf-8"))
     page = template.render(
         name=run.path.resolve().name,
@@ -86,9 +88,23 @@ def _timings(run: RunFolder) -> list[dict[str, str]]:
         row.update({name: value for name, value in entry.items() if name.endswith("_per_second") or name == "hardware"})
     table = []
     for stage, row in rows.items():
-        rate = next((f"{value:,.0f} {name.removesuffix('_per_second')}/s" for name, value in row.items() if name.endswith("_per_second")), "")
+        rate = next(
+            (
+                f"{value:,.0f} {name.removesuffix('_per_second')}/s"
+                for name, value in row.items()
+                if name.endswith("_per_second")
+            ),
+            "",
+        )
         if row["seconds"]:
-            table.append({"stage": stage, "time": format_seconds(row["seconds"]), "rate": rate, "hardware": row.get("hardware", "")})
+            table.append(
+                {
+                    "stage": stage,
+                    "time": format_seconds(row["seconds"]),
+                    "rate": rate,
+                    "hardware": row.get("hardware", ""),
+                }
+            )
     return table
 
 

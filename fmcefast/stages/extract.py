@@ -38,10 +38,11 @@ class ExtractResult:
 
 
 def extract(run: RunFolder, progress: Progress) -> ExtractResult:
-    """Run the training images through the backbone at every marker, in eval mode, data set order and without augmentation.
+    """Run the training images through the backbone at every marker, in eval mode, data set order and without
+    augmentation.
 
-    Leaves features/ as FeatureMapWriter writes it; goes on after the last committed shard. Raises NotConvergedError without markers, and
-    what FeatureMapWriter raises.
+    Leaves features/ as FeatureMapWriter writes it; goes on after the last committed shard. Raises NotConvergedError
+    without markers, and what FeatureMapWriter raises.
     """
     markers = require_markers(run)
     config = run.config
@@ -92,8 +93,12 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
     seconds = time.monotonic() - began
     result = _result(run, seconds)
     if writer.overflowed:
-        progress.line(f"extract: {writer.overflowed:,} values were too large for float16 and became infinite. Use --fp32.")
-    run.record("extract", seconds, images_per_second=round(task.rate, 1), bytes=result.bytes, overflowed=writer.overflowed)
+        progress.line(
+            f"extract: {writer.overflowed:,} values were too large for float16 and became infinite. Use --fp32."
+        )
+    run.record(
+        "extract", seconds, images_per_second=round(task.rate, 1), bytes=result.bytes, overflowed=writer.overflowed
+    )
     return result
 
 

@@ -43,7 +43,8 @@ class FitResult:
 
     def explain(self) -> str:
         return (
-            f"fit: FMCE-Net accuracy {self.accuracy:.4f}, F1 {self.f1:.4f}, mean absolute error {self.mean_absolute_error:.3f} "
+            f"fit: FMCE-Net accuracy {self.accuracy:.4f}, F1 {self.f1:.4f}, mean absolute error "
+            f"{self.mean_absolute_error:.3f} "
             f"on {self.test_maps:,} held-out maps (split by {self.split})"
         )
 
@@ -51,8 +52,8 @@ class FitResult:
 def fit(run: RunFolder, progress: Progress) -> FitResult:
     """Train FMCE-Net with Adam and cross-entropy on three quarters of the maps and test it on the rest.
 
-    Leaves fit.json and fmce_net.safetensors; goes on after the last finished epoch. Raises InputError when the feature store is missing
-    or incomplete.
+    Leaves fit.json and fmce_net.safetensors; goes on after the last finished epoch. Raises InputError when the feature
+    store is missing or incomplete.
     """
     require_markers(run)
     if run.fit_json.exists() and run.fmce_net.exists():
@@ -94,14 +95,17 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
             mean_loss = float(total) / len(shuffled)
             if not np.isfinite(mean_loss):
                 raise FmcefastError(
-                    f"FMCE-Net's loss is not finite in epoch {epoch}. Use a smaller --fmce-lr, or --fp32 if extraction reported "
+                    f"FMCE-Net's loss is not finite in epoch {epoch}. Use a smaller --fmce-lr, or --fp32 if "
+                    f"extraction reported "
                     f"values too large for float16."
                 )
             save_state(run.fmce_net_resume, epoch, net, optimizer, scaler)
             progress.line(_epoch_line(epoch, config.fmce_epochs, mean_loss, task))
 
     predicted = predict(net, dataset, test_rows, batch_size, device, dtype)
-    result = measure(test_rows // dataset.samples, predicted, dataset.phases, config.split, len(train_rows), config.fmce_epochs)
+    result = measure(
+        test_rows // dataset.samples, predicted, dataset.phases, config.split, len(train_rows), config.fmce_epochs
+    )
     net.cpu().save_pretrained(run.fmce_net)
     files.write_json(run.fit_json, asdict(result))
     run.fmce_net_resume.unlink(missing_ok=True)
@@ -129,7 +133,12 @@ def split_maps(samples: int, phases: int, split: str, seed: int) -> tuple[np.nda
 
 @torch.inference_mode()
 def predict(
-    net: FMCENet, dataset: FeatureMapDataset, rows: np.ndarray, batch_size: int, device: torch.device, dtype: torch.dtype | None
+    net: FMCENet,
+    dataset: FeatureMapDataset,
+    rows: np.ndarray,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype | None,
 ) -> np.ndarray:
     """Predicted classes (score - 1) of the maps at `rows`, (n,) int64."""
     net.eval()
@@ -141,10 +150,14 @@ def predict(
     return torch.cat(predicted).cpu().numpy()
 
 
-def measure(true: np.ndarray, predicted: np.ndarray, phases: int, split: str, train_maps: int, epochs: int) -> FitResult:
+def measure(
+    true: np.ndarray, predicted: np.ndarray, phases: int, split: str, train_maps: int, epochs: int
+) -> FitResult:
     """Accuracy, macro-averaged precision, recall and F1, and the confusion matrix of classes 0 .. K-1."""
     labels = np.arange(phases)
-    precision, recall, f1, _ = precision_recall_fscore_support(true, predicted, labels=labels, average="macro", zero_division=0)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        true, predicted, labels=labels, average="macro", zero_division=0
+    )
     return FitResult(
         accuracy=float(np.mean(true == predicted)),
         precision=float(precision),
@@ -174,4 +187,7 @@ def _to_device(maps: torch.Tensor, targets: torch.Tensor, device: torch.device) 
 
 
 def _epoch_line(epoch: int, epochs: int, loss: float, task: Task) -> str:
-    return f"fit: epoch {epoch} of {epochs}  loss {loss:.4f}  {task.rate:,.0f} maps/s  {format_seconds(task.seconds_left)} left"
+    return (
+        f"fit: epoch {epoch} of {epochs}  loss {loss:.4f}  {task.rate:,.0f} maps/s  "
+        f"{format_seconds(task.seconds_left)} left"
+    )

@@ -14,7 +14,8 @@ from fmcefast.stages.train import is_trained
 
 
 def markers(run: RunFolder, progress: Progress) -> Markers:
-    """Find the markers of a run and write markers.json, converged or not; with `keep: markers` drop the weights of other epochs.
+    """Find the markers of a run and write markers.json, converged or not; with `keep: markers` drop the weights of
+    other epochs.
 
     Raises InputError when the training is not finished, or when its losses cannot be divided into phases.
     """
@@ -25,7 +26,6 @@ def markers(run: RunFolder, progress: Progress) -> Markers:
     found = replace(find_markers([row.loss for row in epochs], **marker_settings(config)), source="losses.csv")
     if not run.markers_json.exists() or load_markers(run) != found:
         files.write_json(run.markers_json, asdict(found))
-        run.record("markers", 0.0, status=found.status)
     if found.converged and config.keep == "markers":
         _drop_other_weights(run, found)
     return found
@@ -43,7 +43,9 @@ def load_markers(run: RunFolder) -> Markers:
     except FileNotFoundError as error:
         raise InputError(f"{run} has no markers yet. Make them: fmcefast markers {run}") from error
     except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"{run.markers_json} is damaged: {error}. Make it again: fmcefast markers {run} --force") from error
+        raise InputError(
+            f"{run.markers_json} is damaged: {error}. Make it again: fmcefast markers {run} --force"
+        ) from error
 
 
 def require_markers(run: RunFolder) -> Markers:

@@ -41,8 +41,8 @@ class TrainResult:
 def train(run: RunFolder, progress: Progress) -> TrainResult:
     """Train from fresh weights, or go on after the last epoch that a training state was saved for.
 
-    Leaves losses.csv, one safetensors file of weights an epoch and resume.safetensors. On a CPU the result depends on configuration
-    and thread count alone, bit for bit, interrupted or not.
+    Leaves losses.csv, one safetensors file of weights an epoch and resume.safetensors. On a CPU the result depends on
+    configuration and thread count alone, bit for bit, interrupted or not.
 
     Raises FmcefastError when the loss is not finite, naming epoch and batch.
     """
@@ -64,7 +64,8 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
 
     progress.line(
         f"train: {config.backbone} on {config.data}, {len(source.train):,} images of {config.image_size} px, "
-        f"{len(source.test):,} held out; {describe(device, dtype)}" + (f"; going on after epoch {len(epochs)}" if epochs else "")
+        f"{len(source.test):,} held out; {describe(device, dtype)}"
+        + (f"; going on after epoch {len(epochs)}" if epochs else "")
     )
     images = len(trainer.train_loader) * trainer.train_loader.batch_size
     with progress.task("train", total=images * (config.epochs - len(epochs)), unit="images") as task:
@@ -77,7 +78,9 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
             epochs.append(row)
             progress.line(_epoch_line(config, epochs, task))
     seconds = time.monotonic() - began
-    run.record("train", seconds, epochs=len(epochs), images_per_second=round(task.rate, 1), hardware=describe(device, dtype))
+    run.record(
+        "train", seconds, epochs=len(epochs), images_per_second=round(task.rate, 1), hardware=describe(device, dtype)
+    )
     return _result(config, epochs, seconds)
 
 
@@ -93,11 +96,18 @@ class Trainer:
         self.config, self.device, self.dtype = config, device, dtype
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True
-        self.backbone = make_backbone(config.backbone, len(source.classes)).to(device, memory_format=torch.channels_last)
+        self.backbone = make_backbone(config.backbone, len(source.classes)).to(
+            device, memory_format=torch.channels_last
+        )
         self.optimizer = torch.optim.Adam(self.backbone.parameters(), lr=config.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         recipe = recipe_of(config.data)
-        shared = {"image_size": config.image_size, "batch_size": config.batch_size, "device": device, "workers": config.workers}
+        shared = {
+            "image_size": config.image_size,
+            "batch_size": config.batch_size,
+            "device": device,
+            "workers": config.workers,
+        }
         self.train_loader = make_loader(source.train, recipe, training=True, seed=config.seed, **shared)
         self.test_loader = make_loader(source.test, recipe, training=False, **shared)
 
@@ -138,7 +148,8 @@ class Trainer:
     def _stop_if_bad(self, epoch: int, first_bad: int, batches: int) -> None:
         if first_bad < batches:
             raise FmcefastError(
-                f"The loss is not finite in epoch {epoch}, batch {first_bad + 1} of {batches}. Epochs 1 to {epoch - 1} are kept. "
+                f"The loss is not finite in epoch {epoch}, batch {first_bad + 1} of {batches}. Epochs 1 to "
+                f"{epoch - 1} are kept. "
                 f"Start again with a smaller --lr or with --amp off (and --force)."
             )
 
