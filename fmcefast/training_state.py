@@ -34,6 +34,7 @@ def state_epoch(path: Path) -> int:
     return _facts(path)["epoch"] if path.exists() else 0
 
 
+@torch.no_grad()
 def load_state(
     path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> None:
@@ -45,9 +46,14 @@ def load_state(
             part, _, rest = name.partition(".")
             parts[part][rest] = file.get_tensor(name)
     model.load_state_dict(parts["model"])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in parts["optimizer"].items():
         index, _, key = name.partition(".")
+        parameter = parameters[int(index)]
+        # Fused optimizers walk memory, so a moment must lie as its parameter does (channels-last, say).
+        if tensor.shape == parameter.shape:
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if scaler is not None:

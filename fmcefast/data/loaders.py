@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
-from torchvision.io import ImageReadMode, decode_image
 
 from fmcefast.data.recipes import Recipe
 from fmcefast.data.sources import ImageSet
@@ -160,9 +160,10 @@ class FileLoader(Loader):
 def read_image(path: Path) -> torch.Tensor:
     """(3, H, W) uint8. Raises FmcefastError that names the file when it is missing or cannot be decoded."""
     try:
-        return decode_image(str(path), ImageReadMode.RGB)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error) or type(error).__name__
         raise FmcefastError(
             f"The image {path} cannot be read: {reason}. Repair or remove it, then run again."
         ) from error

@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 _TORCHVISION = {
     "mnist": (torchvision.datasets.MNIST, "MNIST/raw"),
@@ -90,16 +90,25 @@ def _digits() -> Source:
 
 def _from_torchvision(name: str, root: Path) -> Source:
     dataset, folder = _TORCHVISION[name]
+    place = (root / folder).resolve()
+
+    def read(download: bool) -> list:
+        return [dataset(str(root), train=train, download=download) for train in (True, False)]
+
     try:
-        parts = [dataset(str(root), train=train, download=False) for train in (True, False)]
-    except RuntimeError:
+        parts = read(download=False)
+    except RuntimeError:  # torchvision's word for absent
         try:
-            parts = [dataset(str(root), train=train, download=True) for train in (True, False)]
-        except (OSError, RuntimeError) as error:
+            parts = read(download=True)
+        except Exception as error:
             raise FmcefastError(
-                f"{name} is not in {(root / folder).resolve()} and could not be downloaded ({_first_line(error)}). "
-                f"Put its files there, or point --data-root to the folder that holds {folder.split('/')[0]}."
+                f"{name} is not in {place} and could not be downloaded ({_first_line(error)}). Put its files there, or "
+                f"point --data-root to the folder that holds {folder.split('/')[0]}."
             ) from error
+    except Exception as error:
+        raise FmcefastError(
+            f"The files of {name} in {place} are damaged ({_first_line(error)}). Remove them and run again."
+        ) from error
     sets = []
     for part in parts:
         pixels = np.asarray(part.data)

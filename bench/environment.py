@@ -1,0 +1,68 @@
+"""What every benchmark result carries: hardware, versions, date and commit."""
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import quantiles
+
+PACKAGES = ("fmcefast", "torch", "torchvision", "triton", "numba", "numpy")
+
+
+def row(name: str, values: list[float], unit: str) -> dict:
+    """One result: the median of repeated measurements with their 20th and 80th percentiles."""
+    cuts = quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
+    return {"name": name, "value": cuts[4], "unit": unit, "p20": cuts[1], "p80": cuts[7], "n": len(values)}
+
+
+def document(suite: str, rows: list[dict], **facts) -> dict:
+    """A whole result file."""
+    return {
+        "suite": suite,
+        "hardware": hardware(),
+        "versions": versions(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        **facts,
+        "rows": rows,
+    }
+
+
+def write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def hardware() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        name = next(line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
+    features = [
+        label
+        for label, key in (("AMX", "amx_bf16"), ("AVX-512 BF16", "avx512_bf16"))
+        if torch.cpu.get_capabilities().get(key)
+    ]
+    return f"{name}, {torch.get_num_threads()} threads" + (f", {' and '.join(features)}" if features else "")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=root)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,80 @@
+"""The whole pipeline as a user runs it, from a cold start in an empty folder: `fmcefast run FLAGS`.
+
+    python bench/pipeline.py digits
+    python bench/pipeline.py mnist-224 -- --data mnist --data-root ~/data/mnist --subset 2000 --epochs 60 --until-converged -b 64 --mu 1e-2
+
+Writes bench/results/pipeline-NAME.json and the run's figures beside it. Nothing is written when a result is not right.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from environment import document, row, write
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("flags", nargs="*", help="flags of `fmcefast run`")
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [] if arguments.flags else start_up_rows(folder)
+        command = ["fmcefast", "run", f"runs/{arguments.name}", *arguments.flags]
+        began = time.perf_counter()
+        done = subprocess.run([*command, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+        seconds = time.perf_counter() - began
+        result, run = json.loads(done.stdout), Path(folder) / "runs" / arguments.name
+        check(result)
+
+        markers, fit, train = result["markers"], result["fit"], result["train"]
+        rows += [
+            row("whole run", [seconds], "s"),
+            *(row(stage, [result[stage]["seconds"]], "s") for stage in ("train", "extract")),
+            row("fit", [next(entry["seconds"] for entry in history(run) if entry["stage"] == "fit")], "s"),
+            row("backbone top-1, held-out images", [train["top1"]], "fraction"),
+            row("FMCE-Net accuracy, held-out images", [fit["accuracy"]], "fraction"),
+            row("FMCE-Net F1, held-out images", [fit["f1"]], "fraction"),
+        ]
+        content = document(f"pipeline-{arguments.name}", rows, command=" ".join(command), markers=markers["markers"])
+        write(RESULTS / f"pipeline-{arguments.name}.json", content)
+        for figure in ("convergence", "confusion"):
+            shutil.copy(run / "figures" / f"{figure}.png", RESULTS / f"pipeline-{arguments.name}-{figure}.png")
+    print(json.dumps(content, indent=2))
+
+
+def start_up_rows(folder: str) -> list[dict]:
+    """What a user waits for before anything happens, each process new."""
+    commands = {"fmcefast --help": ["fmcefast", "--help"], "import fmcefast": [sys.executable, "-c", "import fmcefast"]}
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(11):
+        for name, command in commands.items():
+            began = time.perf_counter()
+            subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
+            taken[name].append(time.perf_counter() - began)
+    return [row(name, values, "s") for name, values in taken.items()]
+
+
+def history(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
+def check(result: dict) -> None:
+    """Refuse to report a run that went wrong."""
+    markers = result["markers"]["markers"]
+    assert all(a < b for a, b in zip(markers, markers[1:], strict=False)), f"markers do not increase: {markers}"
+    confusion = result["fit"]["confusion"]
+    right = sum(confusion[k][k] for k in range(len(confusion))) / sum(map(sum, confusion))
+    assert abs(right - result["fit"]["accuracy"]) < 1e-12, "the accuracy is not the confusion matrix's"
+
+
+if __name__ == "__main__":
+    main()

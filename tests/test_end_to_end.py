@@ -1,0 +1,227 @@
+"""The whole pipeline on a few digits, as a user runs it: once through, interrupted, and continued."""
+
+import csv
+import html
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fmcefast import FeatureMapDataset, FMCENet
+from fmcefast.data.sources import load_source
+from fmcefast.models.backbones import make_backbone
+
+FLAGS = [
+    "--subset", "100", "--image-size", "32", "-b", "20", "--epochs", "12", "--until-converged", "--mu", "0.2",
+    "--window", "2", "--phases", "3", "--lr", "3e-3", "--fmce-epochs", "2", "--amp", "off",
+]  # fmt: skip
+
+
+def command(*words):
+    return [
+        sys.executable,
+        "-c",
+        "import torch; torch.set_num_threads(1); from fmcefast.cli import main; main()",
+        *map(str, words),
+    ]
+
+
+def fmcefast(*words, cwd, code=0):
+    done = subprocess.run(command(*words), capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def contents(folder):
+    """Everything that must be equal to the byte: not the clock's readings."""
+    files = [
+        *folder.glob("weights/*"),
+        *folder.glob("features/*"),
+        folder / "fmce_net.safetensors",
+        folder / "fit.json",
+    ]
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    with (folder / "losses.csv").open() as file:
+        found["losses"] = [{**row, "seconds": None} for row in csv.DictReader(file)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, and what the command printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder / "runs" / "digits", fmcefast("run", *FLAGS, "--json", cwd=folder)
+
+
+def test_the_result_is_one_json_object(finished):
+    run, done = finished
+    result = json.loads(done.stdout)
+    assert result["run"] == "runs/digits"
+    assert result["markers"] == json.loads((run / "markers.json").read_text())
+    assert result["fit"] == json.loads((run / "fit.json").read_text())
+    assert result["report"]["report"] == "runs/digits/report.html"
+    assert "CQI" in done.stderr and "images/s" in done.stderr and "left" in done.stderr
+
+
+def test_markers_and_weights(finished):
+    run, _ = finished
+    markers = json.loads((run / "markers.json").read_text())
+    assert markers["status"] == "converged" and len(markers["markers"]) == 3 and np.all(np.diff(markers["markers"]) > 0)
+    weights = sorted(path.name for path in (run / "weights").iterdir())
+    assert weights == [f"epoch-{epoch:04d}.safetensors" for epoch in range(1, markers["epochs"] + 1)]
+    assert markers["markers"][-1] == markers["epochs"] < 12  # training stopped at convergence
+
+
+def test_the_feature_maps_are_the_backbones(finished):
+    run, _ = finished
+    markers = json.loads((run / "markers.json").read_text())["markers"]
+    dataset = FeatureMapDataset(run / "features")
+    source = load_source("digits", subset=100)
+    assert (dataset.samples, dataset.phases, dataset.shape) == (100, 3, (1024, 1, 1))
+    np.testing.assert_array_equal(dataset.labels, source.train.labels)
+    pixels = torch.from_numpy(source.train.pixels).permute(0, 3, 1, 2) / 255
+    images = torch.nn.functional.interpolate(pixels, (32, 32), mode="bilinear", antialias=True)
+    images = ((images - 0.3053) / 0.3759).expand(-1, 3, -1, -1)
+    backbone = make_backbone("shufflenet_v2_x0_5", 10).eval()
+    for score, epoch in enumerate(markers):
+        backbone.load(run / "weights" / f"epoch-{epoch:04d}.safetensors")
+        with torch.inference_mode():
+            expected = backbone.features(images)
+        maps, targets = dataset.batch(np.arange(100) + 100 * score)
+        torch.testing.assert_close(maps.float(), expected, rtol=2e-3, atol=2e-3)
+        assert targets.eq(score).all()
+
+
+def test_fit_json_describes_the_saved_net(finished):
+    run, _ = finished
+    fit = json.loads((run / "fit.json").read_text())
+    confusion = np.array(fit["confusion"])
+    assert confusion.sum(1).tolist() == [25, 25, 25] and fit["test_maps"] == 75 and fit["train_maps"] == 225
+    assert fit["accuracy"] == pytest.approx(np.trace(confusion) / 75)
+    assert fit["split"] == "image"
+    net = FMCENet.from_pretrained(run / "fmce_net.safetensors").eval()
+    maps, targets = FeatureMapDataset(run / "features").batch(np.arange(300))
+    with torch.inference_mode():
+        right = (net(maps.float()).argmax(1) == targets).float().mean()
+    assert right >= 0.75 * fit["accuracy"]
+
+
+def test_the_report_is_one_offline_page(finished):
+    run, _ = finished
+    page = (run / "report.html").read_text()
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page)
+    assert page.count("data:image/png;base64,") == 2
+    assert "small demonstration" in page and "do not show that the scores carry over" in page
+    made_by = html.unescape(re.search(r"<pre>(.*?)</pre>", page)[1])
+    assert made_by.startswith("fmcefast run runs/digits ") and "--subset 100" in made_by and "--mu 0.2" in made_by
+    for name in ("convergence", "confusion"):
+        assert (run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_run_changes_nothing(finished):
+    run, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "report.html"}
+    done = fmcefast("run", *FLAGS, cwd=run.parents[1])
+    after = {path: path.stat().st_mtime_ns for path in before if "figures" not in path.parts}
+    assert after == {path: time for path, time in before.items() if path in after}
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["train", "markers", "extract", "fit", "report"]
+    assert done.stderr == ""
+
+
+def test_another_configuration_is_refused_and_forced(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    refused = fmcefast("run", "run", "--fmce-epochs", "1", cwd=tmp_path, code=2)
+    assert "fmce_epochs is 2, not 1" in refused.stderr and "--force to redo fit" in refused.stderr
+    assert refused.stdout == ""
+    before = contents(tmp_path / "run")
+    fmcefast("run", "run", "--fmce-epochs", "1", "--force", cwd=tmp_path)
+    after = contents(tmp_path / "run")
+    assert after.pop("fit.json") != before.pop("fit.json")
+    assert after.pop("fmce_net.safetensors") != before.pop("fmce_net.safetensors")
+    assert after == before
+
+
+def test_stage_by_stage_interrupted_equals_one_go_to_the_byte(finished, tmp_path):
+    """Ctrl-C in the training, kill -9 in the fitting, and every stage as a verb of its own."""
+    training = subprocess.Popen(
+        command("train", "run", *FLAGS[:-4], *FLAGS[-2:]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    for line in training.stderr:
+        if line.startswith("epoch   2"):
+            training.send_signal(signal.SIGINT)
+            break
+    out, err = training.communicate(timeout=60)
+    assert training.returncode == 1 and out == ""
+    assert re.search(r"Interrupted\. run keeps [23] epochs; the same command goes on", err)
+
+    again = fmcefast("train", "run", cwd=tmp_path)
+    assert re.search(r"going on after epoch [23]", again.stderr)
+    fmcefast("markers", "run", "--keep", "markers", cwd=tmp_path)
+    fmcefast("extract", "run", cwd=tmp_path)
+    fitting = subprocess.Popen(
+        command("fit", "run", "--fmce-epochs", "2"), stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    for line in fitting.stderr:
+        if line.startswith("fit: epoch 1"):
+            fitting.kill()
+            break
+    fitting.communicate(timeout=60)
+    fmcefast("fit", "run", cwd=tmp_path)
+
+    ours, whole = contents(tmp_path / "run"), contents(finished[0])
+    markers = json.loads((tmp_path / "run" / "markers.json").read_text())["markers"]
+    kept = {f"weights/epoch-{epoch:04d}.safetensors" for epoch in markers}
+    assert {name for name in ours if name.startswith("weights")} == kept
+    assert ours == {name: content for name, content in whole.items() if not name.startswith("weights") or name in kept}
+
+
+def test_a_damaged_shard_stops_fit_with_its_name(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shard = tmp_path / "run" / "features" / "score-02-000.npy"
+    content = bytearray(shard.read_bytes())
+    content[5000] ^= 1
+    shard.write_bytes(content)
+    failed = fmcefast("fit", "run", "--force", cwd=tmp_path, code=1)
+    assert "score-02-000.npy is missing or damaged: its checksum differs" in failed.stderr
+
+
+def test_a_run_that_does_not_converge_still_gets_a_report(tmp_path):
+    flags = ["--subset", "40", "--image-size", "32", "-b", "20", "--epochs", "7", "--mu", "1e-6"]
+    done = fmcefast("run", "run", *flags, cwd=tmp_path, code=3)
+    assert "not converged; the smallest CQI in 7 epochs is" in done.stdout and "choose --mu" in done.stdout
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "not converged" in page and "FMCE-Net</h2>" not in page
+    assert not (tmp_path / "run" / "features").exists()
+    refused = fmcefast("extract", "run", cwd=tmp_path, code=3)
+    assert "not converged" in refused.stderr and refused.stdout == ""
+
+
+def test_folder_names_are_escaped_in_the_report(finished, tmp_path):
+    odd = tmp_path / "<b>&run"
+    shutil.copytree(finished[0], odd)
+    fmcefast("report", odd.name, cwd=tmp_path)
+    page = (odd / "report.html").read_text()
+    assert "<b>&run" not in page and "&lt;b&gt;&amp;run" in page
+
+
+def test_a_loss_that_blows_up_stops_with_epoch_and_batch(tmp_path):
+    flags = ["--subset", "40", "--image-size", "32", "-b", "20", "--epochs", "3", "--lr", "1e30", "--amp", "off"]
+    failed = fmcefast("train", "run", *flags, cwd=tmp_path, code=1)
+    assert re.search(r"The loss is not finite in epoch \d, batch \d of 2\.", failed.stderr)
+
+
+def test_live_time_is_recorded(finished):
+    run, _ = finished
+    stages = {json.loads(line)["stage"]: json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()}
+    assert set(stages) == {"train", "extract", "fit"}
+    assert stages["train"]["images_per_second"] > 0 and stages["fit"]["seconds"] > 0

@@ -1,0 +1,321 @@
+"""The feature store against plain NumPy."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fmcefast import FeatureMapDataset, FeatureMapWriter
+from fmcefast.errors import FmcefastError, InputError
+from fmcefast.features.manifest import Manifest
+
+SHAPE = (3, 2, 8)
+SAMPLES = 23
+EPOCHS = [2, 5, 9]
+
+
+@pytest.fixture
+def maps(rng):
+    """(K, N, H, W, C) float32."""
+    return rng.standard_normal((len(EPOCHS), SAMPLES, *SHAPE)).astype(np.float32)
+
+
+def open_writer(folder, **changes):
+    settings = {
+        "shape": SHAPE,
+        "samples": SAMPLES,
+        "epochs": EPOCHS,
+        "labels": np.arange(SAMPLES) % 4,
+        "shard_bytes": 4096 + 10 * 96,  # ten rows
+        "source": {"data": "test"},
+    }
+    return FeatureMapWriter(folder, **{**settings, **changes})
+
+
+def write_all(folder, maps, batch=7, convert=lambda part: part, **changes):
+    with open_writer(folder, **changes) as writer:
+        for score in range(1, len(EPOCHS) + 1):
+            for first in range(writer.rows(score), SAMPLES, batch):
+                writer.write(score, convert(maps[score - 1, first : first + batch]))
+    return folder
+
+
+def stored(folder):
+    """(K, N, H, W, C) as stock NumPy reads the shards."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return np.stack(
+        [
+            np.concatenate([np.load(folder / shard["file"], mmap_mode="r") for shard in phase["shards"]])
+            for phase in manifest["phases"]
+        ]
+    )
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("batch", [1, 7, 10, 23])
+def test_stock_numpy_reads_what_was_written(tmp_path, maps, batch):
+    folder = write_all(tmp_path, maps, batch)
+    read = stored(folder)
+    assert read.dtype == np.float16 and read.flags.c_contiguous
+    np.testing.assert_array_equal(read, maps.astype(np.float16))
+    np.testing.assert_array_equal(np.load(folder / "labels.npy"), np.arange(SAMPLES) % 4)
+
+
+def test_the_manifest_is_the_published_format(tmp_path, maps):
+    manifest = json.loads((write_all(tmp_path, maps) / "manifest.json").read_text())
+    phases = manifest.pop("phases")
+    assert manifest == {
+        "format": "fmcs-dataset",
+        "version": 1,
+        "dtype": "float16",
+        "layout": "NHWC",
+        "shape": [3, 2, 8],
+        "samples": 23,
+        "labels": "labels.npy",
+        "complete": True,
+        "source": {"data": "test"},
+    }
+    assert [(phase["score"], phase["epoch"]) for phase in phases] == [(1, 2), (2, 5), (3, 9)]
+    assert [(shard["first"], shard["rows"]) for shard in phases[0]["shards"]] == [(0, 10), (10, 10), (20, 3)]
+    for phase in phases:
+        for shard in phase["shards"]:
+            path = tmp_path / shard["file"]
+            assert path.stat().st_size == shard["bytes"]
+            with path.open("rb") as file:
+                assert np.lib.format.read_magic(file) == (1, 0)
+                np.lib.format.read_array_header_1_0(file)
+                assert file.tell() == 4096
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda part: torch.from_numpy(part),
+        lambda part: torch.from_numpy(part).permute(0, 3, 1, 2),
+        lambda part: torch.from_numpy(part).permute(0, 3, 1, 2).contiguous(),
+        lambda part: torch.from_numpy(part).permute(0, 3, 1, 2).requires_grad_(),
+        lambda part: part.transpose(0, 3, 1, 2),
+        lambda part: np.asfortranarray(part),
+        lambda part: part.astype(np.float64),
+        lambda part: part.astype(np.float16),
+    ],
+)
+def test_layouts_and_types_that_are_taken(tmp_path, maps, convert):
+    np.testing.assert_array_equal(stored(write_all(tmp_path, maps, convert=convert)), maps.astype(np.float16))
+
+
+def test_bfloat16_and_float32_stores(tmp_path, maps):
+    to_bf16 = lambda part: torch.from_numpy(part).bfloat16().permute(0, 3, 1, 2)  # noqa: E731
+    rounded = torch.from_numpy(maps).bfloat16().float().numpy()
+    half = stored(write_all(tmp_path / "half", maps, convert=to_bf16))
+    np.testing.assert_array_equal(half, rounded.astype(np.float16))
+    single = stored(write_all(tmp_path / "single", maps, convert=to_bf16, dtype="float32"))
+    np.testing.assert_array_equal(single, rounded)
+    exact = stored(write_all(tmp_path / "exact", maps, dtype="float32"))
+    np.testing.assert_array_equal(exact, maps)
+
+
+def test_a_cube_is_nchw_for_torch_and_nhwc_for_numpy(tmp_path, rng):
+    cubes = rng.standard_normal((4, 5, 5, 5)).astype(np.float32)
+    for name, maps, expected in [
+        ("numpy", cubes, cubes),
+        ("torch", torch.from_numpy(cubes), cubes.transpose(0, 2, 3, 1)),
+    ]:
+        with FeatureMapWriter(tmp_path / name, shape=(5, 5, 5), samples=4, epochs=[1], labels=[0] * 4) as writer:
+            writer.write(1, maps)
+        np.testing.assert_array_equal(stored(tmp_path / name)[0], expected.astype(np.float16))
+
+
+def test_overflow_is_counted(tmp_path, maps):
+    maps[1, 3, 0, 0, :5] = 1e6
+    with open_writer(tmp_path) as writer:
+        for score in (1, 2, 3):
+            writer.write(score, maps[score - 1])
+    assert writer.overflowed == 5
+
+
+@pytest.mark.parametrize("stop_after", [0, 4, 17, 23, 30, 50])
+def test_an_interrupted_store_ends_equal_to_the_byte(tmp_path, maps, stop_after):
+    whole = write_all(tmp_path / "whole", maps)
+    flat = maps.reshape(-1, *SHAPE)
+    with pytest.raises(RuntimeError, match="power cut"), open_writer(tmp_path / "cut") as writer:
+        for row in range(stop_after):
+            writer.write(row // SAMPLES + 1, flat[row : row + 1])
+        raise RuntimeError("power cut")
+    assert not Manifest.read(tmp_path / "cut").complete
+    assert not list((tmp_path / "cut").glob("*.partial"))
+    write_all(tmp_path / "cut", maps)
+    assert contents(tmp_path / "cut") == contents(whole)
+
+
+def test_a_killed_writer_leaves_a_store_that_can_be_finished(tmp_path, maps):
+    np.save(tmp_path / "maps.npy", maps)
+    script = f"""
+import os, numpy as np
+from fmcefast import FeatureMapWriter
+maps = np.load({str(tmp_path / "maps.npy")!r})
+writer = FeatureMapWriter({str(tmp_path / "cut")!r}, shape={SHAPE}, samples={SAMPLES}, epochs={EPOCHS},
+                          labels=np.arange({SAMPLES}) % 4, shard_bytes={4096 + 10 * 96}, source={{"data": "test"}})
+writer.write(1, maps[0, :15])
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert (tmp_path / "cut" / "score-01-001.npy.partial").exists()
+    with open_writer(tmp_path / "cut") as writer:
+        assert writer.rows(1) == 10
+        for score in (1, 2, 3):
+            writer.write(score, maps[score - 1, writer.rows(score) :])
+    assert contents(tmp_path / "cut") == contents(write_all(tmp_path / "whole", maps))
+
+
+def test_a_shard_that_the_manifest_does_not_name_does_not_count(tmp_path, maps):
+    write_all(tmp_path, maps)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["phases"][2]["shards"].pop()
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    writer = open_writer(tmp_path)
+    assert writer.rows(3) == 20
+    assert not (tmp_path / "score-03-002.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"shape": (3, 2, 16)}, "shape"),
+        ({"samples": 22, "labels": np.zeros(22)}, "samples"),
+        ({"epochs": [2, 5, 10]}, "epochs"),
+        ({"labels": np.zeros(SAMPLES)}, "labels differ"),
+        ({"dtype": "float32"}, "dtype"),
+        ({"source": {"data": "other"}}, "source"),
+    ],
+)
+def test_another_data_set_is_not_continued(tmp_path, maps, changes, complaint):
+    before = contents(write_all(tmp_path, maps))
+    with pytest.raises(InputError, match=complaint):
+        open_writer(tmp_path, **changes)
+    assert contents(tmp_path) == before
+
+
+def test_maps_that_do_not_fit_are_refused(tmp_path, maps):
+    with pytest.raises(InputError, match=r"Phase 1 of .* has 0 of 23"), open_writer(tmp_path) as writer:
+        for wrong in (maps[0, :, :, :, :4], maps[0, 0], maps[0].astype(np.int32)):
+            with pytest.raises(InputError, match="Feature maps must be"):
+                writer.write(1, wrong)
+        with pytest.raises(InputError, match="not one of"):
+            writer.write(4, maps[0])
+        with pytest.raises(InputError, match="do not fit"):
+            writer.write(1, np.concatenate([maps[0], maps[0]]))
+        writer.write(1, maps[0, :5])
+        with pytest.raises(InputError, match="finish it before phase 2"):
+            writer.write(2, maps[1])
+    with pytest.raises(InputError, match="float32, not 'int8'"):
+        open_writer(tmp_path, dtype="int8")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small file system needs root")
+def test_a_full_disk_keeps_what_is_committed_and_can_be_continued(tmp_path, maps):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "none", str(small)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        with pytest.raises(FmcefastError, match=r"is full\. [1-9]\d* of 69 feature maps are safe"):
+            write_all(small / "store", maps)
+        kept = sum(phase.rows for phase in Manifest.read(small / "store").phases)
+        assert 0 < kept < 69 and not list((small / "store").glob("*.partial"))
+        subprocess.run(["mount", "-o", "remount,size=1m", str(small)], check=True)
+        np.testing.assert_array_equal(stored(write_all(small / "store", maps)), maps.astype(np.float16))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_the_dataset_gives_back_maps_and_targets(tmp_path, maps):
+    dataset = FeatureMapDataset(write_all(tmp_path, maps))
+    flat = maps.astype(np.float16).reshape(-1, *SHAPE)
+    assert (len(dataset), dataset.samples, dataset.phases, dataset.shape) == (69, 23, 3, (8, 3, 2))
+    indices = np.random.default_rng(1).permutation(69)
+    batch, targets = dataset.batch(indices)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(batch.permute(0, 2, 3, 1).numpy(), flat[indices])
+    np.testing.assert_array_equal(targets.numpy(), indices // 23)
+    one, target = dataset[-1]
+    np.testing.assert_array_equal(one.permute(1, 2, 0).numpy(), flat[68])
+    assert target == 2
+    with pytest.raises(IndexError):
+        dataset[69]
+
+
+def test_the_dataset_works_in_a_torch_loader(tmp_path, maps):
+    loader = torch.utils.data.DataLoader(FeatureMapDataset(write_all(tmp_path, maps)), batch_size=10)
+    assert [len(batch) for batch, _ in loader] == [10] * 6 + [9]
+
+
+def test_damage_is_found_on_the_first_read(tmp_path, maps):
+    dataset = FeatureMapDataset(write_all(tmp_path, maps))
+    shard = tmp_path / "score-02-001.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    dataset.batch([0])
+    with pytest.raises(FmcefastError, match=r"score-02-001.npy is missing or damaged: its checksum differs"):
+        dataset.batch([23 + 12])
+    shard.write_bytes(content[:-2])
+    with pytest.raises(FmcefastError, match="bytes long"):
+        FeatureMapDataset(tmp_path).batch([23 + 12])
+    shard.unlink()
+    with pytest.raises(FmcefastError, match="missing or damaged"):
+        FeatureMapDataset(tmp_path).batch([23 + 12])
+
+
+def test_an_incomplete_or_absent_store_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no feature store"):
+        FeatureMapDataset(tmp_path)
+    open_writer(tmp_path)
+    with pytest.raises(InputError, match="incomplete"):
+        FeatureMapDataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda m: m.pop("phases"),
+        lambda m: m.update(format="zip"),
+        lambda m: m.update(version=2),
+        lambda m: m.update(dtype="object"),
+        lambda m: m.update(shape=[3, 2]),
+        lambda m: m.update(shape=[3, 2, -8]),
+        lambda m: m.update(shape=[3, 2, 10**12]),
+        lambda m: m.update(samples="23"),
+        lambda m: m.update(samples=True),
+        lambda m: m.update(labels="../labels.npy"),
+        lambda m: m["phases"][0].update(score=7),
+        lambda m: m["phases"][0]["shards"][0].update(file="../../etc/passwd"),
+        lambda m: m["phases"][0]["shards"][0].update(file="/etc/passwd.npy"),
+        lambda m: m["phases"][0]["shards"][0].update(rows=10**9),
+        lambda m: m["phases"][0]["shards"][1].update(first=5),
+        lambda m: m["phases"][0]["shards"][0].update(surprise=1),
+        lambda m: m.update(phases=7),
+    ],
+)
+def test_hostile_manifests_are_refused(tmp_path, maps, damage):
+    write_all(tmp_path, maps)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    damage(manifest)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="is damaged"):
+        FeatureMapDataset(tmp_path)
+
+
+def test_a_shard_that_would_need_pickle_is_refused(tmp_path, maps):
+    dataset = FeatureMapDataset(write_all(tmp_path, maps), verify=False)
+    np.save(tmp_path / "score-01-000.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(FmcefastError, match="missing or damaged"):
+        dataset.batch([0])

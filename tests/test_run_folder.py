@@ -1,0 +1,114 @@
+import pytest
+
+from fmcefast.config import STAGES
+from fmcefast.errors import InputError
+from fmcefast.run_folder import newest_run, open_run
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run in which every stage has left something."""
+    run = open_run(tmp_path / "run", {}, create=True)
+    for stage in STAGES:
+        for path in run.outputs(stage):
+            if path.suffix:
+                path.write_text("x")
+            else:
+                path.mkdir()
+                (path / "file").write_text("x")
+    return run
+
+
+def left(run):
+    return [stage for stage in STAGES if run.begun(stage)]
+
+
+def test_a_new_run_keeps_its_configuration(tmp_path):
+    run = open_run(tmp_path / "a" / "run", {"seed": 4}, create=True)
+    assert open_run(run.path, {}).config == run.config
+    assert run.config.seed == 4
+
+
+def test_nothing_is_undone_when_nothing_differs(finished):
+    open_run(finished.path, {"seed": 0, "mu": 1e-2})
+    assert left(finished) == list(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("change", "lost", "kept"),
+    [
+        ({"seed": 1}, "train and extract and fit", []),
+        ({"mu": 1e-3}, "extract and fit", ["train"]),
+        ({"dtype": "float32"}, "extract and fit", ["train", "markers"]),
+        ({"fmce_epochs": 3}, "fit", ["train", "markers", "extract"]),
+    ],
+)
+def test_another_configuration_needs_force(finished, change, lost, kept):
+    name, value = next(iter(change.items()))
+    with pytest.raises(InputError, match=rf"{name} is .*, not {value}.*--force to redo {lost}"):
+        open_run(finished.path, change)
+    assert left(finished) == list(STAGES)
+    assert getattr(open_run(finished.path, {}).config, name) != value
+
+    changed = open_run(finished.path, change, redo="fit")
+    assert left(changed) == kept
+    assert getattr(open_run(finished.path, {}).config, name) == value
+
+
+def test_markers_alone_are_undone_without_force(tmp_path):
+    run = open_run(tmp_path / "run", {}, create=True)
+    run.losses_csv.write_text("x")
+    run.markers_json.write_text("x")
+    run = open_run(run.path, {"mu": 1e-3})
+    assert left(run) == ["train"] and run.config.mu == 1e-3
+
+
+def test_free_settings_change_at_any_time(finished):
+    run = open_run(finished.path, {"workers": 3, "keep": "markers", "data_root": "elsewhere"})
+    assert left(run) == list(STAGES) and run.config.workers == 3
+
+
+def test_force_redoes_a_stage_and_what_follows(finished):
+    assert left(open_run(finished.path, {}, redo="extract")) == ["train", "markers"]
+
+
+def test_another_data_set_brings_its_preset(finished):
+    run = open_run(finished.path, {"data": "mnist"}, redo="train")
+    assert run.config.image_size == 224
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"not a run folder.*fmcefast run"):
+        open_run(tmp_path, {})
+    (tmp_path / "precious.txt").write_text("x")
+    with pytest.raises(InputError, match="exists and is not a run folder"):
+        open_run(tmp_path, {}, create=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="exists and is not a run folder"):
+        open_run(tmp_path / "file", {}, create=True)
+
+
+def test_a_damaged_configuration_is_refused(tmp_path):
+    run = open_run(tmp_path / "run", {}, create=True)
+    run.config_yaml.write_text("epochs: many\n")
+    with pytest.raises(InputError, match="takes int"):
+        open_run(run.path, {})
+
+
+def test_the_newest_run(tmp_path):
+    import os
+
+    with pytest.raises(InputError, match="no run under"):
+        newest_run(tmp_path)
+    for age, name in enumerate(["b", "c", "a"]):
+        run = open_run(tmp_path / name, {}, create=True)
+        os.utime(run.config_yaml, (1000 - age, 1000 - age))
+    assert newest_run(tmp_path).name == "b"
+
+
+def test_history_is_kept_in_order(tmp_path):
+    run = open_run(tmp_path / "run", {}, create=True)
+    assert run.history() == []
+    run.record("train", 1.23456, images_per_second=7)
+    run.record("fit", 2)
+    assert [(entry["stage"], entry["seconds"]) for entry in run.history()] == [("train", 1.235), ("fit", 2)]

@@ -1,0 +1,146 @@
+import gzip
+import hashlib
+import pickle  # noqa: TID251 - the layout of CIFAR's own files
+import struct
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from fmcefast.data.sources import load_source
+from fmcefast.errors import FmcefastError, InputError
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+def make_image(path, colour=(200, 30, 60), size=(40, 50)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def test_digits_are_split_once_for_all_seeds():
+    source = load_source("digits")
+    assert (len(source.train), len(source.test), len(source.classes)) == (1437, 360, 10)
+    assert source.train.pixels.shape == (1437, 8, 8, 1) and source.train.pixels.dtype == np.uint8
+    together = np.concatenate([source.train.pixels, source.test.pixels]).reshape(1797, -1)
+    original = np.round(load_digits().data * 255 / 16)
+    np.testing.assert_array_equal(np.unique(together, axis=0), np.unique(original, axis=0))
+    counts = np.bincount(source.train.labels)
+    assert counts.max() - counts.min() <= 8  # 174 to 183 of each digit, times 0.8
+
+
+def test_subsets_are_stratified_and_nested_in_their_split():
+    source, part = load_source("digits"), load_source("digits", subset=200)
+    assert len(part.train) == 200 and len(part.test) == 50
+    expected = np.bincount(source.train.labels) * 200 / 1437
+    assert np.all(np.abs(np.bincount(part.train.labels) - expected) <= 1)
+    assert {row.tobytes() for row in part.train.pixels} <= {row.tobytes() for row in source.train.pixels}
+    assert {row.tobytes() for row in part.test.pixels} <= {row.tobytes() for row in source.test.pixels}
+    np.testing.assert_array_equal(part.train.pixels, load_source("digits", subset=200).train.pixels)
+
+
+@pytest.mark.parametrize("subset", [9, 1438, 10**9])
+def test_impossible_subsets_are_refused(subset):
+    with pytest.raises(InputError, match="must lie between"):
+        load_source("digits", subset=subset)
+
+
+def test_mnist_in_torchvisions_layout(tmp_path, rng):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 30), ("t10k", 10)):
+        pixels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
+        if part == "train":
+            expected = pixels
+    source = load_source("mnist", tmp_path)
+    assert (len(source.train), len(source.test), len(source.classes)) == (30, 10, 10)
+    np.testing.assert_array_equal(source.train.pixels[..., 0], expected)
+
+
+def test_cifar10_in_torchvisions_layout(tmp_path, rng, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    dataset = torchvision.datasets.CIFAR10
+    pixels = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
+
+    def put(name, content):
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return [name, hashlib.md5(data).hexdigest()]
+
+    batch = {"data": pixels, "labels": list(range(10))}
+    monkeypatch.setattr(dataset, "train_list", [put("data_batch_1", batch)])
+    monkeypatch.setattr(dataset, "test_list", [put("test_batch", batch)])
+    name, digest = put("batches.meta", {"label_names": [f"class {i}" for i in range(10)]})
+    monkeypatch.setattr(dataset, "meta", {"filename": name, "key": "label_names", "md5": digest})
+    source = load_source("cifar10", tmp_path)
+    assert source.classes[3] == "class 3"
+    np.testing.assert_array_equal(source.train.pixels, pixels.reshape(10, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
+def test_a_set_that_cannot_be_had_names_the_folder_looked_in(tmp_path, no_network, name):
+    with pytest.raises(FmcefastError, match=rf"{name} is not in {tmp_path}/.* could not be downloaded.*--data-root"):
+        load_source(name, tmp_path)
+
+
+def test_damaged_mnist_files_are_not_taken_for_images(tmp_path, no_network):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(gzip.compress(b"nonsense"))
+    with pytest.raises(FmcefastError, match=r"mnist in .* are damaged"):
+        load_source("mnist", tmp_path)
+
+
+def test_folders_with_a_split(tmp_path):
+    for part, count in (("train", 4), ("val", 2)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                make_image(tmp_path / part / name / f"{i}{'.png' if i % 2 else '.jpg'}")
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
+    source = load_source(f"folder:{tmp_path}")
+    assert (len(source.train), len(source.test), source.classes) == (8, 4, ["cat", "dog"])
+    assert [path.name for path in source.train.paths[:4]] == ["0.jpg", "1.png", "2.jpg", "3.png"]
+    assert source.train.labels.tolist() == [0] * 4 + [1] * 4
+
+
+def test_folders_without_a_split_are_split_by_class(tmp_path):
+    for name in ("cat", "dog"):
+        for i in range(10):
+            make_image(tmp_path / name / f"{i}.jpg")
+    source = load_source(f"folder:{tmp_path}")
+    assert np.bincount(source.train.labels).tolist() == [8, 8] and np.bincount(source.test.labels).tolist() == [2, 2]
+    assert not set(source.train.paths) & set(source.test.paths)
+    assert load_source(f"folder:{tmp_path}").train.paths == source.train.paths
+
+
+def test_unusable_folders_say_why(tmp_path):
+    with pytest.raises(InputError, match="no folder"):
+        load_source(f"folder:{tmp_path / 'absent'}")
+    with pytest.raises(InputError, match="holds 0 folders"):
+        load_source(f"folder:{tmp_path}")
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(InputError, match=r"cat holds no image"):
+        load_source(f"folder:{tmp_path}")
+    for name in ("train/cat", "train/dog", "val/cat", "val/cow"):
+        make_image(tmp_path / "other" / name / "1.jpg")
+    with pytest.raises(InputError, match="cow, dog only in one"):
+        load_source(f"folder:{tmp_path / 'other'}")
+
+
+@pytest.mark.parametrize(("name", "hint"), [("minst", "mnist"), ("cifar-10", "cifar10"), ("folder:", "folder:PATH")])
+def test_unknown_names_get_a_hint(name, hint):
+    with pytest.raises(InputError, match=f"Did you mean '{hint}'"):
+        load_source(name)
