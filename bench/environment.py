@@ -44,12 +44,9 @@ def hardware() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         name = next(line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
-    features = [
-        label
-        for label, key in (("AMX", "amx_bf16"), ("AVX-512 BF16", "avx512_bf16"))
-        if torch.cpu.get_capabilities().get(key)
-    ]
-    return f"{name}, {torch.get_num_threads()} threads" + (f", {' and '.join(features)}" if features else "")
+    if torch.cpu._is_avx512_bf16_supported():
+        name += ", AVX-512 BF16"
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:

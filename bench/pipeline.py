@@ -1,7 +1,8 @@
-"""The whole pipeline as a user runs it, from a cold start in an empty folder: `fmcefast run FLAGS`.
+r"""The whole pipeline as a user runs it, from a cold start in an empty folder: `fmcefast run FLAGS`.
 
     python bench/pipeline.py digits
-    python bench/pipeline.py mnist-224 -- --data mnist --data-root ~/data/mnist --subset 2000 --epochs 60 --until-converged -b 64 --mu 1e-2
+    python bench/pipeline.py mnist-224 -- --data mnist --data-root ~/data/mnist --subset 2000 \
+        --epochs 60 --until-converged -b 64 --mu 1e-2
 
 Writes bench/results/pipeline-NAME.json and the run's figures beside it. Nothing is written when a result is not right.
 """
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from environment import document, row, write
@@ -70,7 +72,7 @@ def history(run: Path) -> list[dict]:
 def check(result: dict) -> None:
     """Refuse to report a run that went wrong."""
     markers = result["markers"]["markers"]
-    assert all(a < b for a, b in zip(markers, markers[1:], strict=False)), f"markers do not increase: {markers}"
+    assert all(a < b for a, b in pairwise(markers)), f"markers do not increase: {markers}"
     confusion = result["fit"]["confusion"]
     right = sum(confusion[k][k] for k in range(len(confusion))) / sum(map(sum, confusion))
     assert abs(right - result["fit"]["accuracy"]) < 1e-12, "the accuracy is not the confusion matrix's"

@@ -7,8 +7,8 @@ __version__ = "0.1.0"
 
 if find_spec("fmcefast._core") is None:
     raise ImportError(
-        "fmcefast's compiled core is missing: this is the source folder, not the installed package. "
-        "Run `pip install .`, then start Python outside the repository or use `pytest` instead of `python -m pytest`."
+        "fmcefast's compiled core is missing: this is the source folder, not the installed package. Run `pip "
+        "install .`, then start Python outside the repository or use `pytest` instead of `python -m pytest`."
     )
 
 _HOME_OF = {

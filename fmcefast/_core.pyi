@@ -1,4 +1,4 @@
-from collections.abc import Buffer
+from typing_extensions import Buffer
 
 class FeatureWriter:
     """Appends batches to one file from a worker thread: convert, checksum, write.

@@ -17,8 +17,6 @@ from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.progress import Progress
 from fmcefast.run_folder import RunFolder, newest_run, open_run
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
 
 class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -54,11 +52,6 @@ def main() -> None:
         code = _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("Interrupted.", 1, debug)
-    except OSError as error:
-        hint = (
-            " What was finished is kept; free some space, and the same command goes on." if error.errno in _FULL else ""
-        )
-        code = _fail(f"{error}.{hint}", 1, debug)
     except Exception as error:
         code = _fail(f"{type(error).__name__}: {error}. Run again with --debug for the traceback.", 1, debug)
     sys.exit(code)
@@ -271,13 +264,20 @@ def _markers_of_log(log: Path, column: str | None, options: dict[str, Any]) -> A
 
 
 def _perform(stage: Callable, folder: RunFolder, progress: Progress) -> Any:
-    """Run a stage; Ctrl-C becomes a message that says what is kept."""
+    """Run a stage; Ctrl-C and a full disk become messages that say what is kept."""
     try:
         return stage(folder, progress)
     except KeyboardInterrupt:
         raise FmcefastError(
             f"Interrupted. {folder} keeps {_kept(folder)}; the same command goes on from there."
         ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise FmcefastError(
+            f"The disk is full: {error.filename} cannot be written. {folder} keeps {_kept(folder)}; free some space, "
+            "and the same command goes on from there."
+        ) from error
 
 
 def _kept(folder: RunFolder) -> str:

@@ -53,6 +53,7 @@ class Config:
     mu: float = _value(1e-4, "markers", "The loss has converged when the CQI is at most this.", above=0.0)
     alpha: float = _value(0.85, "markers", "Weight of the past in the smoothed loss.", above=0.0)
     window: int = _value(5, "markers", "Epochs in the moving average of the CQI.", at_least=1)
+    start: int = _value(1, "markers", "The first epoch that may count as converged.", at_least=1)
     smoothing: str = _value("ema", "markers", "The recursion, or the paper's formula as printed.", choices=SMOOTHINGS)
 
     dtype: str = _value("float16", "extract", "Stored feature maps.", choices=("float16", "float32"))

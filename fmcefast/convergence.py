@@ -50,13 +50,13 @@ class Markers:
             )
         if self.min_cqi is None:
             return (
-                f"markers: not converged; {self.epochs} epochs are too few for a full window of {self.window}. "
-                f"Train longer, or choose a smaller --window."
+                f"markers: not converged; {self.epochs} epochs are too few for a full window of {self.window}. Train "
+                "longer, or choose a smaller --window."
             )
         return (
             f"markers: not converged; the smallest CQI in {self.epochs} epochs is {self.min_cqi:.3g} (epoch "
-            f"{self.min_cqi_epoch}), above "
-            f"mu = {self.mu:g}. Train longer, or choose --mu {_round_up(self.min_cqi):g} or more."
+            f"{self.min_cqi_epoch}), above mu = {self.mu:g}. Train longer, or choose --mu "
+            f"{_round_up(self.min_cqi):g} or more."
         )
 
 
@@ -126,15 +126,14 @@ def find_markers(
     if find_crossings(losses, origin, end, alpha, literal, crossings) == 0:
         raise InputError(
             f"The smoothed loss is the same at epoch {origin + 1} and at convergence (epoch {end + 1}): there is "
-            f"nothing to divide "
-            f"into phases. Choose a smaller --mu, or check that the log holds the training loss."
+            "nothing to divide into phases. Choose a smaller --mu or a later --start, or check that the log holds "
+            "the training loss."
         )
     if end - origin < phases:
         raise InputError(
             f"Only {end - origin} epochs lie between the largest loss (epoch {origin + 1}) and convergence (epoch "
-            f"{end + 1}): "
-            f"too few for {phases} phases. Choose fewer --phases or a smaller --mu, or record the loss more often "
-            f"than once an epoch."
+            f"{end + 1}): too few for {phases} phases. Choose fewer --phases, a smaller --mu or a later --start, or "
+            "record the loss more often than once an epoch."
         )
     markers = _spread(crossings)
     return replace(
@@ -178,8 +177,7 @@ def _checked_losses(losses) -> np.ndarray:
         first = int(np.argmax(bad))
         raise InputError(
             f"The loss of epoch {first + 1} is {losses[first]:g}; every loss must be a positive finite number, "
-            f"because the "
-            f"markers divide its logarithm. {int(bad.sum())} of {len(losses)} are not."
+            f"because the markers divide its logarithm. {int(bad.sum())} of {len(losses)} are not."
         )
     return losses
 

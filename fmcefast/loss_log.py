@@ -1,7 +1,6 @@
 """Loss logs: the run's own losses.csv, and other people's."""
 
 import csv
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -45,19 +44,11 @@ def read_epochs(path: Path) -> list[Epoch]:
 
 
 def write_epochs(path: Path, rows: Iterable[Epoch]) -> None:
-    """Write a losses.csv as a whole."""
+    """Write a losses.csv; the file is replaced as a whole."""
     with files.replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _HEADER)
         writer.writeheader()
         writer.writerows(map(asdict, rows))
-
-
-def append_epoch(path: Path, row: Epoch) -> None:
-    """Add a row, durably."""
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.DictWriter(file, _HEADER).writerow(asdict(row))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_losses(path: Path, column: str | None = None) -> np.ndarray:

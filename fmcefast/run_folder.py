@@ -70,8 +70,8 @@ class RunFolder:
     def record(self, stage: str, seconds: float, **facts: Any) -> None:
         """Add one line to history.jsonl: what ran, when, for how long."""
         entry = {"stage": stage, "seconds": round(seconds, 3), "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
-        with self.history_jsonl.open("a", encoding="utf-8") as history:
-            history.write(json.dumps(entry) + "\n")
+        lines = [json.dumps(line) for line in [*self.history(), entry]]
+        files.write_text(self.history_jsonl, "\n".join(lines) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
         if not self.history_jsonl.exists():
@@ -119,8 +119,7 @@ def open_run(
             listed = ", ".join(f"{name} is {old}, not {new}" for name, (old, new) in differences.items())
             raise InputError(
                 f"{path} was made with another configuration: {listed}. Give --force to redo {' and '.join(lost)} "
-                f"there, or name "
-                f"another folder."
+                "there, or name another folder."
             )
         run.undo(first)
     elif redo is not None:

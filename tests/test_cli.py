@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,13 +118,15 @@ def test_unexpected_failures_are_one_line(fmcefast, log, monkeypatch):
     assert code == 1 and out == "" and err.count("\n") == 1 and "--debug" in err
 
 
-def test_a_full_disk_says_how_to_go_on(fmcefast, log, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device", "somewhere")
+def test_a_full_disk_says_what_is_kept_and_how_to_go_on(fmcefast, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("fmcefast.loss_log.read_losses", full)
-    code, _, err = fmcefast("markers", log)
-    assert code == 1 and "No space left" in err and "the same command goes on" in err
+    monkeypatch.setattr("fmcefast.models.backbones.files", SimpleNamespace(write_bytes=full))
+    flags = ["--subset", "20", "--image-size", "32", "--epochs", "2", "-b", "20", "--amp", "off"]
+    code, out, err = fmcefast("train", "r", *flags)
+    assert code == 1 and out == ""
+    assert "The disk is full: r/weights/epoch-0001.safetensors cannot be written. r keeps 0 epochs; free" in err
 
 
 def test_the_module_runs_as_a_program(log):

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from fmcefast.errors import InputError
-from fmcefast.loss_log import Epoch, append_epoch, read_epochs, read_losses, write_epochs
+from fmcefast.loss_log import Epoch, read_epochs, read_losses, write_epochs
 
 ROWS = [Epoch(1, 2.3025850929940455, 0.1, 1e-3, 1.5), Epoch(2, 0.1 + 0.2, 1 / 3, 1e-3 / 3, 1.25)]
 
@@ -12,7 +12,7 @@ def test_rows_survive_the_file_exactly(tmp_path):
     path = tmp_path / "losses.csv"
     assert read_epochs(path) == []
     write_epochs(path, ROWS[:1])
-    append_epoch(path, ROWS[1])
+    write_epochs(path, ROWS)
     assert read_epochs(path) == ROWS
     table = pd.read_csv(path)
     assert list(table.columns) == ["epoch", "loss", "top1", "lr", "seconds"]

@@ -75,6 +75,9 @@ def test_training_ends_after_its_epochs_or_at_convergence(falling_losses):
     assert not is_trained(resolve({"epochs": 200, "mu": 1e-2, "until_converged": False}), rows(falling_losses))
     assert is_trained(resolve({"epochs": 120, "until_converged": False}), rows(falling_losses))
     assert not is_trained(config, [])
+    later = dataclasses.replace(config, start=end + 10)
+    assert not is_trained(later, rows(falling_losses[: end + 9]))
+    assert is_trained(later, rows(falling_losses[: end + 10]))
 
 
 def trainer_for(cpu, **changes):

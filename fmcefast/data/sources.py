@@ -102,8 +102,8 @@ def _from_torchvision(name: str, root: Path) -> Source:
             parts = read(download=True)
         except Exception as error:
             raise FmcefastError(
-                f"{name} is not in {place} and could not be downloaded ({_first_line(error)}). Put its files there, or "
-                f"point --data-root to the folder that holds {folder.split('/')[0]}."
+                f"{name} is not in {place} and could not be downloaded ({_first_line(error)}). Put its files there, "
+                f"or point --data-root to the folder that holds {folder.split('/')[0]}."
             ) from error
     except Exception as error:
         raise FmcefastError(

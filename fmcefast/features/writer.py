@@ -91,9 +91,8 @@ class FeatureMapWriter:
         if self._shard is not None and self._shard.phase is not phase:
             unfinished = self._shard.phase
             raise InputError(
-                f"Phase {unfinished.score} has {self.rows(unfinished.score)} of {self._manifest.samples} rows; finish "
-                f"it before "
-                f"phase {score}."
+                f"Phase {unfinished.score} has {self.rows(unfinished.score)} of {self._manifest.samples} rows; "
+                f"finish it before phase {score}."
             )
         rows, source = _as_rows(maps, self._manifest.shape, self._manifest.dtype)
         if self.rows(score) + len(rows) > self._manifest.samples:
@@ -116,8 +115,7 @@ class FeatureMapWriter:
             if phase.rows < self._manifest.samples:
                 raise InputError(
                     f"Phase {phase.score} of {self.folder} has {phase.rows} of {self._manifest.samples} rows; write "
-                    f"the others, from row "
-                    f"{phase.rows} on."
+                    f"the others, from row {phase.rows} on."
                 )
 
     def _open(self, labels: np.ndarray) -> None:
@@ -139,8 +137,7 @@ class FeatureMapWriter:
             if getattr(found, name) != getattr(wanted, name):
                 raise InputError(
                     f"{self.folder} holds another data set: {name} is {getattr(found, name)}, not "
-                    f"{getattr(wanted, name)}. Name another "
-                    f"folder, or remove it."
+                    f"{getattr(wanted, name)}. Name another folder, or remove it."
                 )
         if [phase.epoch for phase in found.phases] != [phase.epoch for phase in wanted.phases]:
             raise InputError(f"{self.folder} holds the phases of other epochs. Name another folder, or remove it.")
@@ -185,7 +182,7 @@ class FeatureMapWriter:
             raise FmcefastError(
                 f"The disk of {self.folder} is full. {kept:,} of {total:,} feature maps are safe; the others need "
                 f"{(total - kept) * self._manifest.row_bytes / 1e9:.3g} GB. Free some space and run the same command "
-                f"again to go on."
+                "again to go on."
             ) from error
 
     def _abandon(self) -> None:
@@ -249,8 +246,8 @@ def _as_rows(maps: Any, shape: tuple[int, int, int], target: str) -> tuple[np.nd
     ]
     if maps.ndim != 4 or not fitting:
         raise InputError(
-            f"Feature maps must be of shape (n, {height}, {width}, {channels}) or (n, {channels}, {height}, {width}), "
-            f"not {tuple(maps.shape)}."
+            f"Feature maps must be of shape (n, {height}, {width}, {channels}) or (n, {channels}, {height}, "
+            f"{width}), not {tuple(maps.shape)}."
         )
     if fitting[0] == "NCHW":
         maps = maps.permute(0, 2, 3, 1) if is_torch else maps.transpose(0, 2, 3, 1)

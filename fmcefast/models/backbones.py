@@ -57,7 +57,7 @@ class Backbone(nn.Module):
         if unfit or len(tensors) != len(own):
             raise InputError(
                 f"The weights {path} are of another network ({', '.join(unfit[:3]) or 'too many tensors'} does not "
-                f"fit)."
+                "fit)."
             )
         self.load_state_dict({names[name]: tensor for name, tensor in tensors.items()})
 

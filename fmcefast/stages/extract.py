@@ -32,8 +32,8 @@ class ExtractResult:
     def explain(self) -> str:
         height, width, channels = self.shape
         return (
-            f"extract: {self.phases} phases of {self.samples:,} feature maps {height}x{width}x{channels} {self.dtype}, "
-            f"{self.bytes / 1e9:.3g} GB"
+            f"extract: {self.phases} phases of {self.samples:,} feature maps {height}x{width}x{channels} "
+            f"{self.dtype}, {self.bytes / 1e9:.3g} GB"
         )
 
 

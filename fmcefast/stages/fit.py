@@ -44,8 +44,7 @@ class FitResult:
     def explain(self) -> str:
         return (
             f"fit: FMCE-Net accuracy {self.accuracy:.4f}, F1 {self.f1:.4f}, mean absolute error "
-            f"{self.mean_absolute_error:.3f} "
-            f"on {self.test_maps:,} held-out maps (split by {self.split})"
+            f"{self.mean_absolute_error:.3f} on {self.test_maps:,} held-out maps (split by {self.split})"
         )
 
 
@@ -96,8 +95,7 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
             if not np.isfinite(mean_loss):
                 raise FmcefastError(
                     f"FMCE-Net's loss is not finite in epoch {epoch}. Use a smaller --fmce-lr, or --fp32 if "
-                    f"extraction reported "
-                    f"values too large for float16."
+                    "extraction reported values too large for float16."
                 )
             save_state(run.fmce_net_resume, epoch, net, optimizer, scaler)
             progress.line(_epoch_line(epoch, config.fmce_epochs, mean_loss, task))

@@ -33,7 +33,7 @@ def markers(run: RunFolder, progress: Progress) -> Markers:
 
 def marker_settings(config: Config) -> dict:
     """The keyword arguments of `find_markers` that a configuration holds."""
-    return {name: getattr(config, name) for name in ("phases", "mu", "alpha", "window", "smoothing")}
+    return {name: getattr(config, name) for name in ("phases", "mu", "alpha", "window", "smoothing", "start")}
 
 
 def load_markers(run: RunFolder) -> Markers:

@@ -14,7 +14,7 @@ from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import Source, load_source
 from fmcefast.device import amp_type, autocast, describe, pick_device
 from fmcefast.errors import FmcefastError
-from fmcefast.loss_log import Epoch, append_epoch, read_epochs, write_epochs
+from fmcefast.loss_log import Epoch, read_epochs, write_epochs
 from fmcefast.models.backbones import Backbone, check_backbone, make_backbone
 from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.run_folder import RunFolder
@@ -60,7 +60,6 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
         load_state(run.resume, trainer.backbone, trainer.optimizer, trainer.scaler)
     else:
         run.weights.mkdir(exist_ok=True)
-    write_epochs(run.losses_csv, epochs)
 
     progress.line(
         f"train: {config.backbone} on {config.data}, {len(source.train):,} images of {config.image_size} px, "
@@ -72,10 +71,10 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
         while not is_trained(config, epochs):
             row = trainer.run_epoch(len(epochs) + 1, task, note=_loss_and_cqi(config, epochs))
             trainer.backbone.save(run.weights_of(row.epoch))
-            append_epoch(run.losses_csv, row)
+            epochs.append(row)
+            write_epochs(run.losses_csv, epochs)
             # The commit: an epoch without it is trained again.
             save_state(run.resume, row.epoch, trainer.backbone, trainer.optimizer, trainer.scaler)
-            epochs.append(row)
             progress.line(_epoch_line(config, epochs, task))
     seconds = time.monotonic() - began
     run.record(
@@ -149,8 +148,7 @@ class Trainer:
         if first_bad < batches:
             raise FmcefastError(
                 f"The loss is not finite in epoch {epoch}, batch {first_bad + 1} of {batches}. Epochs 1 to "
-                f"{epoch - 1} are kept. "
-                f"Start again with a smaller --lr or with --amp off (and --force)."
+                f"{epoch - 1} are kept. Start again with a smaller --lr or with --amp off (and --force)."
             )
 
 
@@ -168,14 +166,21 @@ def measure_top1(backbone: Backbone, loader: Loader, device: torch.device, dtype
 
 def _committed_epochs(run: RunFolder) -> list[Epoch]:
     """The epochs that the training state covers; a row after them belongs to an epoch that was cut off."""
-    return read_epochs(run.losses_csv)[: state_epoch(run.resume)]
+    epochs, done = read_epochs(run.losses_csv), state_epoch(run.resume)
+    if len(epochs) < done:
+        raise FmcefastError(
+            f"{run.losses_csv} has {len(epochs)} epochs and the training state {done}: rows are missing. Put the "
+            "file back, or start again with --force."
+        )
+    return epochs[:done]
 
 
 def _converged(config: Config, epochs: list[Epoch]) -> bool:
-    if len(epochs) <= config.window:
+    first = max(config.window, config.start - 1)
+    if len(epochs) <= first:
         return False
     series = cqi([row.loss for row in epochs], alpha=config.alpha, window=config.window, smoothing=config.smoothing)
-    return bool((series[config.window :] <= config.mu).any())
+    return bool((series[first:] <= config.mu).any())
 
 
 def _result(config: Config, epochs: list[Epoch], seconds: float) -> TrainResult:
