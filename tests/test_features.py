@@ -166,7 +166,7 @@ writer = FeatureMapWriter({str(tmp_path / "cut")!r}, shape={SHAPE}, samples={SAM
 writer.write(1, maps[0, :15])
 os.kill(os.getpid(), 9)
 """
-    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == -9
     assert (tmp_path / "cut" / "score-01-001.npy.partial").exists()
     with open_writer(tmp_path / "cut") as writer:
         assert writer.rows(1) == 10
