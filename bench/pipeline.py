@@ -40,8 +40,7 @@ def main() -> None:
         markers, fit, train = result["markers"], result["fit"], result["train"]
         rows += [
             row("whole run", [seconds], "s"),
-            *(row(stage, [result[stage]["seconds"]], "s") for stage in ("train", "extract")),
-            row("fit", [next(entry["seconds"] for entry in history(run) if entry["stage"] == "fit")], "s"),
+            *(row(entry["stage"], [entry["seconds"]], "s") for entry in history(run)),
             row("backbone top-1, held-out images", [train["top1"]], "fraction"),
             row("FMCE-Net accuracy, held-out images", [fit["accuracy"]], "fraction"),
             row("FMCE-Net F1, held-out images", [fit["f1"]], "fraction"),

@@ -17,6 +17,19 @@ namespace {
 // Small enough to stay in the cache between conversion, checksum and write.
 constexpr std::size_t kChunkElements = std::size_t{1} << 19;
 
+// Of the source; bytes that are not converted count one by one.
+std::size_t element_size(Conversion conversion) {
+  switch (conversion) {
+    case Conversion::kNone:
+      return 1;
+    case Conversion::kFloat32ToFloat16:
+      return sizeof(float);
+    case Conversion::kBFloat16ToFloat16:
+      return sizeof(std::uint16_t);
+  }
+  throw std::logic_error("unknown conversion");
+}
+
 }  // namespace
 
 WriteError::WriteError(int number, std::string failed_path)
@@ -42,12 +55,12 @@ FeatureWriter::~FeatureWriter() {
 
 bool FeatureWriter::submit(Batch& batch, std::chrono::milliseconds patience) {
   std::unique_lock lock(mutex_);
-  if (file_ < 0 || stopping_) throw std::logic_error("the writer is closed");
   const auto has_room = [&] {
-    return error_number_ != 0 || queue_.empty() || pending_bytes_ + batch.bytes <= queue_bytes_;
+    return stopping_ || error_number_ != 0 || queue_.empty() || pending_bytes_ + batch.bytes <= queue_bytes_;
   };
   if (!changed_.wait_for(lock, patience, has_room)) return false;
   throw_if_failed();
+  if (stopping_) throw std::logic_error("the writer is closed");
   pending_bytes_ += batch.bytes;
   queue_.push_back(std::move(batch));
   changed_.notify_all();
@@ -97,7 +110,7 @@ void FeatureWriter::work() {
 }
 
 void FeatureWriter::write_batch(const Batch& batch) {
-  const std::size_t element = batch.conversion == Conversion::kFloat32ToFloat16 ? sizeof(float) : sizeof(std::uint16_t);
+  const std::size_t element = element_size(batch.conversion);
   const std::size_t count = batch.bytes / element;
   const auto* source = static_cast<const unsigned char*>(batch.data);
   for (std::size_t first = 0; first < count; first += kChunkElements) {

@@ -5,17 +5,17 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fmcefast import __version__
-from fmcefast.config import FIELDS, STAGES, field_type
-from fmcefast.errors import FmcefastError, InputError, unknown_name
+from fmcefast.config import FIELDS, PRESETS, STAGES, check_name, check_value, field_type, read_yaml
+from fmcefast.errors import DiskFullError, FmcefastError, InputError, unknown_name
 from fmcefast.progress import Progress
-from fmcefast.run_folder import RunFolder, newest_run, open_run
+from fmcefast.run_folder import RunFolder, locked, newest_run, open_run
 
 
 class _Verbs(click.Group):
@@ -45,13 +45,16 @@ def main() -> None:
     """Run the command line and exit with its code."""
     debug = "--debug" in sys.argv
     try:
-        code = cli.main(standalone_mode=False) or 0
-    except click.ClickException as error:
-        code = _fail(f"{error.format_message()} See: fmcefast --help", 2, debug)
+        code = cli.main(args=sys.argv[1:] or ["--help"], prog_name="fmcefast", standalone_mode=False) or 0
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "fmcefast"
+        code = _fail(f"{error.format_message()} See: {path} --help", 2, debug)
     except FmcefastError as error:
         code = _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("Interrupted.", 1, debug)
+    except OSError as error:
+        code = _fail(str(error), 1, debug)
     except Exception as error:
         code = _fail(f"{type(error).__name__}: {error}. Run again with --debug for the traceback.", 1, debug)
     sys.exit(code)
@@ -85,8 +88,10 @@ def _option(name: str, field: Any) -> Callable:
     short = {"batch_size": ("-b",), "workers": ("-j",)}.get(name, ())
     choices = field.metadata.get("choices")
     metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}[field_type(name)]
-    default = "" if field.default is None else f" [default: {field.default}]"
-    return click.option(flag, *short, name, metavar=metavar, help=field.metadata["help"] + default)
+    by_data_set = any(name in preset for preset in PRESETS.values())
+    default = "the data set's" if by_data_set else field.default
+    shown = "" if default is None else f" [default: {default}]"
+    return click.option(flag, *short, name, metavar=metavar, help=field.metadata["help"] + shown)
 
 
 def _common(command: Callable) -> Callable:
@@ -94,7 +99,7 @@ def _common(command: Callable) -> Callable:
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
         click.option("--quiet", "-q", is_flag=True, help="No progress on standard error."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there."),
-        click.option("--force", is_flag=True, help="Redo what is done; replace what another configuration made."),
+        click.option("--force", is_flag=True, help="Redo what is done; when settings differ, what they contradict."),
         click.option(
             "--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings; flags win over it."
         ),
@@ -127,10 +132,12 @@ def run(run: Path | None, **options: Any) -> int:
         if stage in (extract, fit) and not results["markers"].converged:
             continue
         results[stage.__name__] = _perform(stage, folder, progress)
-        if not as_json:
-            click.echo(results[stage.__name__].explain())
+        if stage is not report:
+            progress.line(results[stage.__name__].explain())
     if as_json:
         _print_json({"run": str(folder), **{name: asdict(result) for name, result in results.items()}})
+    else:
+        click.echo(results["report"].explain())
     return 0 if results["markers"].converged else 3
 
 
@@ -155,21 +162,24 @@ def train(run: Path | None, **options: Any) -> int:
 @cli.command()
 @click.argument("source", required=False, metavar="[RUN|LOG]", type=click.Path(path_type=Path))
 @click.option("--column", metavar="NAME", help="Column of a LOG that holds the loss. [default: loss]")
+@click.option("--skip-bad", is_flag=True, help="Drop rows of a LOG whose loss is not a positive finite number.")
 @_settings("markers")
 @_common
-def markers(source: Path | None, column: str | None, **options: Any) -> int:
+def markers(source: Path | None, column: str | None, skip_bad: bool, **options: Any) -> int:
     """Find the epoch markers of a run, or of anybody's loss log (CSV, or one number a line).
 
     \b
-    fmcefast markers runs/digits --mu 5e-3
+    fmcefast markers runs/digits
     fmcefast markers losses.csv --column train_loss --phases 5 --json
     """
     if source is not None and source.is_file():
-        found = _markers_of_log(source, column, options)
+        found = _markers_of_log(source, column, skip_bad, options)
         as_json = options["as_json"]
     else:
-        if column is not None:
-            raise InputError("--column is for a LOG; a run folder has its own losses.csv.")
+        if source is not None and not source.exists():
+            raise InputError(f"There is no run folder and no log {source}.")
+        if column is not None or skip_bad:
+            raise InputError("--column and --skip-bad are for a LOG; a run folder has its own losses.csv.")
         folder, progress, as_json = _open_existing(source, "markers", options)
         from fmcefast.stages.markers import markers
 
@@ -228,8 +238,10 @@ def report(run: Path | None, **options: Any) -> int:
 def _open_new(path: Path | None, verb: str, options: dict[str, Any]) -> tuple[RunFolder, Progress, bool]:
     """Like _open_existing, but makes the run when it is not there; it lies at runs/DATA when no path is given."""
     if path is None:
-        name, _, detail = (options["data"] or FIELDS["data"].default).partition(":")
-        path = Path("runs") / (Path(detail).name or name)
+        in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
+        data = options["data"] or in_file.get("data") or FIELDS["data"].default
+        name, _, folder = str(data).partition(":")
+        path = Path("runs") / (Path(folder).resolve().name if folder else name)
     return _open(path, verb, options, create=True)
 
 
@@ -239,44 +251,78 @@ def _open_existing(path: Path | None, verb: str, options: dict[str, Any]) -> tup
 
 
 def _open(path: Path, verb: str, options: dict[str, Any], *, create: bool) -> tuple[RunFolder, Progress, bool]:
+    def check(run: RunFolder, undone: str | None) -> None:
+        """Refuse what could not be finished, before anything is removed."""
+        if undone in STAGES[: STAGES.index(verb)]:
+            raise InputError(
+                f"These settings contradict what {undone} made in {run}, and {verb} comes after it. Start there: "
+                f"fmcefast run {run} with the same settings and --force."
+            )
+        if undone == "markers" and run.begun("train"):
+            from fmcefast.stages.markers import check_markers
+
+            check_markers(run, may_train=create)
+        if create and not run.begun("train"):
+            from fmcefast.models.backbones import check_backbone
+
+            check_backbone(run.config.backbone)
+
     redo = verb if options["force"] else None
-    folder = open_run(path, _given(options), options["config_file"], create=create, redo=redo)
-    return folder, Progress(quiet=options["quiet"]), options["as_json"]
+    existed = path.is_dir()
+    if existed:
+        click.get_current_context().with_resource(locked(path))
+    run = open_run(path, _given(options), options["config_file"], create=create, redo=redo, check=check)
+    if not existed:
+        click.get_current_context().with_resource(locked(path))
+    return run, Progress(quiet=options["quiet"]), options["as_json"]
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The settings among a verb's options that were given on the command line."""
+    """The settings among a verb's options that were given on the command line; paths as seen from here."""
     given = {name: value for name, value in options.items() if name in FIELDS and value is not None}
     if options.get("fp16") is not None:
         given["dtype"] = "float16" if options["fp16"] else "float32"
+    if "data_root" in given:
+        given["data_root"] = str(Path(given["data_root"]).resolve())
+    if given.get("data", "").startswith("folder:") and given["data"] != "folder:":
+        given["data"] = f"folder:{Path(given['data'].removeprefix('folder:')).resolve()}"
     return given
 
 
-def _markers_of_log(log: Path, column: str | None, options: dict[str, Any]) -> Any:
-    from dataclasses import replace
-
-    from fmcefast.config import check_value
+def _markers_of_log(log: Path, column: str | None, skip_bad: bool, options: dict[str, Any]) -> Any:
     from fmcefast.convergence import find_markers
     from fmcefast.loss_log import read_losses
 
-    settings = {name: check_value(name, value) for name, value in _given(options).items() if name != "keep"}
-    return replace(find_markers(read_losses(log, column), **settings), source=str(log))
+    if options["force"] or options["keep"]:
+        raise InputError("--force and --keep are for a run folder; nothing is written for a LOG.")
+    in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
+    settings = {check_name(name): value for name, value in in_file.items()} | _given(options)
+    of_markers = {
+        name: check_value(name, value)
+        for name, value in settings.items()
+        if FIELDS[name].metadata["stage"] == "markers" and name != "keep"
+    }
+    losses, skipped = read_losses(log, column, skip_bad)
+    if skipped:
+        Progress(quiet=options["quiet"]).line(f"{log}: {skipped:,} rows without a positive finite loss were skipped.")
+    return replace(find_markers(losses, **of_markers), source=str(log))
 
 
 def _perform(stage: Callable, folder: RunFolder, progress: Progress) -> Any:
-    """Run a stage; Ctrl-C and a full disk become messages that say what is kept."""
+    """Run a stage; Ctrl-C and a full disk become messages that say what is kept and how to go on."""
+    verb = click.get_current_context().info_name
     try:
         return stage(folder, progress)
     except KeyboardInterrupt:
-        raise FmcefastError(
-            f"Interrupted. {folder} keeps {_kept(folder)}; the same command goes on from there."
-        ) from None
+        raise FmcefastError(f"Interrupted. {folder} keeps {_kept(folder)}. Go on: fmcefast {verb} {folder}") from None
+    except DiskFullError as error:
+        raise DiskFullError(f"{error} Free some space, then go on: fmcefast {verb} {folder}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise FmcefastError(
-            f"The disk is full: {error.filename} cannot be written. {folder} keeps {_kept(folder)}; free some space, "
-            "and the same command goes on from there."
+        raise DiskFullError(
+            f"The disk is full: {error.filename} cannot be written. {folder} keeps {_kept(folder)}. Free some space, "
+            f"then go on: fmcefast {verb} {folder}"
         ) from error
 
 

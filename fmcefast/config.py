@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
@@ -41,7 +42,7 @@ class Config:
     batch_size: int = _value(256, "train", "Images in a batch.", at_least=2)
     lr: float = _value(1e-3, "train", "Adam's learning rate at the start.", above=0.0)
     amp: str = _value("auto", "train", "Precision of the backbone.", choices=("auto", "bf16", "fp16", "off"))
-    seed: int = _value(0, "train", "Seed of weights, order and augmentation.", at_least=0)
+    seed: int = _value(0, "train", "Seed of weights, order and augmentation.", at_least=0, at_most=2**32 - 1)
     keep: str = _value(
         "all", "markers", "Weights to keep once there are markers.", free=True, choices=("all", "markers")
     )
@@ -51,7 +52,7 @@ class Config:
 
     phases: int = _value(10, "markers", "K, the number of convergence phases.", at_least=2)
     mu: float = _value(1e-4, "markers", "The loss has converged when the CQI is at most this.", above=0.0)
-    alpha: float = _value(0.85, "markers", "Weight of the past in the smoothed loss.", above=0.0)
+    alpha: float = _value(0.85, "markers", "Weight of the past in the smoothed loss.", above=0.0, at_most=1.0)
     window: int = _value(5, "markers", "Epochs in the moving average of the CQI.", at_least=1)
     start: int = _value(1, "markers", "The first epoch that may count as converged.", at_least=1)
     smoothing: str = _value("ema", "markers", "The recursion, or the paper's formula as printed.", choices=SMOOTHINGS)
@@ -101,8 +102,11 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     given: dict[str, Any] = {}
     for layer in reversed(layers):
         given.update({check_name(name): value for name, value in layer.items()})
-    data = check_value("data", given.get("data", FIELDS["data"].default))
-    preset = PRESETS.get(data.partition(":")[0], {})
+    data = str(given.get("data", FIELDS["data"].default))
+    name, colon, path = data.partition(":")
+    if name not in PRESETS or bool(colon and path) != (name == "folder"):
+        raise unknown_name("data set", data, [*PRESETS.keys() - {"folder"}, "folder:PATH"])
+    preset = PRESETS[name]
     return Config(**{name: check_value(name, value) for name, value in {**preset, **given}.items()})
 
 
@@ -111,7 +115,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"Cannot read the configuration {path}: {error}") from error
+        raise InputError(f"Cannot read the configuration {path}: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -149,7 +153,9 @@ def check_value(name: str, value: Any) -> Any:
             converted = kind(value)
             if kind is int and converted != float(value):
                 converted = MISSING
-    except (TypeError, ValueError):
+        if isinstance(converted, float) and not isfinite(converted):
+            converted = MISSING
+    except (TypeError, ValueError, OverflowError):
         converted = MISSING
     if converted is MISSING:
         raise InputError(f"{flag} takes {kind.__name__} values, not {value!r}.")
@@ -157,6 +163,8 @@ def check_value(name: str, value: Any) -> Any:
         raise unknown_name(f"value of {flag}", converted, spec["choices"])
     if "at_least" in spec and converted < spec["at_least"]:
         raise InputError(f"{flag} must be at least {spec['at_least']}, not {converted}.")
+    if "at_most" in spec and converted > spec["at_most"]:
+        raise InputError(f"{flag} must be at most {spec['at_most']}, not {converted}.")
     if "above" in spec and not converted > spec["above"]:
         raise InputError(f"{flag} must be greater than {spec['above']:g}, not {converted}.")
     return converted

@@ -27,7 +27,7 @@ class Markers:
     markers: list[int] | None  # E_1 .. E_K, strictly increasing
     adjusted: bool  # several targets fell into one epoch and were spread
     cqi: float | None  # at E_K, or the last one
-    min_cqi: float | None  # smallest over full windows up to the end
+    min_cqi: float | None  # smallest over full windows from `start` up to the end
     min_cqi_epoch: int | None
     phases: int
     mu: float
@@ -50,8 +50,8 @@ class Markers:
             )
         if self.min_cqi is None:
             return (
-                f"markers: not converged; {self.epochs} epochs are too few for a full window of {self.window}. Train "
-                "longer, or choose a smaller --window."
+                f"markers: not converged; none of {self.epochs} epochs has a full window of {self.window} and is not "
+                "before --start. Train longer, or choose a smaller --window or --start."
             )
         return (
             f"markers: not converged; the smallest CQI in {self.epochs} epochs is {self.min_cqi:.3g} (epoch "
@@ -65,7 +65,7 @@ def cqi(losses, *, alpha: float = 0.85, window: int = 5, smoothing: str = "ema")
 
     The mean absolute change of the smoothed loss over the last `min(window, m - 1)` epochs.
 
-    losses: (M,) raw losses, positive and finite. Returns (M,) float64, NaN first.
+    losses: (M,) raw losses, finite. Returns (M,) float64, NaN first.
     Raises InputError on a bad loss or parameter.
     """
     losses = _checked_losses(losses)
@@ -96,7 +96,7 @@ def find_markers(
     Targets that fall into one epoch are spread to neighbouring ones, and `adjusted` says so.
     Raises InputError on a bad loss or parameter, or when fewer than K epochs lie between E_0 and E_K.
     """
-    losses = _checked_losses(losses)
+    losses = _checked_losses(losses, positive=True)
     _check_parameters(phases=phases, mu=mu, alpha=alpha, window=window, smoothing=smoothing)
     literal = smoothing == "literal"
     _, find_convergence, find_crossings = _loops(losses)
@@ -168,16 +168,19 @@ def _spread(crossings: np.ndarray) -> np.ndarray:
     return np.minimum(forward, ceiling)
 
 
-def _checked_losses(losses) -> np.ndarray:
+def _checked_losses(losses, positive: bool = False) -> np.ndarray:
     losses = np.ascontiguousarray(losses, dtype=np.float64)
     if losses.ndim != 1 or len(losses) == 0:
         raise InputError(f"Losses must be a non-empty sequence of numbers, not of shape {losses.shape}.")
-    bad = ~(np.isfinite(losses) & (losses > 0))
+    bad = ~np.isfinite(losses)
+    if positive:
+        bad |= losses <= 0
     if bad.any():
         first = int(np.argmax(bad))
+        wanted = "positive and finite, because the markers divide its logarithm" if positive else "finite"
         raise InputError(
-            f"The loss of epoch {first + 1} is {losses[first]:g}; every loss must be a positive finite number, "
-            f"because the markers divide its logarithm. {int(bad.sum())} of {len(losses)} are not."
+            f"The loss of epoch {first + 1} is {losses[first]:g}; every loss must be {wanted}. {int(bad.sum())} of "
+            f"{len(losses)} are not."
         )
     return losses
 

@@ -33,9 +33,13 @@ def autocast(device: torch.device, dtype: torch.dtype | None):
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
+def precision_name(dtype: torch.dtype | None) -> str:
+    """`bf16`, `fp16` or, without autocast, `fp32`."""
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[dtype]
+
+
 def describe(device: torch.device, dtype: torch.dtype | None) -> str:
     """`cpu, 2 threads, bf16` or `NVIDIA H200, fp32`."""
-    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[dtype]
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {precision}"
-    return f"cpu, {torch.get_num_threads()} threads, {precision}"
+        return f"{torch.cuda.get_device_name(device)}, {precision_name(dtype)}"
+    return f"cpu, {torch.get_num_threads()} threads, {precision_name(dtype)}"

@@ -16,6 +16,10 @@ class InputError(FmcefastError):
     exit_code = 2
 
 
+class DiskFullError(FmcefastError):
+    """No space left; what is committed is safe."""
+
+
 class NotConvergedError(FmcefastError):
     """A stage needs epoch markers and the loss has not converged."""
 

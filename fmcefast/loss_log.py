@@ -51,11 +51,11 @@ def write_epochs(path: Path, rows: Iterable[Epoch]) -> None:
         writer.writerows(map(asdict, rows))
 
 
-def read_losses(path: Path, column: str | None = None) -> np.ndarray:
-    """Losses (M,) float64 from somebody's log: a CSV with a header, or one number a line.
+def read_losses(path: Path, column: str | None = None, skip_bad: bool = False) -> tuple[np.ndarray, int]:
+    """Losses (M,) float64 from somebody's log, and how many rows were skipped.
 
-    column: the column to take; "loss" if left out. Raises InputError that names the file and line of what cannot be
-    read.
+    The log is a CSV with a header, or one number a line. column: the column to take; "loss" if left out. skip_bad: drop
+    rows whose loss is not a positive finite number. Raises InputError that names the line of such a row otherwise.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -77,13 +77,19 @@ def read_losses(path: Path, column: str | None = None) -> np.ndarray:
         position = header.index(name)
     elif column is not None:
         raise InputError(f"The log {path} has no header, so no column {column!r}.")
-    losses = []
+    losses, skipped = [], 0
     for number, row in rows:
-        cell = row[position] if position < len(row) else ""
-        if not _is_number(cell):
-            raise InputError(f"{path}, line {number}: {cell!r} is not a number.")
-        losses.append(float(cell))
-    return np.array(losses)
+        cell = row[position].strip() if position < len(row) else ""
+        if _is_number(cell) and 0 < float(cell) < float("inf"):
+            losses.append(float(cell))
+        elif skip_bad:
+            skipped += 1
+        else:
+            raise InputError(
+                f"{path}, line {number}: the loss is {cell!r}; it must be a positive finite number. --skip-bad drops "
+                "such rows."
+            )
+    return np.array(losses), skipped
 
 
 def _is_number(text: str) -> bool:

@@ -4,16 +4,19 @@ The rule that makes resuming safe: whatever lies in the folder was made from its
 written only after the results that it contradicts are gone.
 """
 
+import fcntl
 import json
+import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fmcefast import files
 from fmcefast.config import FIELDS, STAGES, Config, read_yaml, resolve, to_yaml
-from fmcefast.errors import InputError
+from fmcefast.errors import FmcefastError, InputError
 
 # Stages whose results take long to make: they are not undone without being asked.
 _COSTLY = ("train", "extract", "fit")
@@ -48,7 +51,7 @@ class RunFolder:
     def outputs(self, stage: str) -> list[Path]:
         """What a stage leaves in the folder, whether it is there or not."""
         return {
-            "train": [self.losses_csv, self.weights, self.resume],
+            "train": [self.resume, self.losses_csv, self.weights],  # the commit goes first
             "markers": [self.markers_json],
             "extract": [self.features],
             "fit": [self.fmce_net, self.fmce_net_resume, self.fit_json],
@@ -66,12 +69,23 @@ class RunFolder:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+        kept = STAGES[: STAGES.index(first)]
+        self._write_history([entry for entry in self.history() if entry["stage"] in kept])
 
-    def record(self, stage: str, seconds: float, **facts: Any) -> None:
-        """Add one line to history.jsonl: what ran, when, for how long."""
-        entry = {"stage": stage, "seconds": round(seconds, 3), "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
-        lines = [json.dumps(line) for line in [*self.history(), entry]]
-        files.write_text(self.history_jsonl, "\n".join(lines) + "\n")
+    @contextmanager
+    def recording(self, stage: str) -> Iterator[dict[str, Any]]:
+        """Add a line to history.jsonl when the block ends, well or not: its seconds and the facts put into the dict."""
+        facts: dict[str, Any] = {}
+        began = time.monotonic()
+        try:
+            yield facts
+        finally:
+            seconds = round(time.monotonic() - began, 3)
+            entry = {"stage": stage, "seconds": seconds, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+            self._write_history([*self.history(), entry])
+
+    def _write_history(self, entries: list[dict[str, Any]]) -> None:
+        files.write_text(self.history_jsonl, "".join(json.dumps(entry) + "\n" for entry in entries))
 
     def history(self) -> list[dict[str, Any]]:
         if not self.history_jsonl.exists():
@@ -86,12 +100,16 @@ def open_run(
     *,
     create: bool = False,
     redo: str | None = None,
+    check: Callable[[RunFolder, str | None], None] = lambda run, undone: None,
 ) -> RunFolder:
     """The run at `path` under its saved configuration, changed by `flags` and `config_file`.
 
     With `create` a folder that is not there is made. Results of costly stages that the change contradicts are removed
     only when `redo` names a stage; otherwise InputError says what differs. When nothing differs, `redo` removes the
     results of that stage and of all later ones.
+
+    `check` is called with the run as it would be and the first stage to be undone, if any; what it raises prevents
+    every change.
     """
     asked = [flags] + ([read_yaml(config_file)] if config_file else [])
     saved_file = path / "config.yaml"
@@ -100,33 +118,51 @@ def open_run(
             raise InputError(f"{path} is not a run folder (no config.yaml in it). Make one: fmcefast run {path}")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} exists and is not a run folder (no config.yaml in it). Choose another name.")
-        config = resolve(*asked)
+        run = RunFolder(path, resolve(*asked))
+        check(run, None)
         path.mkdir(parents=True, exist_ok=True)
-        files.write_text(saved_file, to_yaml(config))
-        return RunFolder(path, config)
+        files.write_text(saved_file, to_yaml(run.config))
+        return run
 
     saved = read_yaml(saved_file)
-    run = RunFolder(path, resolve(saved))
-    wanted = resolve(*asked, saved)
-    if wanted.data != run.config.data:
-        wanted = resolve(*asked)  # another data set brings its own preset
-    differences = run.config.differences(wanted)
+    try:
+        old = resolve(saved)
+    except InputError as error:
+        raise InputError(f"{saved_file} is damaged: {error}") from error
+    new = resolve(*asked, saved)
+    if new.data != old.data:
+        new = resolve(*asked)  # another data set brings its own preset
+    run = RunFolder(path, new)
+    differences = old.differences(new)
     stages = {FIELDS[name].metadata["stage"] for name in differences if not FIELDS[name].metadata["free"]}
+    undone = min(stages, key=STAGES.index) if stages else redo
     if stages:
-        first = min(stages, key=STAGES.index)
-        lost = [stage for stage in STAGES[STAGES.index(first) :] if stage in _COSTLY and run.begun(stage)]
+        lost = [stage for stage in STAGES[STAGES.index(undone) :] if stage in _COSTLY and run.begun(stage)]
         if lost and redo is None:
-            listed = ", ".join(f"{name} is {old}, not {new}" for name, (old, new) in differences.items())
+            listed = ", ".join(f"{name} is {was}, not {wanted}" for name, (was, wanted) in differences.items())
             raise InputError(
                 f"{path} was made with another configuration: {listed}. Give --force to redo {' and '.join(lost)} "
                 "there, or name another folder."
             )
-        run.undo(first)
-    elif redo is not None:
-        run.undo(redo)
+    check(run, undone)
+    if undone is not None:
+        run.undo(undone)
     if differences:
-        files.write_text(saved_file, to_yaml(wanted))
-    return RunFolder(path, wanted)
+        files.write_text(saved_file, to_yaml(new))
+    return run
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a run folder. Raises FmcefastError when one is at work there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise FmcefastError(f"Another fmcefast is at work in {path}. Wait for it, or name another folder.") from error
+    finally:
+        os.close(descriptor)
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

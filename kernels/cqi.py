@@ -68,11 +68,11 @@ def find_convergence(losses, mu, alpha, window, literal, start):
         total = window_step(abs(next_smooth - smooth), m - 1, window, block, tail)
         smooth = next_smooth
         value = total / min(window, m)
-        if m >= window:
+        if m >= window and m >= start:
             if value < lowest:
                 lowest = value
                 lowest_at = m
-            if value <= mu and m >= start:
+            if value <= mu:
                 return m, value, lowest, lowest_at
     return -1, value, lowest, lowest_at
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,8 +51,19 @@ def test_markers_of_a_log(fmcefast, log, falling_losses):
     code, out, err = fmcefast("markers", log, "--mu", "1e-2", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == {**asdict(find_markers(falling_losses, mu=1e-2)), "source": str(log)}
-    code, out, err = fmcefast("markers", log, "--mu", "1e-2", "--phases", "4")
+    (log.parent / "c.yaml").write_text("mu: 1e-2\nphases: 7\nseed: 5\n")
+    code, out, err = fmcefast("markers", log, "--config", "c.yaml", "--phases", "4")
     assert code == 0 and out.startswith("markers: converged at epoch") and "E_1..E_4" in out
+
+
+def test_bad_rows_of_a_log_can_be_skipped(fmcefast, log):
+    good = fmcefast("markers", log, "--mu", "1e-2", "--json")
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([*lines[:5], "5,nan", "5,", "5,-1", *lines[5:]]))
+    code, _, err = fmcefast("markers", log, "--mu", "1e-2")
+    assert code == 2 and "line 6: the loss is 'nan'" in err and "--skip-bad" in err
+    code, out, err = fmcefast("markers", log, "--mu", "1e-2", "--json", "--skip-bad")
+    assert (code, out) == good[:2] and "3 rows" in err
 
 
 def test_a_log_that_has_not_converged_exits_with_3(fmcefast, log):
@@ -76,9 +87,14 @@ def test_a_log_that_has_not_converged_exits_with_3(fmcefast, log):
         (["train", "r", "--subset", "5"], "must lie between its 10 classes"),
         (["train", "r", "--config", "absent.yaml"], "Cannot read the configuration absent.yaml"),
         (["train", "r", "--amp", "fp16"], "--amp bf16"),
-        (["markers", "absent"], "absent is not a run folder"),
+        (["markers", "absent"], "There is no run folder and no log absent."),
+        (["extract", "absent"], "absent is not a run folder"),
+        (["markers", "log.csv", "--force"], "nothing is written for a LOG"),
+        (["markers", "log.csv", "--config", "absent.yaml"], "Cannot read the configuration absent.yaml"),
+        (["train", "r", "--bakcbone", "x"], "See: fmcefast train --help"),
+        (["train", "r", "--backbone", "alexnet", "--image-size", "32"], "cannot take images of 32 pixels"),
         (["markers", "log.csv", "--column", "los"], "Did you mean 'loss'?"),
-        (["markers", "--column", "x"], "--column is for a LOG"),
+        (["markers", "--column", "x"], "--column and --skip-bad are for a LOG"),
         (["extract"], "There is no run under runs/ yet"),
         (["fit", "log.csv"], "not a run folder"),
     ],
@@ -88,6 +104,33 @@ def test_bad_usage_exits_with_2_and_a_hint(fmcefast, log, words, complaint, monk
     code, out, err = fmcefast(*words)
     assert code == 2 and out == "" and complaint in err
     assert err.count("\n") <= 2 and "Traceback" not in err
+
+
+def test_nothing_is_made_for_unusable_settings(fmcefast, tmp_path):
+    for words in (["--data", "minst"], ["--backbone", "resnet5O"], ["--data", "mnist:x"], ["--alpha", "1.5"]):
+        assert fmcefast("run", *words)[0] == 2
+        assert not (tmp_path / "runs").exists()
+
+
+def test_no_arguments_show_the_help(fmcefast):
+    assert fmcefast() == fmcefast("--help")
+
+
+def test_the_default_folder_follows_the_data_set(fmcefast, tmp_path):
+    (tmp_path / "c.yaml").write_text("data: folder:my/photos\n")
+    fmcefast("train", "--config", "c.yaml")
+    assert (tmp_path / "runs" / "photos" / "config.yaml").exists()
+    fmcefast("train", "--data", "folder:other/..")
+    assert (tmp_path / "runs" / tmp_path.name / "config.yaml").exists()
+
+
+def test_a_run_folder_is_for_one_process(fmcefast, tmp_path):
+    from fmcefast.run_folder import locked, open_run
+
+    open_run(tmp_path / "r", {}, create=True)
+    with locked(tmp_path / "r"):
+        code, out, err = fmcefast("train", "r", "--force")
+    assert code == 1 and out == "" and "Another fmcefast is at work in r" in err
 
 
 def test_debug_shows_the_traceback(fmcefast):
@@ -119,14 +162,16 @@ def test_unexpected_failures_are_one_line(fmcefast, log, monkeypatch):
 
 
 def test_a_full_disk_says_what_is_kept_and_how_to_go_on(fmcefast, monkeypatch):
-    def full(path, content):
-        raise OSError(28, "No space left on device", str(path))
+    def full(descriptor):
+        if list(Path("r").glob("weights/*.partial")):
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fmcefast.models.backbones.files", SimpleNamespace(write_bytes=full))
+    monkeypatch.setattr("os.fsync", full)
     flags = ["--subset", "20", "--image-size", "32", "--epochs", "2", "-b", "20", "--amp", "off"]
     code, out, err = fmcefast("train", "r", *flags)
     assert code == 1 and out == ""
-    assert "The disk is full: r/weights/epoch-0001.safetensors cannot be written. r keeps 0 epochs; free" in err
+    assert "The disk is full: r/weights/epoch-0001.safetensors cannot be written. r keeps 0 epochs. Free some" in err
+    assert "go on: fmcefast train r" in err and not list(Path("r").glob("weights/*"))
 
 
 def test_the_module_runs_as_a_program(log):

@@ -50,7 +50,14 @@ def test_an_empty_file_changes_nothing_and_a_missing_one_is_an_error(tmp_path):
         ({"epochs": True}, "takes int values"),
         ({"epochs": None}, "takes int values"),
         ({"lr": -1}, "greater than 0"),
-        ({"lr": float("nan")}, "greater than 0"),
+        ({"lr": float("nan")}, "takes float values"),
+        ({"mu": float("inf")}, "takes float values"),
+        ({"epochs": float("inf")}, "takes int values"),
+        ({"alpha": 1.5}, "at most 1"),
+        ({"seed": 2**32}, "at most"),
+        ({"data": "minst"}, "Did you mean 'mnist'"),
+        ({"data": "digits:x"}, "Unknown data set"),
+        ({"data": "folder:"}, "folder:PATH"),
         ({"until_converged": "yes"}, "takes bool values"),
         ({"smoothing": "Ema "}, "Did you mean 'ema'"),
         ({"image_size": 8}, "at least 32"),
@@ -66,6 +73,7 @@ def test_every_preset_resolves():
     from fmcefast.data.recipes import recipe_of
 
     for name in PRESETS:
-        config = resolve({"data": name})
-        assert yaml.safe_load(to_yaml(config))["data"] == name
+        data = "folder:a/b" if name == "folder" else name
+        config = resolve({"data": data})
+        assert yaml.safe_load(to_yaml(config))["data"] == data
         assert recipe_of(name).mean

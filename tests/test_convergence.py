@@ -140,6 +140,9 @@ def test_start_delays_convergence(falling_losses):
     early = find_markers(falling_losses, mu=2e-2)
     late = find_markers(falling_losses, mu=2e-2, start=early.markers[-1] + 5)
     assert late.markers[-1] >= early.markers[-1] + 5
+    assert late.cqi == late.min_cqi
+    never = find_markers([1.0] * 30, mu=1e-3, start=31)
+    assert never.min_cqi is None and "--start" in never.explain()
 
 
 def test_sequences_of_every_kind_are_taken(falling_losses):
@@ -154,7 +157,7 @@ def test_sequences_of_every_kind_are_taken(falling_losses):
 def test_too_short_a_log_is_not_converged():
     found = find_markers([1.0, 0.5, 0.4, 0.4, 0.4], window=5)
     assert (found.status, found.min_cqi, found.min_cqi_epoch) == ("not-converged", None, None)
-    assert "too few" in found.explain()
+    assert "full window of 5" in found.explain()
     assert find_markers([1.0]).cqi is None
 
 

@@ -81,6 +81,13 @@ def test_the_file_holds_all_batches_in_order_and_its_checksum(tmp_path, rng):
     assert writer.bytes_written == len(content)
 
 
+def test_odd_sizes_are_written_whole(tmp_path):
+    writer = _core.FeatureWriter(str(tmp_path / "x"), b"", 1 << 20)
+    writer.submit(b"12345", "float16", "float16")
+    writer.close()
+    assert (tmp_path / "x").read_bytes() == b"12345"
+
+
 def test_a_submitted_array_is_released_when_the_writer_closes(tmp_path):
     values = np.zeros(100, np.float32)
     references = sys.getrefcount(values)

@@ -105,6 +105,7 @@ def test_the_manifest_is_the_published_format(tmp_path, maps):
         lambda part: np.asfortranarray(part),
         lambda part: part.astype(np.float64),
         lambda part: part.astype(np.float16),
+        lambda part: part.astype(">f4"),
     ],
 )
 def test_layouts_and_types_that_are_taken(tmp_path, maps, convert):
@@ -190,10 +191,10 @@ def test_a_shard_that_the_manifest_does_not_name_does_not_count(tmp_path, maps):
     [
         ({"shape": (3, 2, 16)}, "shape"),
         ({"samples": 22, "labels": np.zeros(22)}, "samples"),
-        ({"epochs": [2, 5, 10]}, "epochs"),
+        ({"epochs": [2, 5, 10]}, "epochs is"),
         ({"labels": np.zeros(SAMPLES)}, "labels differ"),
         ({"dtype": "float32"}, "dtype"),
-        ({"source": {"data": "other"}}, "source"),
+        ({"source": {"data": "other"}}, "data is test, not other"),
     ],
 )
 def test_another_data_set_is_not_continued(tmp_path, maps, changes, complaint):
@@ -215,8 +216,37 @@ def test_maps_that_do_not_fit_are_refused(tmp_path, maps):
         writer.write(1, maps[0, :5])
         with pytest.raises(InputError, match="finish it before phase 2"):
             writer.write(2, maps[1])
-    with pytest.raises(InputError, match="float32, not 'int8'"):
-        open_writer(tmp_path, dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"dtype": "int8"}, "dtype 'int8' is unknown"),
+        ({"shape": (1, 4)}, r"not \(H, W, C\)"),
+        ({"shape": (1, 1, 0)}, r"not \(H, W, C\)"),
+        ({"samples": 0, "labels": []}, "samples"),
+        ({"epochs": []}, "no phases"),
+        ({"labels": [1, 2]}, "labels must be of shape"),
+    ],
+)
+def test_stores_that_cannot_be_are_refused(tmp_path, changes, complaint):
+    with pytest.raises(InputError, match=complaint):
+        open_writer(tmp_path / "store", **changes)
+    assert not (tmp_path / "store").exists()
+
+
+def test_numpy_numbers_and_tuples_are_taken_and_other_files_left(tmp_path, maps):
+    settings = {
+        "shape": np.array(SHAPE),
+        "epochs": np.array(EPOCHS),
+        "samples": np.int64(SAMPLES),
+        "source": {"size": (3, 2)},
+    }
+    write_all(tmp_path, maps, **settings)
+    (tmp_path / "movie.mkv.partial").write_text("mine")
+    (tmp_path / "score-sheet.npy").write_text("mine")
+    open_writer(tmp_path, **settings)
+    assert (tmp_path / "movie.mkv.partial").exists() and (tmp_path / "score-sheet.npy").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting a small file system needs root")
@@ -249,8 +279,13 @@ def test_the_dataset_gives_back_maps_and_targets(tmp_path, maps):
     one, target = dataset[-1]
     np.testing.assert_array_equal(one.permute(1, 2, 0).numpy(), flat[68])
     assert target == 2
-    with pytest.raises(IndexError):
-        dataset[69]
+    for beyond in (69, -70):
+        with pytest.raises(IndexError):
+            dataset[beyond]
+    for beyond in ([69], [0, -1]):
+        with pytest.raises(IndexError, match=r"0\.\.68"):
+            dataset.batch(beyond)
+    assert len(dataset.batch([])[0]) == 0
 
 
 def test_the_dataset_works_in_a_torch_loader(tmp_path, maps):
@@ -273,6 +308,17 @@ def test_damage_is_found_on_the_first_read(tmp_path, maps):
     shard.unlink()
     with pytest.raises(FmcefastError, match="missing or damaged"):
         FeatureMapDataset(tmp_path).batch([23 + 12])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nonsense"])
+def test_labels_that_are_gone_or_damaged_are_refused(tmp_path, maps, content):
+    write_all(tmp_path, maps)
+    (tmp_path / "labels.npy").unlink()
+    if content is not None:
+        (tmp_path / "labels.npy").write_bytes(content)
+    for use in (FeatureMapDataset, open_writer):
+        with pytest.raises(InputError, match=r"labels\.npy are missing or damaged"):
+            use(tmp_path)
 
 
 def test_an_incomplete_or_absent_store_is_refused(tmp_path):

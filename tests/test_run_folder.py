@@ -55,6 +55,19 @@ def test_another_configuration_needs_force(finished, change, lost, kept):
     assert getattr(open_run(finished.path, {}).config, name) == value
 
 
+def test_a_check_that_raises_prevents_every_change(finished):
+    def refuse(run, undone):
+        assert (run.config.mu, undone) == (1e-3, "markers")
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        open_run(finished.path, {"mu": 1e-3}, redo="markers", check=refuse)
+    assert left(finished) == list(STAGES) and open_run(finished.path, {}).config.mu == 1e-2
+    with pytest.raises(InputError, match="no"):
+        open_run(finished.path.parent / "new", {"mu": 1e-3}, create=True, check=lambda run, _: refuse(run, "markers"))
+    assert not (finished.path.parent / "new").exists()
+
+
 def test_markers_alone_are_undone_without_force(tmp_path):
     run = open_run(tmp_path / "run", {}, create=True)
     run.losses_csv.write_text("x")
@@ -91,7 +104,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path):
 def test_a_damaged_configuration_is_refused(tmp_path):
     run = open_run(tmp_path / "run", {}, create=True)
     run.config_yaml.write_text("epochs: many\n")
-    with pytest.raises(InputError, match="takes int"):
+    with pytest.raises(InputError, match=r"config\.yaml is damaged: .*takes int"):
         open_run(run.path, {})
 
 
@@ -109,6 +122,18 @@ def test_the_newest_run(tmp_path):
 def test_history_is_kept_in_order(tmp_path):
     run = open_run(tmp_path / "run", {}, create=True)
     assert run.history() == []
-    run.record("train", 1.23456, images_per_second=7)
-    run.record("fit", 2)
-    assert [(entry["stage"], entry["seconds"]) for entry in run.history()] == [("train", 1.235), ("fit", 2)]
+    with run.recording("train") as facts:
+        facts["images_per_second"] = 7
+    with pytest.raises(KeyboardInterrupt), run.recording("fit") as facts:
+        facts["maps_per_second"] = 9
+        raise KeyboardInterrupt
+    first, second = run.history()
+    assert (first["stage"], first["images_per_second"], second["stage"], second["maps_per_second"]) == (
+        "train",
+        7,
+        "fit",
+        9,
+    )
+    assert 0 <= first["seconds"] < 5
+    run.undo("extract")
+    assert [entry["stage"] for entry in run.history()] == ["train"]

@@ -47,6 +47,16 @@ def test_subsets_are_stratified_and_nested_in_their_split():
     np.testing.assert_array_equal(part.train.pixels, load_source("digits", subset=200).train.pixels)
 
 
+def test_every_class_keeps_an_image(tmp_path):
+    for name, count in (("common", 100), ("rare", 5)):
+        for i in range(count):
+            make_image(tmp_path / name / f"{i}.jpg", size=(4, 4))
+    part = load_source(f"folder:{tmp_path}", subset=4)
+    assert np.bincount(part.train.labels).tolist() == [3, 1] and np.bincount(part.test.labels).tolist() == [1, 1]
+    nearly_all = load_source("digits", subset=1436)
+    assert len(nearly_all.train) == 1436
+
+
 @pytest.mark.parametrize("subset", [9, 1438, 10**9])
 def test_impossible_subsets_are_refused(subset):
     with pytest.raises(InputError, match="must lie between"):

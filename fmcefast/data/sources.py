@@ -156,23 +156,28 @@ def _class_folders(root: Path) -> tuple[ImageSet, list[str]]:
 
 def _split(images: ImageSet) -> tuple[ImageSet, ImageSet]:
     """A stratified 4:1 split into training and held-out images, each in the original order."""
-    kept, held_out = _stratified(images, test_size=_TEST_PART)
-    return images.take(kept), images.take(held_out)
+    rows = np.arange(len(images))
+    try:
+        kept, held_out = train_test_split(rows, stratify=images.labels, test_size=_TEST_PART, random_state=_SPLIT_SEED)
+    except ValueError as error:
+        raise InputError(f"The images cannot be divided with every class on both sides: {error}") from error
+    return images.take(np.sort(kept)), images.take(np.sort(held_out))
 
 
 def _sample(images: ImageSet, count: int) -> ImageSet:
+    """`count` images, of each class its share but at least one, in the original order."""
     if count >= len(images):
         return images
-    kept, _ = _stratified(images, train_size=count)
-    return images.take(kept)
-
-
-def _stratified(images: ImageSet, **sizes: float) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        parts = train_test_split(np.arange(len(images)), stratify=images.labels, random_state=_SPLIT_SEED, **sizes)
-    except ValueError as error:
-        raise InputError(f"The images cannot be divided with every class on both sides: {error}") from error
-    return tuple(np.sort(part) for part in parts)
+    sizes = np.bincount(images.labels)
+    shares = sizes * count / len(images)
+    counts = np.maximum(np.floor(shares).astype(int), 1)
+    while counts.sum() < count:
+        counts[np.argmax(np.where(counts < sizes, shares - counts, -np.inf))] += 1
+    while counts.sum() > count:
+        counts[np.argmax(np.where(counts > 1, counts - shares, -np.inf))] -= 1
+    generator = np.random.default_rng(_SPLIT_SEED)
+    rows = [generator.permutation(np.flatnonzero(images.labels == label))[:size] for label, size in enumerate(counts)]
+    return images.take(np.sort(np.concatenate(rows)))
 
 
 def _first_line(error: BaseException) -> str:

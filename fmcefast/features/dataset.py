@@ -7,7 +7,7 @@ import torch
 
 from fmcefast import _core
 from fmcefast.errors import FmcefastError, InputError
-from fmcefast.features.manifest import DTYPES, LABELS, Manifest
+from fmcefast.features.manifest import DTYPES, Manifest, read_labels, remake
 
 
 class FeatureMapDataset(torch.utils.data.Dataset):
@@ -26,12 +26,10 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
         if not self.manifest.complete:
-            raise InputError(f"The feature store {self.folder} is incomplete. Finish it: fmcefast extract")
-        self.labels = np.load(self.folder / LABELS)
-        if self.labels.shape != (self.manifest.samples,) or self.labels.dtype != np.int64:
             raise InputError(
-                f"{self.folder / LABELS} does not fit the manifest. Remove {self.folder} and extract again."
+                f"The feature store {self.folder} is incomplete. In a run: fmcefast extract {self.folder.parent}"
             )
+        self.labels = read_labels(self.folder, self.manifest)
         self._verify = verify
         self._shards = [shard for phase in self.manifest.phases for shard in phase.shards]
         starts = [
@@ -68,8 +66,13 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         return maps[0], int(targets[0])
 
     def batch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps (n, C, H, W) in channels-last memory and targets (n,) int64 from 0, in the order of `indices`."""
+        """Maps (n, C, H, W) in channels-last memory and targets (n,) int64 from 0, in the order of `indices`.
+
+        Raises IndexError for an index out of range; FmcefastError for a shard that is missing or damaged.
+        """
         indices = np.asarray(indices, dtype=np.int64)
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"indices must lie in 0..{len(self) - 1}, not {indices.min()}..{indices.max()}")
         rows = np.empty((len(indices), *self.manifest.shape), dtype=DTYPES[self.manifest.dtype])
         shard_of = np.searchsorted(self._starts, indices, side="right") - 1
         for number in np.unique(shard_of):
@@ -92,7 +95,7 @@ class FeatureMapDataset(torch.utils.data.Dataset):
                     raise ValueError(f"it holds {maps.dtype} {maps.shape} instead of {expected}")
             except (OSError, ValueError) as error:
                 raise FmcefastError(
-                    f"The shard {path} is missing or damaged: {error}. Make it again: fmcefast extract --force"
+                    f"The shard {path} is missing or damaged: {error}. To repair it, {remake(self.folder)}."
                 ) from error
             self._maps[number] = maps
         return self._maps[number]

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fmcefast import files
 from fmcefast.errors import InputError
 
@@ -56,6 +58,10 @@ class Manifest:
         return all(phase.rows == self.samples for phase in self.phases)
 
     @property
+    def epochs(self) -> list[int]:
+        return [phase.epoch for phase in self.phases]
+
+    @property
     def row_bytes(self) -> int:
         height, width, channels = self.shape
         return height * width * channels * int(DTYPES[self.dtype][-1])
@@ -96,21 +102,21 @@ class Manifest:
                 ],
                 source=content["source"],
             )
-            manifest._check()
+            manifest.check()
         except FileNotFoundError as error:
             raise InputError(
-                f"There is no feature store at {folder} (no {FILE} in it). Make one: fmcefast extract"
+                f"There is no feature store at {folder} (no {FILE} in it). In a run: fmcefast extract {folder.parent}"
             ) from error
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"The manifest {path} is damaged: {error}. Remove {folder} and run fmcefast extract again."
-            ) from error
+            raise InputError(f"The manifest {path} is damaged: {error}. To repair it, {remake(folder)}.") from error
         return manifest
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError when the values contradict each other or the format."""
         _require(self.dtype in DTYPES, f"dtype {self.dtype!r} is unknown")
         _require(len(self.shape) == 3 and all(_positive(n) for n in self.shape), f"shape {self.shape} is not (H, W, C)")
         _require(_positive(self.samples), "samples is not a positive number")
+        _require(len(self.phases) > 0, "there are no phases")
         _require(
             [phase.score for phase in self.phases] == list(range(1, len(self.phases) + 1)), "scores do not run from 1"
         )
@@ -127,6 +133,26 @@ class Manifest:
                 )
                 expected += shard.rows
             _require(expected <= self.samples, f"phase {phase.score} has more rows than samples")
+
+
+def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
+    """The class labels (samples,) int64 of a store. Raises InputError when they are missing or damaged."""
+    path = folder / LABELS
+    try:
+        labels = np.load(path, allow_pickle=False)
+        _require(
+            labels.shape == (manifest.samples,) and labels.dtype == np.int64, f"they are {labels.dtype} {labels.shape}"
+        )
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"The labels {path} are missing or damaged: {error}. To repair them, {remake(folder)}."
+        ) from error
+    return labels
+
+
+def remake(folder: Path) -> str:
+    """What to do about a store that cannot be used."""
+    return f"remove {folder} and write it again (in a run: fmcefast extract {folder.parent} --force)"
 
 
 def _positive(value: Any) -> bool:

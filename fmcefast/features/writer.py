@@ -1,6 +1,8 @@
 """Writes the FMCS-Dataset: asynchronous, in shards, crash-safe."""
 
 import errno
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +12,22 @@ from typing import Any
 import numpy as np
 
 from fmcefast import _core, files
-from fmcefast.errors import FmcefastError, InputError
-from fmcefast.features.manifest import DTYPES, FILE, HEADER_BYTES, LABELS, Manifest, Phase, Shard
+from fmcefast.errors import DiskFullError, InputError
+from fmcefast.features.manifest import (
+    DTYPES,
+    FILE,
+    HEADER_BYTES,
+    LABELS,
+    Manifest,
+    Phase,
+    Shard,
+    read_labels,
+    remake,
+)
 
 _SHARD_BYTES = 2 << 30
 _QUEUE_BYTES = 256 << 20
+_OUR_FILE = re.compile(r"score-\d+-\d+\.npy(\.partial)?|(manifest\.json|labels\.npy)\.partial")
 
 
 class FeatureMapWriter:
@@ -34,7 +47,7 @@ class FeatureMapWriter:
     labels: (samples,) class labels. dtype: "float16" or "float32", as stored. source: anything JSON, kept in the
     manifest.
 
-    Raises InputError when the folder holds another data set, or a map does not fit; FmcefastError when the disk is
+    Raises InputError when the folder holds another data set, or a map does not fit; DiskFullError when the disk is
     full; OSError when writing fails otherwise, at the next `write` or at the end.
     """
 
@@ -51,14 +64,17 @@ class FeatureMapWriter:
         shard_bytes: int = _SHARD_BYTES,
         queue_bytes: int = _QUEUE_BYTES,
     ):
-        labels = np.asarray(labels, dtype=np.int64)
-        if dtype not in DTYPES:
-            raise InputError(f"Feature maps are stored as {' or '.join(DTYPES)}, not {dtype!r}.")
-        if labels.shape != (samples,) or samples < 1:
-            raise InputError(f"labels must be of shape ({samples},), one for each sample, not {labels.shape}.")
         self.folder = Path(folder)
+        labels = np.asarray(labels, dtype=np.int64)
         phases = [Phase(score, int(epoch)) for score, epoch in enumerate(epochs, start=1)]
-        self._manifest = Manifest(dtype, tuple(shape), samples, phases, dict(source or {}))
+        made_from = json.loads(json.dumps(dict(source or {})))  # as the manifest will give it back
+        self._manifest = Manifest(str(dtype), tuple(map(int, shape)), int(samples), phases, made_from)
+        try:
+            self._manifest.check()
+        except ValueError as error:
+            raise InputError(f"A feature store cannot be made so: {error}.") from error
+        if labels.shape != (samples,):
+            raise InputError(f"labels must be of shape ({samples},), one for each sample, not {labels.shape}.")
         self._rows_per_shard = max(1, (shard_bytes - HEADER_BYTES) // self._manifest.row_bytes)
         self._queue_bytes = queue_bytes
         self._shard: _OpenShard | None = None
@@ -127,23 +143,28 @@ class FeatureMapWriter:
                 np.save(file, labels)
             self._manifest.write(self.folder)
         committed = {shard.file for phase in self._manifest.phases for shard in phase.shards}
-        for stray in [*self.folder.glob("*.partial"), *self.folder.glob("score-*.npy")]:
-            if stray.name not in committed:
-                stray.unlink()
+        for path in self.folder.iterdir():
+            if _OUR_FILE.fullmatch(path.name) and path.name not in committed:
+                path.unlink()
 
     def _continue(self, found: Manifest, labels: np.ndarray) -> None:
         wanted = self._manifest
-        for name in ("dtype", "shape", "samples", "source"):
-            if getattr(found, name) != getattr(wanted, name):
-                raise InputError(
-                    f"{self.folder} holds another data set: {name} is {getattr(found, name)}, not "
-                    f"{getattr(wanted, name)}. Name another folder, or remove it."
-                )
-        if [phase.epoch for phase in found.phases] != [phase.epoch for phase in wanted.phases]:
-            raise InputError(f"{self.folder} holds the phases of other epochs. Name another folder, or remove it.")
-        if not np.array_equal(np.load(self.folder / LABELS), labels):
+        differences = [
+            f"{name} is {getattr(found, name)}, not {getattr(wanted, name)}"
+            for name in ("dtype", "shape", "samples", "epochs")
+            if getattr(found, name) != getattr(wanted, name)
+        ]
+        differences += [
+            f"{name} is {found.source.get(name)}, not {wanted.source.get(name)}"
+            for name in sorted(found.source.keys() | wanted.source.keys())
+            if found.source.get(name) != wanted.source.get(name)
+        ]
+        if not np.array_equal(read_labels(self.folder, found), labels):
+            differences.append("its labels differ")
+        if differences:
             raise InputError(
-                f"{self.folder} holds maps of other images: its labels differ. Name another folder, or remove it."
+                f"{self.folder} holds another data set: {'; '.join(differences)}. Name another folder, or "
+                f"{remake(self.folder)}."
             )
         self._manifest = found
 
@@ -179,10 +200,9 @@ class FeatureMapWriter:
             self._abandon()
             kept = sum(phase.rows for phase in self._manifest.phases)
             total = self._manifest.samples * len(self._manifest.phases)
-            raise FmcefastError(
+            raise DiskFullError(
                 f"The disk of {self.folder} is full. {kept:,} of {total:,} feature maps are safe; the others need "
-                f"{(total - kept) * self._manifest.row_bytes / 1e9:.3g} GB. Free some space and run the same command "
-                "again to go on."
+                f"{(total - kept) * self._manifest.row_bytes / 1e9:.3g} GB."
             ) from error
 
     def _abandon(self) -> None:
@@ -260,6 +280,7 @@ def _as_rows(maps: Any, shape: tuple[int, int, int], target: str) -> tuple[np.nd
         if name == "bfloat16":
             maps = maps.float()
         maps = maps.contiguous().cpu().numpy()
+    maps = maps.astype(maps.dtype.newbyteorder("="), copy=False)
     name = maps.dtype.name
     if name not in ("float16", "float32", "float64"):
         raise InputError(f"Feature maps must be floating point, not {name}.")

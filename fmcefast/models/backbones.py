@@ -28,13 +28,18 @@ class Backbone(nn.Module):
         return self.head(self.features(images))
 
     def feature_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, H, W) of the feature map of one `image_size` square image."""
+        """(C, H, W) of the feature map of one `image_size` square image. Raises InputError when that does not fit."""
         parameter = next(self.parameters())
         training = self.training
         self.eval()
-        with torch.inference_mode():
-            image = torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device)
-            shape = self.features(image).shape[1:]
+        image = torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device)
+        try:
+            with torch.inference_mode():
+                # forward itself: a call would have torch.fx print its own traceback first.
+                shape = self.features.forward(image).shape[1:]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"This backbone cannot take images of {image_size} pixels: {reason}") from error
         self.train(training)
         return tuple(shape)
 

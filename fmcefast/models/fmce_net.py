@@ -73,7 +73,7 @@ class FMCENet(nn.Module):
             net = cls(**settings)
             net.load_state_dict(tensors)
         except FileNotFoundError as error:
-            raise InputError(f"There is no FMCE-Net at {path}. Make one: fmcefast fit") from error
+            raise InputError(f"There is no FMCE-Net at {path}. In a run: fmcefast fit {Path(path).parent}") from error
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{path} is not an FMCE-Net or is damaged: {error}") from error
         return net

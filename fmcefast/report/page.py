@@ -5,12 +5,13 @@ import shlex
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from fmcefast import __version__, files
 from fmcefast.config import FIELDS, resolve
-from fmcefast.loss_log import read_epochs
+from fmcefast.loss_log import Epoch, read_epochs
 from fmcefast.progress import Progress, format_seconds
 from fmcefast.report.figures import confusion_figure, convergence_figure
 from fmcefast.run_folder import RunFolder
@@ -52,7 +53,7 @@ def report(run: RunFolder, progress: Progress) -> ReportResult:
         markers=markers,
         fit=fitted,
         pictures=pictures,
-        timings=_timings(run),
+        timings=_timings(run, epochs),
         command=command_of(run),
         version=__version__,
         demonstration=run.config.data == "digits" or run.config.subset is not None,
@@ -75,37 +76,23 @@ def command_of(run: RunFolder) -> str:
         elif isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
         else:
-            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [flag, str(value)]
     return shlex.join(words)
 
 
-def _timings(run: RunFolder) -> list[dict[str, str]]:
-    """One row for each stage that took time, interrupted attempts added up."""
-    rows: dict[str, dict] = {}
+def _timings(run: RunFolder, epochs: list[Epoch]) -> list[dict[str, str]]:
+    """One row for each stage that took time: training from its epochs, the others with their interrupted attempts."""
+    rows: dict[str, dict[str, Any]] = {}
     for entry in run.history():
-        row = rows.setdefault(entry["stage"], {"seconds": 0.0})
+        row = rows.setdefault(entry["stage"], {"seconds": 0.0, "rate": "", "hardware": ""})
         row["seconds"] += entry["seconds"]
-        row.update({name: value for name, value in entry.items() if name.endswith("_per_second") or name == "hardware"})
-    table = []
-    for stage, row in rows.items():
-        rate = next(
-            (
-                f"{value:,.0f} {name.removesuffix('_per_second')}/s"
-                for name, value in row.items()
-                if name.endswith("_per_second")
-            ),
-            "",
-        )
-        if row["seconds"]:
-            table.append(
-                {
-                    "stage": stage,
-                    "time": format_seconds(row["seconds"]),
-                    "rate": rate,
-                    "hardware": row.get("hardware", ""),
-                }
-            )
-    return table
+        row["hardware"] = entry.get("hardware", row["hardware"])
+        for name, value in entry.items():
+            if name.endswith("_per_second"):
+                row["rate"] = f"{value:,.0f} {name.removesuffix('_per_second')}/s"
+    if "train" in rows:
+        rows["train"]["seconds"] = sum(row.seconds for row in epochs)
+    return [{"stage": stage, **row, "time": format_seconds(row["seconds"])} for stage, row in rows.items()]
 
 
 def _save(figure, path: Path) -> str:

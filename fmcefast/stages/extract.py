@@ -1,6 +1,5 @@
 """The FMCS-Dataset: feature maps of the training images at every epoch marker ([FMCE] IV-D)."""
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from fmcefast.data.loaders import make_loader
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
-from fmcefast.device import amp_type, autocast, describe, pick_device
+from fmcefast.device import amp_type, autocast, describe, pick_device, precision_name
 from fmcefast.features.manifest import FILE, Manifest
 from fmcefast.features.writer import FeatureMapWriter
 from fmcefast.models.backbones import make_backbone
@@ -20,14 +19,13 @@ from fmcefast.stages.markers import require_markers
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """samples: images of each phase; shape: (H, W, C); bytes: of all shards; seconds: 0 when all was done before."""
+    """samples: images of each phase; shape: (H, W, C); bytes: of all shards."""
 
     samples: int
     phases: int
     shape: tuple[int, int, int]
     dtype: str
     bytes: int
-    seconds: float
 
     def explain(self) -> str:
         height, width, channels = self.shape
@@ -47,8 +45,7 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
     markers = require_markers(run)
     config = run.config
     if (run.features / FILE).exists() and Manifest.read(run.features).complete:
-        return _result(run, 0.0)
-    began = time.monotonic()
+        return _result(run)
     device = pick_device()
     dtype = amp_type(config.amp, device)
     source = load_source(config.data, config.data_root, config.subset)
@@ -64,10 +61,16 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
         epochs=markers.markers,
         labels=images.labels,
         dtype=config.dtype,
-        source={**made_from, "precision": describe(device, dtype)},
+        source={**made_from, "precision": precision_name(dtype)},
     )
     todo = sum(len(images) - writer.rows(score) for score in range(1, markers.phases + 1))
-    with writer, progress.task("extract", total=todo, unit="images") as task, torch.inference_mode():
+    with (
+        run.recording("extract") as facts,
+        writer,
+        progress.task("extract", total=todo, unit="images") as task,
+        torch.inference_mode(),
+    ):
+        facts["hardware"] = describe(device, dtype)
         for score, epoch in enumerate(markers.markers, start=1):
             done = writer.rows(score)
             if done == len(images):
@@ -90,19 +93,15 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
                 writer.write(score, maps[max(0, done - first) :])
                 first += len(batch)
                 task.advance(len(batch), note=f"phase {score} of {markers.phases} (epoch {epoch})")
-    seconds = time.monotonic() - began
-    result = _result(run, seconds)
+                facts["images_per_second"] = round(task.rate, 1)
     if writer.overflowed:
         progress.line(
             f"extract: {writer.overflowed:,} values were too large for float16 and became infinite. Use --fp32."
         )
-    run.record(
-        "extract", seconds, images_per_second=round(task.rate, 1), bytes=result.bytes, overflowed=writer.overflowed
-    )
-    return result
+    return _result(run)
 
 
-def _result(run: RunFolder, seconds: float) -> ExtractResult:
+def _result(run: RunFolder) -> ExtractResult:
     manifest = Manifest.read(run.features)
     size = sum(shard.bytes for phase in manifest.phases for shard in phase.shards)
-    return ExtractResult(manifest.samples, len(manifest.phases), manifest.shape, manifest.dtype, size, seconds)
+    return ExtractResult(manifest.samples, len(manifest.phases), manifest.shape, manifest.dtype, size)

@@ -1,7 +1,7 @@
 """Train FMCE-Net on the FMCS-Dataset and measure it on held-out feature maps ([FMCE] IV-E and V-C)."""
 
 import json
-import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -59,7 +59,6 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
         return load_fit(run)
     config = run.config
     dataset = FeatureMapDataset(run.features)
-    began = time.monotonic()
     device = pick_device()
     dtype = amp_type(config.amp, device)
     train_rows, test_rows = split_maps(dataset.samples, dataset.phases, config.split, config.seed)
@@ -73,14 +72,15 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
     if first_epoch > 1:
         load_state(run.fmce_net_resume, net, optimizer, scaler)
 
-    batch_size = config.fmce_batch_size
-    with progress.task("fit", total=len(train_rows) * (config.fmce_epochs + 1 - first_epoch), unit="maps") as task:
+    with (
+        run.recording("fit") as facts,
+        progress.task("fit", total=len(train_rows) * (config.fmce_epochs + 1 - first_epoch), unit="maps") as task,
+    ):
+        facts["hardware"] = describe(device, dtype)
         for epoch in range(first_epoch, config.fmce_epochs + 1):
-            generator = np.random.default_rng([config.seed, epoch])
-            shuffled = generator.permutation(train_rows)
+            shuffled = np.random.default_rng([config.seed, epoch]).permutation(train_rows)
             total = torch.zeros((), dtype=torch.float64, device=device)
-            for first in range(0, len(shuffled), batch_size):
-                rows = shuffled[first : first + batch_size]
+            for rows in _batches(shuffled, config.fmce_batch_size):
                 maps, targets = _to_device(*dataset.batch(rows), device)
                 with autocast(device, dtype):
                     logits = net(maps)
@@ -98,17 +98,15 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
                     "extraction reported values too large for float16."
                 )
             save_state(run.fmce_net_resume, epoch, net, optimizer, scaler)
+            facts["maps_per_second"] = round(task.rate, 1)
             progress.line(_epoch_line(epoch, config.fmce_epochs, mean_loss, task))
+        predicted = predict(net, dataset, test_rows, config.fmce_batch_size, device, dtype)
 
-    predicted = predict(net, dataset, test_rows, batch_size, device, dtype)
-    result = measure(
-        test_rows // dataset.samples, predicted, dataset.phases, config.split, len(train_rows), config.fmce_epochs
-    )
+    true = test_rows // dataset.samples
+    result = measure(true, predicted, dataset.phases, config.split, len(train_rows), config.fmce_epochs)
     net.cpu().save_pretrained(run.fmce_net)
     files.write_json(run.fit_json, asdict(result))
     run.fmce_net_resume.unlink(missing_ok=True)
-    seconds = time.monotonic() - began
-    run.record("fit", seconds, maps_per_second=round(task.rate, 1), hardware=describe(device, dtype))
     return result
 
 
@@ -141,8 +139,8 @@ def predict(
     """Predicted classes (score - 1) of the maps at `rows`, (n,) int64."""
     net.eval()
     predicted = []
-    for first in range(0, len(rows), batch_size):
-        maps, _ = _to_device(*dataset.batch(rows[first : first + batch_size]), device)
+    for batch_rows in _batches(rows, batch_size):
+        maps, _ = _to_device(*dataset.batch(batch_rows), device)
         with autocast(device, dtype):
             predicted.append(net(maps).argmax(1))
     return torch.cat(predicted).cpu().numpy()
@@ -178,6 +176,11 @@ def load_fit(run: RunFolder) -> FitResult:
         raise InputError(f"{run} has no FMCE-Net yet. Make one: fmcefast fit {run}") from error
     except (OSError, TypeError, ValueError) as error:
         raise InputError(f"{run.fit_json} is damaged: {error}. Make it again: fmcefast fit {run} --force") from error
+
+
+def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
 
 
 def _to_device(maps: torch.Tensor, targets: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Epoch markers from the loss of every epoch ([FMCE] IV-B and IV-C)."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 
 from fmcefast import files
@@ -19,16 +20,46 @@ def markers(run: RunFolder, progress: Progress) -> Markers:
 
     Raises InputError when the training is not finished, or when its losses cannot be divided into phases.
     """
+    found = _find(run)
+    text = files.json_text(asdict(found))
+    if not run.markers_json.exists() or run.markers_json.read_text(encoding="utf-8") != text:
+        files.write_text(run.markers_json, text)
+    if found.converged and run.config.keep == "markers":
+        _drop_other_weights(run, found)
+    return found
+
+
+def check_markers(run: RunFolder, may_train: bool) -> None:
+    """Raise InputError when the run cannot get markers under its configuration from the epochs and weights it holds.
+
+    may_train: a training that is not finished will go on.
+    """
+    epochs = read_epochs(run.losses_csv)
+    if may_train and not is_trained(run.config, epochs):
+        _require_weights(run, range(1, len(epochs) + 1))
+    else:
+        _find(run)
+
+
+def _find(run: RunFolder) -> Markers:
     config = run.config
     epochs = read_epochs(run.losses_csv)
     if not epochs or not is_trained(config, epochs):
         raise InputError(f"The training of {run} is not finished ({len(epochs)} epochs). Go on: fmcefast train {run}")
     found = replace(find_markers([row.loss for row in epochs], **marker_settings(config)), source="losses.csv")
-    if not run.markers_json.exists() or load_markers(run) != found:
-        files.write_json(run.markers_json, asdict(found))
-    if found.converged and config.keep == "markers":
-        _drop_other_weights(run, found)
+    if found.converged:
+        _require_weights(run, found.markers)
     return found
+
+
+def _require_weights(run: RunFolder, epochs: Iterable[int]) -> None:
+    missing = [str(epoch) for epoch in epochs if not run.weights_of(epoch).exists()]
+    if missing:
+        raise InputError(
+            f"The weights of the epochs {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''} of {run} are "
+            f"gone (with --keep markers only those of the old markers stay). Train again: fmcefast train {run} "
+            "--force"
+        )
 
 
 def marker_settings(config: Config) -> dict:
@@ -43,9 +74,7 @@ def load_markers(run: RunFolder) -> Markers:
     except FileNotFoundError as error:
         raise InputError(f"{run} has no markers yet. Make them: fmcefast markers {run}") from error
     except (OSError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{run.markers_json} is damaged: {error}. Make it again: fmcefast markers {run} --force"
-        ) from error
+        raise InputError(f"{run.markers_json} is damaged: {error}. Make it again: fmcefast markers {run}") from error
 
 
 def require_markers(run: RunFolder) -> Markers:

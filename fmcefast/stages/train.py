@@ -15,7 +15,7 @@ from fmcefast.data.sources import Source, load_source
 from fmcefast.device import amp_type, autocast, describe, pick_device
 from fmcefast.errors import FmcefastError
 from fmcefast.loss_log import Epoch, read_epochs, write_epochs
-from fmcefast.models.backbones import Backbone, check_backbone, make_backbone
+from fmcefast.models.backbones import Backbone, make_backbone
 from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.run_folder import RunFolder
 from fmcefast.training_state import load_state, save_state, state_epoch
@@ -26,7 +26,7 @@ _BATCHES_BETWEEN_CHECKS = 50
 
 @dataclass(frozen=True)
 class TrainResult:
-    """epochs: done in all; top1: of the last epoch, a fraction of held-out images; loss: of the last epoch."""
+    """epochs, seconds: in all; loss, top1: of the last epoch, top1 a fraction of held-out images."""
 
     epochs: int
     loss: float
@@ -49,9 +49,7 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
     config = run.config
     epochs = _committed_epochs(run)
     if is_trained(config, epochs):
-        return _result(config, epochs, 0.0)
-    check_backbone(config.backbone)
-    began = time.monotonic()
+        return _result(config, epochs)
     device = pick_device()
     dtype = amp_type(config.amp, device)
     source = load_source(config.data, config.data_root, config.subset)
@@ -67,7 +65,11 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
         + (f"; going on after epoch {len(epochs)}" if epochs else "")
     )
     images = len(trainer.train_loader) * trainer.train_loader.batch_size
-    with progress.task("train", total=images * (config.epochs - len(epochs)), unit="images") as task:
+    with (
+        run.recording("train") as facts,
+        progress.task("train", total=images * (config.epochs - len(epochs)), unit="images") as task,
+    ):
+        facts["hardware"] = describe(device, dtype)
         while not is_trained(config, epochs):
             row = trainer.run_epoch(len(epochs) + 1, task, note=_loss_and_cqi(config, epochs))
             trainer.backbone.save(run.weights_of(row.epoch))
@@ -75,12 +77,9 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
             write_epochs(run.losses_csv, epochs)
             # The commit: an epoch without it is trained again.
             save_state(run.resume, row.epoch, trainer.backbone, trainer.optimizer, trainer.scaler)
+            facts["images_per_second"] = round(task.rate, 1)
             progress.line(_epoch_line(config, epochs, task))
-    seconds = time.monotonic() - began
-    run.record(
-        "train", seconds, epochs=len(epochs), images_per_second=round(task.rate, 1), hardware=describe(device, dtype)
-    )
-    return _result(config, epochs, seconds)
+    return _result(config, epochs)
 
 
 def is_trained(config: Config, epochs: list[Epoch]) -> bool:
@@ -98,6 +97,7 @@ class Trainer:
         self.backbone = make_backbone(config.backbone, len(source.classes)).to(
             device, memory_format=torch.channels_last
         )
+        self.backbone.feature_shape(config.image_size)  # an image size that does not fit shows here
         self.optimizer = torch.optim.Adam(self.backbone.parameters(), lr=config.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         recipe = recipe_of(config.data)
@@ -147,8 +147,8 @@ class Trainer:
     def _stop_if_bad(self, epoch: int, first_bad: int, batches: int) -> None:
         if first_bad < batches:
             raise FmcefastError(
-                f"The loss is not finite in epoch {epoch}, batch {first_bad + 1} of {batches}. Epochs 1 to "
-                f"{epoch - 1} are kept. Start again with a smaller --lr or with --amp off (and --force)."
+                f"The loss is not finite in epoch {epoch}, batch {first_bad + 1} of {batches}. {epoch - 1} epochs "
+                "are kept. Start again with a smaller --lr or with --amp off (and --force)."
             )
 
 
@@ -183,7 +183,8 @@ def _converged(config: Config, epochs: list[Epoch]) -> bool:
     return bool((series[first:] <= config.mu).any())
 
 
-def _result(config: Config, epochs: list[Epoch], seconds: float) -> TrainResult:
+def _result(config: Config, epochs: list[Epoch]) -> TrainResult:
+    seconds = sum(row.seconds for row in epochs)
     return TrainResult(len(epochs), epochs[-1].loss, epochs[-1].top1, _converged(config, epochs), seconds)
 
 
@@ -192,7 +193,8 @@ def _loss_and_cqi(config: Config, epochs: list[Epoch]) -> str:
         return ""
     losses = [row.loss for row in epochs]
     value = cqi(losses, alpha=config.alpha, window=config.window, smoothing=config.smoothing)[-1]
-    return f"loss {losses[-1]:.4f}  CQI {value:.2e} (mu {config.mu:.0e})"
+    shown = f"{value:.2e}" if len(losses) > 1 else "-"
+    return f"loss {losses[-1]:.4f}  CQI {shown} (mu {config.mu:.0e})"
 
 
 def _epoch_line(config: Config, epochs: list[Epoch], task: Task) -> str:
