@@ -45,7 +45,7 @@ def main() -> None:
             row("FMCE-Net accuracy, held-out images", [fit["accuracy"]], "fraction"),
             row("FMCE-Net F1, held-out images", [fit["f1"]], "fraction"),
         ]
-        content = document(f"pipeline-{arguments.name}", rows, command=" ".join(command), markers=markers["markers"])
+        content = document(f"pipeline-{arguments.name}", rows, command=shown(command), markers=markers["markers"])
         write(RESULTS / f"pipeline-{arguments.name}.json", content)
         for figure in ("convergence", "confusion"):
             shutil.copy(run / "figures" / f"{figure}.png", RESULTS / f"pipeline-{arguments.name}-{figure}.png")
@@ -62,6 +62,11 @@ def start_up_rows(folder: str) -> list[dict]:
             subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
             taken[name].append(time.perf_counter() - began)
     return [row(name, values, "s") for name, values in taken.items()]
+
+
+def shown(command: list[str]) -> str:
+    """The command without the folders of this machine."""
+    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in command)
 
 
 def history(run: Path) -> list[dict]:
