@@ -328,9 +328,9 @@ def _perform(stage: Callable, folder: RunFolder, progress: Progress) -> Any:
 
 def _kept(folder: RunFolder) -> str:
     from fmcefast.features.manifest import FILE, Manifest
-    from fmcefast.loss_log import read_epochs
+    from fmcefast.stages.train import committed_epochs
 
-    kept = f"{len(read_epochs(folder.losses_csv))} epochs"
+    kept = f"{len(committed_epochs(folder))} epochs"
     if (folder.features / FILE).exists():
         phases = Manifest.read(folder.features).phases
         kept += f" and {sum(phase.rows for phase in phases):,} feature maps"

@@ -47,7 +47,7 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
     Raises FmcefastError when the loss is not finite, naming epoch and batch.
     """
     config = run.config
-    epochs = _committed_epochs(run)
+    epochs = committed_epochs(run)
     if is_trained(config, epochs):
         return _result(config, epochs)
     device = pick_device()
@@ -164,7 +164,7 @@ def measure_top1(backbone: Backbone, loader: Loader, device: torch.device, dtype
     return int(correct) / len(loader.images)
 
 
-def _committed_epochs(run: RunFolder) -> list[Epoch]:
+def committed_epochs(run: RunFolder) -> list[Epoch]:
     """The epochs that the training state covers; a row after them belongs to an epoch that was cut off."""
     epochs, done = read_epochs(run.losses_csv), state_epoch(run.resume)
     if len(epochs) < done:
@@ -194,7 +194,7 @@ def _loss_and_cqi(config: Config, epochs: list[Epoch]) -> str:
     losses = [row.loss for row in epochs]
     value = cqi(losses, alpha=config.alpha, window=config.window, smoothing=config.smoothing)[-1]
     shown = f"{value:.2e}" if len(losses) > 1 else "-"
-    return f"loss {losses[-1]:.4f}  CQI {shown} (mu {config.mu:.0e})"
+    return f"loss {losses[-1]:.4f}  CQI {shown} (mu {config.mu:g})"
 
 
 def _epoch_line(config: Config, epochs: list[Epoch], task: Task) -> str:
