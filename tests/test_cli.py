@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fmcefast.cli import main
 
@@ -110,6 +111,18 @@ def test_nothing_is_made_for_unusable_settings(fmcefast, tmp_path):
     for words in (["--data", "minst"], ["--backbone", "resnet5O"], ["--data", "mnist:x"], ["--alpha", "1.5"]):
         assert fmcefast("run", *words)[0] == 2
         assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_image_stops_the_training_with_its_path(fmcefast, tmp_path):
+    for name in ("cat", "dog"):
+        for number in range(6):
+            path = tmp_path / "photos" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40)).save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    flags = ["--data", "folder:photos", "--image-size", "32", "--epochs", "1", "-b", "4", "--amp", "off"]
+    code, out, err = fmcefast("train", "r", "--backbone", "resnet18", *flags)
+    assert code == 2 and out == "" and f"The image {path} cannot be read" in err
 
 
 def test_no_arguments_show_the_help(fmcefast):

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from fmcefast.data.loaders import make_loader, random_crop, read_image, shift_and_flip
 from fmcefast.data.recipes import Recipe, recipe_of
 from fmcefast.data.sources import ImageSet
-from fmcefast.errors import FmcefastError
+from fmcefast.errors import InputError
 
 PLAIN = Recipe((0.25,), (0.5,))
 
@@ -136,10 +136,10 @@ def test_a_broken_image_is_named(on_disk, content):
     broken = on_disk.paths[13]
     broken.write_bytes(content)
     for training in (False, True):
-        with pytest.raises(FmcefastError, match=rf"{broken} cannot be read"):
+        with pytest.raises(InputError, match=rf"{broken} cannot be read"):
             list(loader_for(on_disk, training=training, batch_size=5))
     broken.unlink()
-    with pytest.raises(FmcefastError, match=rf"{broken} cannot be read"):
+    with pytest.raises(InputError, match=rf"{broken} cannot be read"):
         read_image(broken)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fmcefast.data.sources import load_source
-from fmcefast.errors import FmcefastError, InputError
+from fmcefast.errors import InputError
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_cifar10_in_torchvisions_layout(tmp_path, rng, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
 def test_a_set_that_cannot_be_had_names_the_folder_looked_in(tmp_path, no_network, name):
-    with pytest.raises(FmcefastError, match=rf"{name} is not in {tmp_path}/.* could not be downloaded.*--data-root"):
+    with pytest.raises(InputError, match=rf"{name} is not in {tmp_path}/.* could not be downloaded.*--data-root"):
         load_source(name, tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_damaged_mnist_files_are_not_taken_for_images(tmp_path, no_network):
     raw.mkdir(parents=True)
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (raw / f"{name}-ubyte").write_bytes(gzip.compress(b"nonsense"))
-    with pytest.raises(FmcefastError, match=r"mnist in .* are damaged"):
+    with pytest.raises(InputError, match=r"mnist in .* are damaged"):
         load_source("mnist", tmp_path)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from fmcefast.data.recipes import Recipe
 from fmcefast.data.sources import ImageSet
-from fmcefast.errors import FmcefastError
+from fmcefast.errors import InputError
 
 # Evaluation on files: the shorter side is resized to 8/7 of the frame, of which the centre is cut (256 for 224).
 _CENTRE_CROP_MARGIN = 8 / 7
@@ -158,15 +158,13 @@ class FileLoader(Loader):
 
 
 def read_image(path: Path) -> torch.Tensor:
-    """(3, H, W) uint8. Raises FmcefastError that names the file when it is missing or cannot be decoded."""
+    """(3, H, W) uint8. Raises InputError that names the file when it is missing or cannot be decoded."""
     try:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error) or type(error).__name__
-        raise FmcefastError(
-            f"The image {path} cannot be read: {reason}. Repair or remove it, then run again."
-        ) from error
+        raise InputError(f"The image {path} cannot be read: {reason}. Repair or remove it, then run again.") from error
 
 
 def shift_and_flip(batch_nhwc: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torchvision.datasets
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from fmcefast.errors import FmcefastError, InputError, unknown_name
+from fmcefast.errors import InputError, unknown_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -57,8 +57,8 @@ def load_source(data: str, data_root: str | Path = "data", subset: int | None = 
     """The images of `data` (a name of NAMES). `subset` keeps that many training images, stratified, and as large a part
     of the held-out ones; at least one image of each class stays.
 
-    Raises InputError for an unknown name, a missing folder or a subset that does not fit; FmcefastError when a data set
-    is not on disk and cannot be downloaded.
+    Raises InputError for an unknown name, a missing folder, files that are damaged or cannot be downloaded, or a subset
+    that does not fit.
     """
     name, _, path = data.partition(":")
     if name == "digits":
@@ -101,12 +101,12 @@ def _from_torchvision(name: str, root: Path) -> Source:
         try:
             parts = read(download=True)
         except Exception as error:
-            raise FmcefastError(
+            raise InputError(
                 f"{name} is not in {place} and could not be downloaded ({_first_line(error)}). Put its files there, "
                 f"or point --data-root to the folder that holds {folder.split('/')[0]}."
             ) from error
     except Exception as error:
-        raise FmcefastError(
+        raise InputError(
             f"The files of {name} in {place} are damaged ({_first_line(error)}). Remove them and run again."
         ) from error
     sets = []
