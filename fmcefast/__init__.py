@@ -1,4 +1,7 @@
-"""Feature Map Convergence Evaluation, fast: how mature are a backbone's feature maps?"""
+"""Feature Map Convergence Evaluation, fast: how mature are a backbone's feature maps?
+
+[FMCE] in docstrings is Zhang et al., Feature Map Convergence Evaluation for Functional Module, arXiv 2405.04041.
+"""
 
 from importlib import import_module
 from importlib.util import find_spec

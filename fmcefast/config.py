@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from fmcefast.convergence import SMOOTHINGS
+from fmcefast.convergence import SMOOTHINGS, check_parameters
 from fmcefast.errors import InputError, unknown_name
 
 # The stages of a run, in order. Changing a value undoes the stage it belongs to and all later ones.
@@ -41,7 +41,7 @@ class Config:
     )
     batch_size: int = _value(256, "train", "Images in a batch.", at_least=2)
     lr: float = _value(1e-3, "train", "Adam's learning rate at the start.", above=0.0)
-    amp: str = _value("auto", "train", "Precision of the backbone.", choices=("auto", "bf16", "fp16", "off"))
+    amp: str = _value("auto", "train", "Precision of backbone and FMCE-Net.", choices=("auto", "bf16", "fp16", "off"))
     seed: int = _value(0, "train", "Seed of weights, order and augmentation.", at_least=0, at_most=2**32 - 1)
     keep: str = _value(
         "all", "markers", "Weights to keep once there are markers.", free=True, choices=("all", "markers")
@@ -52,7 +52,7 @@ class Config:
 
     phases: int = _value(10, "markers", "K, the number of convergence phases.", at_least=2)
     mu: float = _value(1e-4, "markers", "The loss has converged when the CQI is at most this.", above=0.0)
-    alpha: float = _value(0.85, "markers", "Weight of the past in the smoothed loss.", above=0.0, at_most=1.0)
+    alpha: float = _value(0.85, "markers", "Weight of the past in the smoothed loss.", above=0.0)
     window: int = _value(5, "markers", "Epochs in the moving average of the CQI.", at_least=1)
     start: int = _value(1, "markers", "The first epoch that may count as converged.", at_least=1)
     smoothing: str = _value("ema", "markers", "The recursion, or the paper's formula as printed.", choices=SMOOTHINGS)
@@ -107,7 +107,9 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     if name not in PRESETS or bool(colon and path) != (name == "folder"):
         raise unknown_name("data set", data, [*PRESETS.keys() - {"folder"}, "folder:PATH"])
     preset = PRESETS[name]
-    return Config(**{name: check_value(name, value) for name, value in {**preset, **given}.items()})
+    config = Config(**{name: check_value(name, value) for name, value in {**preset, **given}.items()})
+    check_parameters(alpha=config.alpha, smoothing=config.smoothing)
+    return config
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def cqi(losses, *, alpha: float = 0.85, window: int = 5, smoothing: str = "ema")
     Raises InputError on a bad loss or parameter.
     """
     losses = _checked_losses(losses)
-    _check_parameters(alpha=alpha, window=window, smoothing=smoothing)
+    check_parameters(alpha=alpha, window=window, smoothing=smoothing)
     series, _, _ = _loops(losses)
     out = np.empty(len(losses))
     series(losses, alpha, window, smoothing == "literal", out)
@@ -97,7 +97,7 @@ def find_markers(
     Raises InputError on a bad loss or parameter, or when fewer than K epochs lie between E_0 and E_K.
     """
     losses = _checked_losses(losses, positive=True)
-    _check_parameters(phases=phases, mu=mu, alpha=alpha, window=window, smoothing=smoothing)
+    check_parameters(phases=phases, mu=mu, alpha=alpha, window=window, smoothing=smoothing)
     literal = smoothing == "literal"
     _, find_convergence, find_crossings = _loops(losses)
 
@@ -147,7 +147,7 @@ def find_markers(
 def smoothed(losses, *, alpha: float = 0.85, smoothing: str = "ema") -> np.ndarray:
     """The smoothed losses S (M,) float64 that the CQI looks at."""
     losses = _checked_losses(losses)
-    _check_parameters(alpha=alpha, smoothing=smoothing)
+    check_parameters(alpha=alpha, smoothing=smoothing)
     out = losses.copy()
     for m in range(1, len(losses)):
         out[m] = kernel.smooth_step(out[m - 1], losses[m - 1], losses[m], alpha, smoothing == "literal")
@@ -185,7 +185,8 @@ def _checked_losses(losses, positive: bool = False) -> np.ndarray:
     return losses
 
 
-def _check_parameters(*, alpha: float, smoothing: str, window: int = 1, phases: int = 1, mu: float = 1.0) -> None:
+def check_parameters(*, alpha: float, smoothing: str, window: int = 1, phases: int = 1, mu: float = 1.0) -> None:
+    """Raise InputError for a parameter of the CQI or the markers that is out of range."""
     if smoothing not in SMOOTHINGS:
         raise unknown_name("smoothing", str(smoothing), SMOOTHINGS)
     if not 0 < alpha <= 1 or (smoothing == "ema" and alpha == 1):

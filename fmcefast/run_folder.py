@@ -136,6 +136,7 @@ def open_run(
     differences = old.differences(new)
     stages = {FIELDS[name].metadata["stage"] for name in differences if not FIELDS[name].metadata["free"]}
     undone = min(stages, key=STAGES.index) if stages else redo
+    check(run, undone)
     if stages:
         lost = [stage for stage in STAGES[STAGES.index(undone) :] if stage in _COSTLY and run.begun(stage)]
         if lost and redo is None:
@@ -144,7 +145,6 @@ def open_run(
                 f"{path} was made with another configuration: {listed}. Give --force to redo {' and '.join(lost)} "
                 "there, or name another folder."
             )
-    check(run, undone)
     if undone is not None:
         run.undo(undone)
     if differences:

@@ -1,4 +1,4 @@
-"""The Convergence Quantification Indicator over a loss sequence, and the epoch markers (FMCE, IV-B and IV-C).
+"""The Convergence Quantification Indicator over a loss sequence, and the epoch markers ([FMCE] IV-B and IV-C).
 
 Every function here is a plain loop: Python runs it as it stands, and `compiled` gives the same loop through Numba. Both
 do the same float64 operations in the same order, so their results are equal bit for bit. Indices are 0-based.

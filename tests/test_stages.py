@@ -9,6 +9,7 @@ import torch
 
 from fmcefast.config import resolve
 from fmcefast.convergence import find_markers
+from fmcefast.data.loaders import epoch_seed
 from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type
 from fmcefast.errors import FmcefastError, InputError
@@ -106,7 +107,7 @@ def test_an_epoch_is_plain_adam_on_cross_entropy(cpu):
     trainer, reference = trainer_for(cpu), trainer_for(cpu)
     row = train_epoch(trainer, 1)
     network, loader = reference.backbone, reference.train_loader
-    torch.manual_seed(0 * 1_000_003 + 1)
+    torch.manual_seed(epoch_seed(0, 1))
     network.train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
     losses = []

@@ -43,6 +43,11 @@ def make_loader(
     return kind(images, recipe, image_size, batch_size, training, device, seed, workers or os.cpu_count() or 1)
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of everything random in one epoch of a run."""
+    return seed * 1_000_003 + epoch
+
+
 class Loader:
     """What the loaders share: length, order and seeds."""
 
@@ -72,7 +77,7 @@ class Loader:
         return whole if self.training or rest == 0 else whole + 1
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         self.epoch += 1
         order = (
             torch.randperm(len(self.images), generator=generator) if self.training else torch.arange(len(self.images))

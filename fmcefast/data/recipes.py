@@ -1,5 +1,4 @@
-"""How the images of a data set are normalised and augmented (READING of [FMCE] V-A; the paper names no
-augmentation)."""
+"""How the images of a data set are normalised and augmented ([FMCE] V-A; the paper names no augmentation)."""
 
 from dataclasses import dataclass
 

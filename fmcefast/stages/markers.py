@@ -37,6 +37,11 @@ def check_markers(run: RunFolder, may_train: bool) -> None:
     epochs = read_epochs(run.losses_csv)
     if may_train and not is_trained(run.config, epochs):
         _require_weights(run, range(1, len(epochs) + 1))
+    elif not is_trained(run.config, epochs):
+        raise InputError(
+            f"With these settings the training of {run} is not finished ({len(epochs)} epochs). Go on with them: "
+            f"fmcefast run {run} with the same settings and --force."
+        )
     else:
         _find(run)
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fmcefast.config import Config
 from fmcefast.convergence import cqi
-from fmcefast.data.loaders import Loader, make_loader
+from fmcefast.data.loaders import Loader, epoch_seed, make_loader
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import Source, load_source
 from fmcefast.device import amp_type, autocast, describe, pick_device
@@ -114,7 +114,7 @@ class Trainer:
         """Train one epoch and measure top-1. Raises FmcefastError on a loss that is not finite."""
         began = time.monotonic()
         # Dropout and the like draw from here: an epoch does not depend on how the one before it was reached.
-        torch.manual_seed(self.config.seed * 1_000_003 + epoch)
+        torch.manual_seed(epoch_seed(self.config.seed, epoch))
         self.backbone.train()
         self.train_loader.epoch = epoch
         batches = len(self.train_loader)
