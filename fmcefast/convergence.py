@@ -3,13 +3,19 @@
 Epochs are 1-based, the logarithm is natural.
 """
 
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from math import ceil, floor, log10
+from math import ceil, floor, isnan, log10
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from fmcefast.errors import InputError, unknown_name
-from fmcefast.kernels import cqi as kernel
+from fmcefast.kernels.cqi import loops
+from fmcefast.kernels.cqi.search import BadLoss, Criterion, Found, Slices, search_chunks
+from fmcefast.sequences import as_sequence
 
 SMOOTHINGS = ("ema", "literal")
 
@@ -60,24 +66,74 @@ class Markers:
         )
 
 
-def cqi(losses, *, alpha: float = 0.85, window: int = 5, smoothing: str = "ema") -> np.ndarray:
+@dataclass(frozen=True)
+class Curves:
+    """Raw losses, smoothed losses and CQI (n,) float64 of the epochs `first`, `first` + 1, ..."""
+
+    first: int
+    losses: np.ndarray
+    smoothed: np.ndarray
+    cqi: np.ndarray
+
+
+def curves(
+    losses: Any, *, alpha: float = 0.85, window: int = 5, smoothing: str = "ema", chunk: int = 1 << 20
+) -> Iterator[Curves]:
+    """What Fig. 3 of [FMCE] draws, a chunk at a time; losses and errors as for `cqi`."""
+    check_parameters(alpha=alpha, window=window, smoothing=smoothing)
+    losses = as_sequence(losses, short=_PLAIN_LIMIT)
+    fill_curves = _loops(losses).fill_curves
+    block, tail = np.zeros(window + 1), np.zeros(window + 1)
+    first, smooth, previous = 0, np.nan, np.nan
+    for part in Slices(losses, chunk) if isinstance(losses, np.ndarray) else losses:
+        if not np.isfinite(part).all():
+            at = int(np.argmin(np.isfinite(part)))
+            raise InputError(f"The loss of epoch {first + at + 1} is {part[at]:g}; every loss must be finite.")
+        smooths, indicators = np.empty(len(part)), np.empty(len(part))
+        begin = 0
+        if first == 0 and len(part):
+            smooth, previous = part[0], part[0]
+            smooths[0], indicators[0], begin = smooth, np.nan, 1
+        fill_curves(
+            part[begin:], first + begin, smooth, previous, alpha, window, smoothing == "literal", block, tail,
+            smooths[begin:], indicators[begin:],
+        )  # fmt: skip
+        if len(part):
+            smooth, previous = smooths[-1], part[-1]
+            yield Curves(first + 1, part, smooths, indicators)
+        first += len(part)
+
+
+def cqi(
+    losses: Any, *, alpha: float = 0.85, window: int = 5, smoothing: str = "ema", out: np.ndarray | None = None
+) -> np.ndarray:
     """The Convergence Quantification Indicator of every epoch ([FMCE] IV-B).
 
     The mean absolute change of the smoothed loss over the last `min(window, m - 1)` epochs.
 
-    losses: (M,) raw losses, finite. Returns (M,) float64, NaN first.
-    Raises InputError on a bad loss or parameter.
+    losses: (M,) raw losses, finite, as for `find_markers`.
+    out: (M,) float64 to write to, such as a memory map when M numbers are too many for memory.
+    Returns (M,) float64, NaN first. Raises InputError on a bad loss or parameter.
     """
-    losses = _checked_losses(losses)
-    check_parameters(alpha=alpha, window=window, smoothing=smoothing)
-    series, _, _ = _loops(losses)
-    out = np.empty(len(losses))
-    series(losses, alpha, window, smoothing == "literal", out)
+    losses = as_sequence(losses, short=_PLAIN_LIMIT)
+    parts = curves(losses, alpha=alpha, window=window, smoothing=smoothing)
+    if out is None and not isinstance(losses, np.ndarray):
+        return np.concatenate([part.cqi for part in parts])
+    if out is None:
+        out = np.empty(len(losses))
+    done = 0
+    for part in parts:
+        done = part.first - 1 + len(part.cqi)
+        if done > len(out):
+            break
+        out[part.first - 1 : done] = part.cqi
+    if done != len(out):
+        raise InputError(f"out holds {len(out)} numbers; it must hold one for each loss.")
     return out
 
 
 def find_markers(
-    losses,
+    losses: Any,
     *,
     phases: int = 10,
     mu: float = 1e-4,
@@ -85,34 +141,41 @@ def find_markers(
     window: int = 5,
     smoothing: str = "ema",
     start: int = 1,
+    threads: int | None = None,
 ) -> Markers:
     """Epoch markers E_1..E_K: the epochs that cut the way to convergence into K equal steps of log loss ([FMCE] IV-C).
 
-    losses: (M,) raw losses, one an epoch, positive and finite: array, sequence or CPU tensor.
+    losses: (M,) raw losses, one an epoch, positive and finite: an array or memory map of any real dtype, a list, a
+    tensor; or chunks of them, too many for memory: an iterable that can be gone through twice, or an iterator, which is
+    kept in a temporary file meanwhile.
     phases: K; mu: the CQI at or below which the loss counts as converged; alpha, window: smoothing and moving average;
     smoothing: "ema" (S[m] = a S[m-1] + (1-a) L[m]) or "literal" (S[m] = a L[m-1] + (1-a) L[m], as printed);
-    start: first epoch that may count as converged.
+    start: first epoch that may count as converged; threads: those that search a long array, by default one a core.
 
-    Targets that fall into one epoch are spread to neighbouring ones, and `adjusted` says so.
+    Targets that fall into one epoch are spread to neighbouring ones, and `adjusted` says so. The result depends neither
+    on the threads nor on the way the losses are given.
     Raises InputError on a bad loss or parameter, or when fewer than K epochs lie between E_0 and E_K.
     """
-    losses = _checked_losses(losses, positive=True)
-    check_parameters(phases=phases, mu=mu, alpha=alpha, window=window, smoothing=smoothing)
-    literal = smoothing == "literal"
-    _, find_convergence, find_crossings = _loops(losses)
-
-    end, value, lowest, lowest_at = find_convergence(losses, mu, alpha, window, literal, start - 1)
-    last = end if end >= 0 else len(losses) - 1
-    origin = int(np.argmax(losses[: last + 1]))
-    found = Markers(
+    check_parameters(phases=phases, mu=mu, alpha=alpha, window=window, smoothing=smoothing, threads=threads)
+    losses = as_sequence(losses, short=_PLAIN_LIMIT)
+    wanted = Criterion(mu, alpha, window, smoothing == "literal", start - 1, phases)
+    try:
+        found = _search(losses, wanted, threads)
+    except BadLoss as error:
+        raise InputError(
+            f"The loss of epoch {error.index + 1} is {error.value:g}; every loss must be positive (2.3e-308 or "
+            "more) and finite, because the markers divide its logarithm."
+        ) from error
+    end, origin = found.end, found.origin
+    markers = Markers(
         status="not-converged",
-        epochs=len(losses),
+        epochs=found.length,
         e0=origin + 1,
         markers=None,
         adjusted=False,
-        cqi=float(value) if len(losses) > 1 else None,
-        min_cqi=float(lowest) if lowest_at >= 0 else None,
-        min_cqi_epoch=lowest_at + 1 if lowest_at >= 0 else None,
+        cqi=None if isnan(found.cqi) else found.cqi,
+        min_cqi=found.lowest if found.lowest_at >= 0 else None,
+        min_cqi_epoch=found.lowest_at + 1 if found.lowest_at >= 0 else None,
         phases=phases,
         mu=mu,
         alpha=alpha,
@@ -120,10 +183,8 @@ def find_markers(
         smoothing=smoothing,
     )
     if end < 0:
-        return found
-
-    crossings = np.empty(phases, dtype=np.int64)
-    if find_crossings(losses, origin, end, alpha, literal, crossings) == 0:
+        return markers
+    if found.gap == 0:
         raise InputError(
             f"The smoothed loss is the same at epoch {origin + 1} and at convergence (epoch {end + 1}): there is "
             "nothing to divide into phases. Choose a smaller --mu or a later --start, or check that the log holds "
@@ -135,29 +196,34 @@ def find_markers(
             f"{end + 1}): too few for {phases} phases. Choose fewer --phases, a smaller --mu or a later --start, or "
             "record the loss more often than once an epoch."
         )
-    markers = _spread(crossings)
+    spread = _spread(found.crossings)
     return replace(
-        found,
+        markers,
         status="converged",
-        markers=[int(m) + 1 for m in markers],
-        adjusted=not np.array_equal(markers, crossings),
+        markers=[int(m) + 1 for m in spread],
+        adjusted=not np.array_equal(spread, found.crossings),
     )
 
 
-def smoothed(losses, *, alpha: float = 0.85, smoothing: str = "ema") -> np.ndarray:
-    """The smoothed losses S (M,) float64 that the CQI looks at."""
-    losses = _checked_losses(losses)
-    check_parameters(alpha=alpha, smoothing=smoothing)
-    out = losses.copy()
-    for m in range(1, len(losses)):
-        out[m] = kernel.smooth_step(out[m - 1], losses[m - 1], losses[m], alpha, smoothing == "literal")
-    return out
+def _search(losses: np.ndarray | Iterable[np.ndarray], wanted: Criterion, threads: int | None) -> Found:
+    chunks = Slices(losses) if isinstance(losses, np.ndarray) else losses
+    if chunks is losses or len(losses) <= _PLAIN_LIMIT:
+        return search_chunks(chunks, wanted, _loops(losses))
+    from fmcefast.kernels.cqi.compiled import compiled
+    from fmcefast.kernels.cqi.scan_search import ScanSearch, can_scan
+
+    if not can_scan(wanted):
+        return search_chunks(chunks, wanted, _loops(losses))
+    return ScanSearch(losses, wanted, *compiled(), threads or len(os.sched_getaffinity(0))).found()
 
 
-def _loops(losses: np.ndarray):
-    if len(losses) > _PLAIN_LIMIT:
-        return kernel.compiled()
-    return kernel.cqi_series, kernel.find_convergence, kernel.find_crossings
+def _loops(losses: np.ndarray | Iterable[np.ndarray]) -> ModuleType | SimpleNamespace:
+    """The plain loops, or the compiled ones for what is long."""
+    if isinstance(losses, np.ndarray) and len(losses) <= _PLAIN_LIMIT:
+        return loops
+    from fmcefast.kernels.cqi.compiled import compiled
+
+    return compiled()[0]
 
 
 def _spread(crossings: np.ndarray) -> np.ndarray:
@@ -168,24 +234,9 @@ def _spread(crossings: np.ndarray) -> np.ndarray:
     return np.minimum(forward, ceiling)
 
 
-def _checked_losses(losses, positive: bool = False) -> np.ndarray:
-    losses = np.ascontiguousarray(losses, dtype=np.float64)
-    if losses.ndim != 1 or len(losses) == 0:
-        raise InputError(f"Losses must be a non-empty sequence of numbers, not of shape {losses.shape}.")
-    bad = ~np.isfinite(losses)
-    if positive:
-        bad |= losses <= 0
-    if bad.any():
-        first = int(np.argmax(bad))
-        wanted = "positive and finite, because the markers divide its logarithm" if positive else "finite"
-        raise InputError(
-            f"The loss of epoch {first + 1} is {losses[first]:g}; every loss must be {wanted}. {int(bad.sum())} of "
-            f"{len(losses)} are not."
-        )
-    return losses
-
-
-def check_parameters(*, alpha: float, smoothing: str, window: int = 1, phases: int = 1, mu: float = 1.0) -> None:
+def check_parameters(
+    *, alpha: float, smoothing: str, window: int = 1, phases: int = 1, mu: float = 1.0, threads: int | None = None
+) -> None:
     """Raise InputError for a parameter of the CQI or the markers that is out of range."""
     if smoothing not in SMOOTHINGS:
         raise unknown_name("smoothing", str(smoothing), SMOOTHINGS)
@@ -197,6 +248,8 @@ def check_parameters(*, alpha: float, smoothing: str, window: int = 1, phases: i
         raise InputError(f"phases must be at least 1, not {phases}.")
     if not mu > 0:
         raise InputError(f"mu must be greater than 0, not {mu}.")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, not {threads}.")
 
 
 def _round_up(value: float) -> float:

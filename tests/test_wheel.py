@@ -48,7 +48,7 @@ def test_it_holds_the_package_and_nothing_else(installed):
     package = {name for name in files if not name.startswith("fmcefast-")}
     assert all(name.startswith("fmcefast/") for name in package)
     assert {
-        "fmcefast/kernels/cqi.py",
+        "fmcefast/kernels/cqi/loops.py",
         "fmcefast/py.typed",
         "fmcefast/_core.pyi",
         "fmcefast/report/report.html.j2",

@@ -1,55 +1,53 @@
-"""The figures of a run, as matplotlib figures."""
+"""The figures of a run or a loss log, as matplotlib figures."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from fmcefast.convergence import Markers, cqi, smoothed
+from fmcefast.convergence import Markers, curves
 from fmcefast.loss_log import Epoch
 
 _RAW, _SMOOTH, _MARK = "#9aa5b1", "#1f5f99", "#c8553d"
+
+# Longer logs are drawn by the smallest and the largest value of each of so many stretches, finer than a pixel.
+_STRETCHES = 2000
 
 
 def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
     """[FMCE] Fig. 3: the loss raw and smoothed, the CQI against mu, the markers on the log curve; and top-1 beside
     them."""
-    settings = {"alpha": markers.alpha, "smoothing": markers.smoothing}
-    losses = np.array([row.loss for row in epochs])
-    smooth = smoothed(losses, **settings)
-    indicator = cqi(losses, window=markers.window, **settings)
-    number = np.arange(1, len(losses) + 1)
-
     figure = Figure(figsize=(11, 7.4), layout="constrained")
     (loss, index), (log_loss, accuracy) = figure.subplots(2, 2)
+    drawn = _thinned(np.array([row.loss for row in epochs]), markers)
+    _draw_convergence(loss, index, log_loss, drawn, markers)
 
-    loss.plot(number, losses, color=_RAW, label="raw")
-    loss.plot(number, smooth, color=_SMOOTH, label=f"smoothed ({markers.smoothing})")
-    loss.set(title="(a) Training loss", ylabel="loss")
-    loss.legend(frameon=False)
-
-    index.semilogy(number, indicator, color=_SMOOTH, label="CQI")
-    index.axhline(markers.mu, color=_MARK, linestyle="--", linewidth=1, label=f"mu = {markers.mu:g}")
-    index.set(title="(b) Convergence Quantification Indicator", ylabel="CQI (log scale)")
-
-    log_loss.plot(number, np.log(smooth), color=_SMOOTH)
-    log_loss.set(title="(c) Epoch markers on the log of the smoothed loss", ylabel="log loss")
-
-    accuracy.plot(number, [row.top1 for row in epochs], color=_SMOOTH)
+    accuracy.plot(drawn.epochs, [row.top1 for row in epochs], color=_SMOOTH)
     accuracy.set(title="(d) Backbone top-1 on held-out images", ylabel="top-1")
-
     if markers.converged:
-        end = markers.markers[-1]
-        index.plot(end, indicator[end - 1], "o", color=_MARK, label=f"converged: epoch {end}")
-        _draw_phases(log_loss, np.log(smooth), markers)
         marked = np.array(markers.markers)
         accuracy.plot(marked, [epochs[m - 1].top1 for m in marked], "o", color=_MARK, markersize=4, label="markers")
         accuracy.legend(frameon=False, loc="lower right")
-    index.legend(frameon=False)
-    for axes in (loss, index, log_loss, accuracy):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+    _finish(loss, index, log_loss, accuracy)
+    return figure
+
+
+def log_figure(losses: Any, markers: Markers) -> Figure:
+    """[FMCE] Fig. 3 a to c for losses (M,) as `find_markers` takes them, which are gone through once, in chunks."""
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    loss, index, log_loss = figure.subplots(1, 3)
+    drawn = _thinned(losses, markers)
+    _draw_convergence(loss, index, log_loss, drawn, markers)
+    _finish(loss, index, log_loss)
+    if drawn.stretch > 1:
+        figure.supxlabel(
+            f"{markers.epochs:,} epochs; of every {drawn.stretch:,} the smallest and the largest value are drawn",
+            fontsize=9,
+            color="#555555",
+        )
     return figure
 
 
@@ -73,12 +71,79 @@ def confusion_figure(confusion: list[list[int]]) -> Figure:
     return figure
 
 
-def _draw_phases(axes, log_smooth: np.ndarray, markers: Markers) -> None:
-    start, end = log_smooth[markers.e0 - 1], log_smooth[markers.markers[-1] - 1]
+@dataclass(frozen=True)
+class _Drawn:
+    """Points of the three curves, and what the smoothed loss and the CQI are at the marked epochs."""
+
+    stretch: int  # epochs for each of which smallest and largest value are kept; 1 keeps all
+    epochs: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    cqi: np.ndarray
+    at: dict[int, tuple[float, float]]
+
+
+def _thinned(losses: Any, markers: Markers) -> _Drawn:
+    stretch = -(-markers.epochs // _STRETCHES) if markers.epochs > 2 * _STRETCHES else 1
+    marked = [markers.e0, *(markers.markers or [])]
+    settings = {"alpha": markers.alpha, "window": markers.window, "smoothing": markers.smoothing}
+    parts: list[list[np.ndarray]] = []
+    at = {}
+    for part in curves(losses, **settings, chunk=max(1, (1 << 20) // stretch) * stretch):
+        number = np.arange(part.first, part.first + len(part.losses))
+        parts.append([_extremes(curve, stretch) for curve in (part.losses, part.smoothed, part.cqi)])
+        parts[-1].append(number if stretch == 1 else np.repeat(number[::stretch], 2))
+        for epoch in marked:
+            if part.first <= epoch < part.first + len(part.losses):
+                at[epoch] = float(part.smoothed[epoch - part.first]), float(part.cqi[epoch - part.first])
+    raw, smooth, indicator, epochs = (np.concatenate(curve) for curve in zip(*parts, strict=True))
+    return _Drawn(stretch, epochs, raw, smooth, indicator, at)
+
+
+def _extremes(values: np.ndarray, stretch: int) -> np.ndarray:
+    """Smallest and largest value of every stretch, one after the other; a stretch of 1 keeps the values."""
+    if stretch == 1:
+        return values
+    begins = np.arange(0, len(values), stretch)
+    return np.stack([np.fmin.reduceat(values, begins), np.fmax.reduceat(values, begins)], axis=1).ravel()
+
+
+def _draw_convergence(loss: Axes, index: Axes, log_loss: Axes, drawn: _Drawn, markers: Markers) -> None:
+    loss.plot(drawn.epochs, drawn.losses, color=_RAW, label="raw")
+    loss.plot(drawn.epochs, drawn.smoothed, color=_SMOOTH, label=f"smoothed ({markers.smoothing})")
+    loss.set(title="(a) Training loss", ylabel="loss")
+    loss.legend(frameon=False)
+
+    index.semilogy(drawn.epochs, drawn.cqi, color=_SMOOTH, label="CQI")
+    index.axhline(markers.mu, color=_MARK, linestyle="--", linewidth=1, label=f"mu = {markers.mu:g}")
+    index.set(title="(b) Convergence Quantification Indicator", ylabel="CQI (log scale)")
+    if markers.converged:
+        end = markers.markers[-1]
+        index.plot(end, drawn.at[end][1], "o", color=_MARK, label=f"converged: epoch {end:,}")
+    index.legend(frameon=False)
+
+    log_loss.plot(drawn.epochs, np.log(drawn.smoothed), color=_SMOOTH)
+    log_loss.set(title="(c) Epoch markers on the log of the smoothed loss", ylabel="log loss")
+    if markers.converged:
+        _draw_phases(log_loss, drawn.at, markers)
+
+
+def _draw_phases(axes: Axes, at: dict[int, tuple[float, float]], markers: Markers) -> None:
+    start, end = (np.log(at[epoch][0]) for epoch in (markers.e0, markers.markers[-1]))
     for k in range(markers.phases + 1):
         axes.axhline(start + (end - start) * k / markers.phases, color=_MARK, alpha=0.25, linewidth=0.7)
     axes.plot(markers.e0, start, "s", color=_SMOOTH, markersize=5)
     axes.annotate("E0", (markers.e0, start), textcoords="offset points", xytext=(6, 2), fontsize=8)
-    for k, m in enumerate(markers.markers, start=1):
-        axes.plot(m, log_smooth[m - 1], "o", color=_MARK, markersize=4)
-        axes.annotate(f"E{k}", (m, log_smooth[m - 1]), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    for k, epoch in enumerate(markers.markers, start=1):
+        axes.plot(epoch, np.log(at[epoch][0]), "o", color=_MARK, markersize=4)
+        axes.annotate(f"E{k}", (epoch, np.log(at[epoch][0])), textcoords="offset points", xytext=(5, 4), fontsize=8)
+
+
+def _finish(*panels: Axes) -> None:
+    for axes in panels:
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.get_xlim()[1] > 100_000:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)

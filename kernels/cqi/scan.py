@@ -1,0 +1,291 @@
+"""A quick look at long stretches of losses: how low can the CQI be there, and between which values do the losses lie?
+
+The arithmetic is vectorised, so it rounds in another order than the plain loops. What it finds is true up to the
+rounding that `search` allows for; whatever that leaves open, `search` gives to the plain loops.
+Losses are (n,) float64, C-contiguous; read-only ones are welcome.
+"""
+
+from functools import partial
+
+import numpy as np
+from numba import boolean, float64, int64, njit, types
+
+PIECE = 1 << 16  # losses of which one scan makes one summary
+BLOCK = 64
+_TILE = 2048  # losses that stay in the first-level cache between two looks at them
+_NARROW = 256  # windows below hold too few whole blocks for a useful bound
+_NARROW_TILE = 1024
+
+
+def _cacheable() -> bool:
+    try:
+        njit(cache=True)(_cacheable)
+    except RuntimeError:  # no folder that Numba may write to
+        return False
+    return True
+
+
+jit = partial(njit, nogil=True, cache=_cacheable())
+
+_LOSSES = types.Array(types.float64, 1, "C", readonly=True)
+_VECTOR = float64[::1]
+_REORDER = {"reassoc", "contract", "nsz"}  # infinities and NaN stay what they are
+
+
+@jit(types.void(_LOSSES, float64, _VECTOR), fastmath=_REORDER)
+def _literal(losses, alpha, out):
+    """Two-term averages of losses (n + 1,) into `out` (n,)."""
+    now, before = losses[1:], losses[:-1]
+    beta = 1.0 - alpha
+    for i in range(len(out)):
+        out[i] = alpha * before[i] + beta * now[i]
+
+
+@jit(types.void(_LOSSES, float64, _VECTOR, _VECTOR), fastmath=_REORDER)
+def _ema(losses, alpha, fours, out):
+    """Continue the recursion from out[:8] over losses (n + 7,), from the 7 before on, into out[8:] (n,).
+
+    Eight steps at once: S[m] = a^8 S[m-8] + (terms of L[m-7] .. L[m]); `fours` (n + 4,) is scratch.
+    """
+    n = len(losses) - 7
+    w0 = 1.0 - alpha
+    w1 = w0 * alpha
+    w2 = w1 * alpha
+    w3 = w2 * alpha
+    x0, x1, x2, x3 = losses[3:], losses[2:], losses[1:], losses
+    for i in range(n + 4):
+        fours[i] = (w0 * x0[i] + w1 * x1[i]) + (w2 * x2[i] + w3 * x3[i])
+    alpha4 = (alpha * alpha) * (alpha * alpha)
+    later = fours[4:]
+    ahead = out[8:]
+    for i in range(n):
+        ahead[i] = later[i] + alpha4 * fours[i]
+    alpha8 = alpha4 * alpha4
+    # Named variables, because an array of eight would live in memory.
+    s0, s1, s2, s3, s4, s5, s6, s7 = out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7]
+    whole = n - n % 8
+    for k in range(8, 8 + whole, 8):
+        s0 = alpha8 * s0 + out[k]
+        s1 = alpha8 * s1 + out[k + 1]
+        s2 = alpha8 * s2 + out[k + 2]
+        s3 = alpha8 * s3 + out[k + 3]
+        s4 = alpha8 * s4 + out[k + 4]
+        s5 = alpha8 * s5 + out[k + 5]
+        s6 = alpha8 * s6 + out[k + 6]
+        s7 = alpha8 * s7 + out[k + 7]
+        out[k] = s0
+        out[k + 1] = s1
+        out[k + 2] = s2
+        out[k + 3] = s3
+        out[k + 4] = s4
+        out[k + 5] = s5
+        out[k + 6] = s6
+        out[k + 7] = s7
+    for k in range(8 + whole, 8 + n):
+        out[k] += alpha8 * out[k - 8]
+
+
+@jit(types.UniTuple(int64, 2)(_LOSSES))
+def bit_range(losses):
+    """Smallest and largest bit pattern, as integers.
+
+    Positive floats are ordered as their bit patterns are. Zero and negative floats have patterns <= 0, NaN one above or
+    far below that of infinity. Integers, because their minimum is vectorised.
+    """
+    bits = losses.view(np.int64)
+    low = high = bits[0]
+    for i in range(len(bits)):
+        low = min(low, bits[i])
+        high = max(high, bits[i])
+    return low, high
+
+
+@jit(types.void(_LOSSES, _VECTOR), fastmath=_REORDER)
+def _block_sums(smooth, sums):
+    """Sums of the absolute changes of smooth (n * BLOCK + 1,) over each block, into `sums` (n,)."""
+    before, now = smooth[:-1], smooth[1:]
+    for j in range(len(sums)):
+        s0 = s1 = s2 = s3 = 0.0
+        for i in range(j * BLOCK, (j + 1) * BLOCK, 4):
+            s0 += abs(now[i] - before[i])
+            s1 += abs(now[i + 1] - before[i + 1])
+            s2 += abs(now[i + 2] - before[i + 2])
+            s3 += abs(now[i + 3] - before[i + 3])
+        sums[j] = (s0 + s2) + (s1 + s3)
+
+
+@jit(float64(_LOSSES), fastmath=_REORDER)
+def _change_sum(smooth):
+    """Sum of the absolute changes of smooth (n + 1,)."""
+    before, now = smooth[:-1], smooth[1:]
+    total = 0.0
+    for i in range(len(now)):
+        total += abs(now[i] - before[i])
+    return total
+
+
+@jit(float64(_LOSSES, int64, _VECTOR, int64, int64, float64))
+def _lowest_by_blocks(smooth, n, sums, window, first, limit):
+    """A lower bound of the sums of `window` changes that end at index first .. n - 1; 0 when one is <= `limit`.
+
+    A window that ends in block j holds all of the window // BLOCK - 1 blocks before it: only where their sum is at or
+    below `limit` the windows are summed themselves. Change e is the one from smooth[e] to smooth[e + 1].
+    """
+    whole = window // BLOCK - 1
+    lowest = np.inf
+    j = (first - 1) // BLOCK
+    bound = 0.0
+    for i in range(j - whole, j):
+        bound += sums[i]
+    total = 0.0
+    summed_at = -1  # the last change of the window that `total` sums
+    renew_at = 0
+    while j * BLOCK < n - 1:
+        if bound > limit:
+            lowest = min(lowest, bound)
+        else:
+            for e in range(max(j * BLOCK, first - 1), min((j + 1) * BLOCK, n - 1)):
+                if e != summed_at + 1 or e >= renew_at:
+                    total = _change_sum(smooth[e + 1 - window : e + 2])
+                    renew_at = e + window
+                else:
+                    total += abs(smooth[e + 1] - smooth[e]) - abs(smooth[e - window + 1] - smooth[e - window])
+                if total <= limit:
+                    return 0.0
+                summed_at = e
+                lowest = min(lowest, total)
+        if j < len(sums):
+            bound += sums[j] - sums[j - whole]
+        j += 1
+    return lowest
+
+
+@jit(types.void(_LOSSES, _VECTOR), fastmath=_REORDER)
+def _changes(smooth, out):
+    """Absolute changes of smooth (n + 1,) into `out` (n,)."""
+    before, now = smooth[:-1], smooth[1:]
+    for i in range(len(out)):
+        out[i] = abs(now[i] - before[i])
+
+
+@jit(types.void(_VECTOR, _VECTOR, _VECTOR), fastmath=_REORDER)
+def _add(left, right, out):
+    for i in range(len(out)):
+        out[i] = left[i] + right[i]
+
+
+@jit(float64(_LOSSES, int64, int64, int64))
+def _lowest_by_doubling(smooth, n, window, first):
+    """The smallest sum of `window` changes that end at index first .. n - 1.
+
+    Sums of 1, 2, 4, .. changes; those of the binary digits of `window`, laid end to end, make its sums.
+    """
+    rows = np.empty((3, _NARROW_TILE + _NARROW))
+    lowest = np.int64(np.iinfo(np.int64).max)
+    for begin in range(first, n, _NARROW_TILE):
+        end = min(n, begin + _NARROW_TILE)
+        length = end - begin + window - 1
+        power = sums = 0
+        _changes(smooth[begin - window : end], rows[power, :length])
+        covered, width = 0, 1
+        while True:
+            if window & width:
+                if covered == 0:
+                    sums = power
+                else:
+                    spare = 3 - power - sums
+                    _add(rows[sums, covered:length], rows[power, : length - covered], rows[spare, covered:length])
+                    sums = spare
+                covered += width
+            if covered == window:
+                break
+            spare = (power + 1) % 3
+            if covered > 0 and spare == sums:
+                spare = (spare + 1) % 3
+            _add(rows[power, width:length], rows[power, : length - width], rows[spare, width:length])
+            power = spare
+            width *= 2
+        lowest = min(lowest, bit_range(rows[sums, window - 1 : length])[0])
+    return np.array([lowest]).view(np.float64)[0]
+
+
+@jit(
+    types.Tuple((_VECTOR, int64[:, ::1]))(_LOSSES, int64, int64, int64, float64, boolean, int64, float64),
+)
+def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
+    """Summaries of `losses` from index `begin` on, one for every PIECE of them.
+
+    losses: what lies before `begin` is history: all there is, or at least `window + warm_up` losses.
+    start: first index whose window counts. warm_up: losses after which the recursion has forgotten where it began.
+    Returns (lowest, ranges): lowest (pieces,), a lower bound of the sums of `window` changes of the smoothed loss, above
+    `limit` where all of them are, and infinite where no window counts; ranges (4, pieces), the `bit_range` of the losses
+    and that of the smoothed losses.
+    """
+    pieces = (len(losses) - begin + PIECE - 1) // PIECE
+    lowest = np.empty(pieces)
+    ranges = np.empty((4, pieces), np.int64)
+    smooth = np.empty(PIECE + window)
+    sums = np.empty(len(smooth) // BLOCK)
+    fours = np.empty(_TILE + 4)
+    for piece in range(pieces):
+        lo = begin + piece * PIECE
+        hi = min(lo + PIECE, len(losses))
+        base = max(0, lo - window)
+        n = hi - base
+        if literal:
+            smooth[0] = losses[0]
+            done = 1 if base == 0 else 0
+        else:
+            at = max(0, base - warm_up)
+            value = losses[at]
+            for i in range(at + 1, base + 1):
+                value = alpha * value + (1.0 - alpha) * losses[i]
+            smooth[0] = value
+            done = min(8, n)
+            for i in range(1, done):
+                smooth[i] = alpha * smooth[i - 1] + (1.0 - alpha) * losses[base + i]
+
+        blocks = 0
+        seen = lo - base
+        low, high = np.int64(np.iinfo(np.int64).max), np.int64(np.iinfo(np.int64).min)
+        smoothed_low, smoothed_high = low, high
+        while seen < n:
+            end = min(n, done + _TILE)
+            if literal:
+                _literal(losses[base + done - 1 : base + end], alpha, smooth[done:end])
+            elif end > done:
+                _ema(losses[base + done - 7 : base + end], alpha, fours, smooth[done - 8 : end])
+            done = end
+            if window >= _NARROW:
+                whole = (done - 1) // BLOCK
+                _block_sums(smooth[blocks * BLOCK : whole * BLOCK + 1], sums[blocks:whole])
+                blocks = whole
+            if done > seen:
+                least, most = bit_range(losses[base + seen : base + done])
+                low, high = min(low, least), max(high, most)
+                least, most = bit_range(smooth[seen:done])
+                smoothed_low, smoothed_high = min(smoothed_low, least), max(smoothed_high, most)
+                seen = done
+
+        first = max(lo, window, start) - base
+        if first >= n:
+            lowest[piece] = np.inf
+        elif window >= _NARROW:
+            lowest[piece] = _lowest_by_blocks(smooth, n, sums[:blocks], window, first, limit)
+        else:
+            lowest[piece] = _lowest_by_doubling(smooth, n, window, first)
+        ranges[0, piece], ranges[1, piece] = low, high
+        ranges[2, piece], ranges[3, piece] = smoothed_low, smoothed_high
+    return lowest, ranges
+
+
+@jit(types.UniTuple(float64, 2)(_LOSSES, float64, float64, float64))
+def squeeze(losses, low, high, alpha):
+    """Follow the recursion from two starting values; where they meet, so does every start between them.
+
+    One operation after the other and each monotone even when rounded, so that the result is that of the plain loop.
+    """
+    for loss in losses:
+        low = alpha * low + (1.0 - alpha) * loss
+        high = alpha * high + (1.0 - alpha) * loss
+    return low, high

@@ -1,0 +1,215 @@
+"""The search of `search.search_chunks` in a long array: it scans for bounds, and most of the array needs no more.
+
+Both give the same. The bounds allow for the scan's rounding, and what they leave open is given to the plain loops, which
+start in the middle of the array with the very numbers that they would have arrived with.
+"""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+from fmcefast.kernels.cqi.search import SMALLEST, BadLoss, Criterion, Found, Slices
+
+_STRIP = 32  # pieces that a thread scans at a time
+_REACH = 1 << 16  # longest history that is gone back for
+_ROUNDING = 2.0**-35  # of the scan in a window's mean, in parts of the largest loss; more than 4 * _REACH * 2^-53
+_SMALLEST_BITS, _INFINITE_BITS = (int(np.array(value).view(np.int64)) for value in (SMALLEST, math.inf))
+
+
+def can_scan(wanted: Criterion) -> bool:
+    """Whether short enough a history decides what happens in a piece."""
+    return wanted.window + _warm_up(wanted) <= _REACH
+
+
+def _warm_up(wanted: Criterion) -> int:
+    """Losses after which less than 2^-60 is left of where the smoothing began."""
+    return 1 if wanted.literal else 8 + math.ceil(60 * math.log(2) / -math.log(wanted.alpha))
+
+
+class ScanSearch:
+    """Search losses (M,) of any real dtype; vectors that are not contiguous float64 are converted by the strip.
+
+    loops, scan: as `compiled` gives them. `found` is the result and raises BadLoss.
+    """
+
+    def __init__(self, losses: np.ndarray, wanted: Criterion, loops: SimpleNamespace, scan: ModuleType, threads: int):
+        self.losses, self.wanted, self.loops, self.scan = losses, wanted, loops, scan
+        self.size = scan.PIECE
+        self.pieces = -(-len(losses) // self.size)
+        self.lowest_sums = np.empty(self.pieces)
+        self.ranges = np.empty((4, self.pieces), np.int64)
+        self.peak = 0.0
+        self.threads = threads
+
+    def found(self) -> Found:
+        with ThreadPoolExecutor(self.threads) as pool:
+            end, smooth, cqi, lowest, lowest_at = self._converged(pool)
+        if end < 0:
+            _, smooth, cqi, _, _ = self._loop_over(self.pieces - 1)
+            lowest, lowest_at = self._lowest()
+        origin = self._largest(len(self.losses) - 1 if end < 0 else end)
+        gap, crossings = 0.0, np.full(self.wanted.phases, end)
+        if end >= 0:
+            origin_smooth = self._smooth_at(origin)
+            gap = abs(math.log(smooth) - math.log(origin_smooth))
+            if gap > 0:
+                self._cross(origin, end, origin_smooth, gap, crossings)
+        return Found(len(self.losses), end, cqi, lowest, lowest_at, origin, gap, crossings)
+
+    def _converged(self, pool: ThreadPoolExecutor) -> tuple[int, float, float, float, int]:
+        """What `find_convergence` returns for the whole array; raises BadLoss even for a loss after the end."""
+        result = -1, math.nan, math.nan, math.inf, -1
+        stop = Event()
+        strips = [(first, min(first + _STRIP, self.pieces)) for first in range(0, self.pieces, _STRIP)]
+
+        def look(strip: tuple[int, int]) -> tuple[int, int]:
+            self._check(*strip) if stop.is_set() else self._scan(*strip)
+            return strip
+
+        for first, last in pool.map(look, strips):
+            for piece in range(first, last):
+                if result[0] >= 0:
+                    break
+                self.peak = max(self.peak, _value(self.ranges[1, piece]))
+                if self._may_reach(piece, self.wanted.mu):
+                    result = self._loop_over(piece)
+            if result[0] >= 0:
+                stop.set()
+        return result
+
+    def _scan(self, first: int, last: int, aim: float | None = None) -> None:
+        """Fill in the bounds of pieces first .. last - 1; window means above `aim` need not be exact."""
+        wanted = self.wanted
+        aim = wanted.mu if aim is None else aim
+        warm_up = _warm_up(wanted)
+        begin = first * self.size
+        history = min(begin, wanted.window + warm_up)
+        losses = self._part(begin - history, last * self.size)
+        self.lowest_sums[first:last], self.ranges[:, first:last] = self.scan.scan(
+            losses, history, wanted.start - begin + history, wanted.window, wanted.alpha, wanted.literal, warm_up,
+            aim * wanted.window * (1 + 1e-6),
+        )  # fmt: skip
+        self._refuse_bad(first, last)
+
+    def _check(self, first: int, last: int) -> None:
+        self.ranges[:2, first:last] = np.array([self.scan.bit_range(self._part(first * self.size, last * self.size))]).T
+        self._refuse_bad(first, last)
+
+    def _refuse_bad(self, first: int, last: int) -> None:
+        low, high = self.ranges[0, first:last].min(), self.ranges[1, first:last].max()
+        if low < _SMALLEST_BITS or high >= _INFINITE_BITS:
+            raise BadLoss.first_in(self._part(first * self.size, last * self.size), first * self.size)
+
+    @property
+    def _bounds_hold(self) -> bool:
+        """Near the ends of float64 they do not."""
+        return 1e-280 < self.peak < 1e300 / self.wanted.window
+
+    @property
+    def _error(self) -> float:
+        """Bound on what rounding does to a smoothed loss or to the mean of a window."""
+        return self.peak * _ROUNDING / (1.0 if self.wanted.literal else 1.0 - self.wanted.alpha)
+
+    def _may_reach(self, piece: int, value: float) -> bool:
+        """Whether the exact CQI may be <= value in a piece; the peak must be that of all losses up to its end."""
+        window = self.wanted.window
+        if not self._bounds_hold:
+            return True
+        reach = window * (value * (1 + 2.0**-30) + self._error)
+        return not self.lowest_sums[piece] > reach
+
+    def _loop_over(self, piece: int) -> tuple[int, float, float, float, int]:
+        """What `find_convergence` returns for one piece, having gone over all before it."""
+        wanted = self.wanted
+        lo = max(piece * self.size, 1)
+        # Windows are whole again one block of changes after the beginning of a block.
+        begin = max((lo - 1) // wanted.window - 1, 0) * wanted.window
+        return self.loops.find_convergence(
+            self._part(begin + 1, (piece + 1) * self.size), begin + 1, self._smooth_at(begin), float(self.losses[begin]),
+            wanted.mu, wanted.alpha, wanted.window, wanted.literal, max(wanted.start, lo),
+            np.zeros(wanted.window + 1), np.zeros(wanted.window + 1),
+        )  # fmt: skip
+
+    def _lowest(self) -> tuple[float, int]:
+        """The smallest CQI of a full window and its index, where none is <= mu."""
+        best = math.inf, -1
+        for piece in np.argsort(self.lowest_sums, kind="stable"):
+            if self._bounds_hold and math.isinf(self.lowest_sums[piece]):
+                break  # no full window here, nor in the pieces after it
+            if best[1] >= 0 and self._may_reach(piece, best[0]):
+                self._scan(piece, piece + 1, aim=best[0])
+            if self._may_reach(piece, best[0]):
+                _, _, _, lowest, at = self._loop_over(piece)
+                if at >= 0:
+                    best = min(best, (lowest, at))
+        return best
+
+    def _largest(self, last: int) -> int:
+        """Index of the first largest loss up to index `last`."""
+        whole = last // self.size
+        rest = self._part(whole * self.size, last + 1)
+        at = whole * self.size + int(np.argmax(rest))
+        if whole > 0:
+            piece = int(np.argmax(self.ranges[1, :whole]))
+            if _value(self.ranges[1, piece]) >= self.losses[at]:
+                at = piece * self.size + int(np.argmax(self._part(piece * self.size, (piece + 1) * self.size)))
+        return at
+
+    def _smooth_at(self, at: int) -> float:
+        """The smoothed loss at an index, as the plain loops have it there."""
+        alpha = self.wanted.alpha
+        if at == 0:
+            return float(self.losses[0])
+        if self.wanted.literal:
+            previous, loss = self._part(at - 1, at + 1).tolist()
+            return alpha * previous + (1.0 - alpha) * loss
+        history = 2 * _warm_up(self.wanted)
+        while history < at:
+            # All smoothed losses lie between these; where both roads meet, so does the one between.
+            low, high = self.scan.squeeze(self._part(at - history, at + 1), 0.0, 2 * self.peak, alpha)
+            if low == high:
+                return low
+            history *= 8
+        smooth = previous = float(self.losses[0])
+        for chunk in Slices(self.losses[1 : at + 1]):
+            smooth = self.loops.smooth_at_end(chunk, smooth, previous, alpha, False)
+        return smooth
+
+    def _cross(self, origin: int, end: int, origin_smooth: float, gap: float, crossings: np.ndarray) -> None:
+        wanted = self.wanted
+        origin_log = math.log(origin_smooth)
+        k, arrived, smooth = 1, origin, origin_smooth
+        for piece in range(origin // self.size, end // self.size + 1):
+            if k == wanted.phases:
+                break
+            if not self._may_cross(piece, origin_log, k * gap / wanted.phases):
+                continue
+            lo, hi = max(piece * self.size, origin + 1), min((piece + 1) * self.size, end + 1)
+            if lo >= hi:
+                continue
+            if arrived != lo - 1:
+                smooth = self._smooth_at(lo - 1)
+            k, smooth = self.loops.find_crossings(
+                self._part(lo, hi), lo, smooth, float(self.losses[lo - 1]), origin_log, gap, k, wanted.alpha,
+                wanted.literal, crossings,
+            )  # fmt: skip
+            arrived = hi - 1
+
+    def _may_cross(self, piece: int, origin_log: float, moved: float) -> bool:
+        if not self._bounds_hold:
+            return True
+        low, high = (_value(bits) for bits in self.ranges[2:, piece])
+        down = math.exp(origin_log - moved + 1e-9)
+        up = math.exp(min(origin_log + moved - 1e-9, 709.0))  # exp overflows beyond
+        return low - self._error <= down or high + self._error >= up
+
+    def _part(self, begin: int, end: int) -> np.ndarray:
+        return np.ascontiguousarray(self.losses[begin:end], np.float64)
+
+
+def _value(bits: np.int64) -> float:
+    return float(bits.view(np.float64))

@@ -1,0 +1,125 @@
+"""E_0, E_K and the crossings between them, by the plain loops ([FMCE] IV-C)."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+
+# Smaller losses, and sums of parts of them, lose their digits and then vanish.
+SMALLEST = float(np.finfo(np.float64).tiny)
+
+
+class BadLoss(ValueError):
+    """A loss below SMALLEST, infinite or NaN, and its index."""
+
+    def __init__(self, index: int, value: float):
+        super().__init__(f"loss {index} is {value}")
+        self.index, self.value = index, value
+
+    @classmethod
+    def first_in(cls, losses: np.ndarray, offset: int) -> "BadLoss":
+        """The first one in losses (n,), of which one is bad; they begin at index `offset`."""
+        at = int(np.argmin((losses >= SMALLEST) & (losses < math.inf)))
+        return cls(offset + at, float(losses[at]))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found in `length` losses; indices are 0-based."""
+
+    length: int
+    end: int  # first index with a full window and CQI <= mu, or -1
+    cqi: float  # there, or at the last index
+    lowest: float  # smallest CQI of a full window up to there, from `start` on
+    lowest_at: int  # -1 when there is no such window
+    origin: int  # the largest loss up to there
+    gap: float  # abs(log S[end] - log S[origin]); 0 when there is no end
+    crossings: np.ndarray  # (K,) int64: first indices that have moved k/K of the gap; the last is `end`
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """When a loss counts as converged: parameters as of `fmcefast.find_markers`; `start` is an index."""
+
+    mu: float
+    alpha: float
+    window: int
+    literal: bool
+    start: int
+    phases: int
+
+
+def search_chunks(chunks: Iterable[np.ndarray], wanted: Criterion, loops: ModuleType | SimpleNamespace) -> Found:
+    """Search a sequence given as chunks (n,) float64, which are gone through twice when it has converged.
+
+    loops: the module `loops`, or its functions compiled. Raises BadLoss.
+    """
+    window_state = np.zeros(wanted.window + 1), np.zeros(wanted.window + 1)
+    length, end, value = 0, -1, math.nan
+    lowest, lowest_at = math.inf, -1
+    peak, origin = -math.inf, -1
+    smooth = previous = origin_smooth = math.nan
+    for chunk in _checked(chunks):
+        if end < 0:
+            if length == 0:
+                smooth = previous = float(chunk[0])
+            first = max(length, 1)
+            rest = chunk[first - length :]
+            before = smooth, previous
+            end, smooth, last_value, low, low_at = loops.find_convergence(
+                rest, first, smooth, previous, wanted.mu, wanted.alpha, wanted.window, wanted.literal, wanted.start,
+                *window_state,
+            )  # fmt: skip
+            value = last_value if len(rest) else value
+            lowest, lowest_at = min((lowest, lowest_at), (low, low_at), key=lambda pair: pair[0])
+            seen = chunk if end < 0 else chunk[: end - length + 1]
+            at = int(np.argmax(seen))
+            if seen[at] > peak:
+                peak, origin = float(seen[at]), length + at
+                origin_smooth = loops.smooth_at_end(
+                    seen[first - length : at + 1], *before, wanted.alpha, wanted.literal
+                )
+            previous = float(seen[-1])
+        length += len(chunk)
+
+    gap = abs(math.log(smooth) - math.log(origin_smooth)) if end >= 0 else 0.0
+    crossings = np.full(wanted.phases, end)
+    if gap > 0:
+        k, first, smooth, previous = 1, 0, origin_smooth, peak
+        for chunk in chunks:
+            part = chunk[max(origin + 1 - first, 0) : end + 1 - first]
+            if len(part):
+                k, smooth = loops.find_crossings(
+                    part, max(first, origin + 1), smooth, previous, math.log(origin_smooth), gap, k, wanted.alpha,
+                    wanted.literal, crossings,
+                )  # fmt: skip
+                previous = float(part[-1])
+            first += len(chunk)
+            if k == wanted.phases or first > end:
+                break
+    return Found(length, end, value, lowest, lowest_at, origin, gap, crossings)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A vector (M,) of any real dtype as chunks (n,) float64."""
+
+    losses: np.ndarray
+    size: int = 1 << 20
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for first in range(0, len(self.losses), self.size):
+            yield np.ascontiguousarray(self.losses[first : first + self.size], np.float64)
+
+
+def _checked(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    length = 0
+    for chunk in chunks:
+        if not ((chunk >= SMALLEST) & (chunk < math.inf)).all():
+            raise BadLoss.first_in(chunk, length)
+        if len(chunk):
+            yield chunk
+        length += len(chunk)

@@ -1,0 +1,118 @@
+"""The search that scans for bounds finds, to the last bit, what the plain loops find."""
+
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+from fmcefast.kernels.cqi.compiled import compiled
+from fmcefast.kernels.cqi.scan_search import ScanSearch, can_scan
+from fmcefast.kernels.cqi.search import BadLoss, Criterion, Slices, search_chunks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+LOOPS, SCAN = compiled()
+WINDOWS = [1, 2, 3, 5, 8, 100, 255, 256, 257, 319, 320, 1000, 5000]
+
+
+def decaying(rng, length):
+    return 2.3 * np.exp(-np.arange(length) * rng.uniform(2, 9) / length) * (1 + 0.05 * rng.standard_normal(length))
+
+
+KINDS = {
+    "random": lambda rng, n: rng.random(n) + 1e-3,
+    "constant": lambda rng, n: np.full(n, rng.random() + 0.1),
+    "rising": lambda rng, n: np.linspace(0.1, 1 + rng.random(), n),
+    "decaying": decaying,
+    "plateaus": lambda rng, n: np.repeat(rng.random(n // 50 + 1) + 0.1, 50)[:n],
+    "spiky": lambda rng, n: decaying(rng, n) + 1e6 * (rng.random(n) < 1e-4),
+    "tiny after a spike": lambda rng, n: np.where(np.arange(n) == n // 3, 1e6, 1e-9 * (1 + rng.random(n))),
+    "waves": lambda rng, n: 1.5 + np.sin(np.arange(n) / (20 + 100 * rng.random())) * np.exp(-np.arange(n) / n),
+    "few values": lambda rng, n: rng.integers(1, 4, n) / 4,
+    "heavy": lambda rng, n: np.exp(20 * rng.standard_normal(n)),
+    "huge": lambda rng, n: 1e307 * (1 + rng.random(n)),
+    "smallest": lambda rng, n: 2.3e-308 * (1 + rng.random(n)),
+}
+
+
+def both(losses, wanted, threads):
+    expected = search_chunks(Slices(losses), wanted, LOOPS)
+    found = ScanSearch(losses, wanted, LOOPS, SCAN, threads).found()
+    return expected, found
+
+
+def assert_same(losses, wanted, threads=2):
+    expected, found = both(losses, wanted, threads)
+    np.testing.assert_equal(astuple(found), astuple(expected))
+    return found
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    length=st.one_of(st.sampled_from(WINDOWS), st.integers(1, 3000), st.integers(60_000, 200_000)),
+    extra=st.integers(0, 2),
+    window=st.sampled_from(WINDOWS),
+    alpha=st.sampled_from([0.0001, 0.5, 0.85, 0.99, 0.999]),
+    literal=st.booleans(),
+    phases=st.integers(1, 12),
+    rank=st.floats(0, 1.2),
+    start=st.sampled_from([0, 3, 70_000]),
+    seed=st.integers(0, 1000),
+)
+def test_the_search_by_bounds_equals_the_plain_one(
+    kind, length, extra, window, alpha, literal, phases, rank, start, seed
+):
+    losses = KINDS[kind](np.random.default_rng(seed), length + extra)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mu = threshold(losses, alpha, window, literal, start, rank)
+        wanted = Criterion(mu, alpha, window, literal, start, phases)
+        assert can_scan(wanted)
+        assert_same(losses, wanted, threads=1 + seed % 3)
+
+
+def threshold(losses, alpha, window, literal, start, rank):
+    """A mu that is met about `rank` of the way down from the first full window to the lowest; beyond 1 none meets it."""
+    never = search_chunks(Slices(losses), Criterion(-1.0, alpha, window, literal, start, 1), LOOPS)
+    highest = search_chunks(Slices(losses), Criterion(np.inf, alpha, window, literal, start, 1), LOOPS).cqi
+    if never.lowest_at < 0 or not 0 < never.lowest < np.inf or not highest < np.inf:
+        return 1.0
+    if rank > 1:
+        return never.lowest * (1 - 1e-15)  # missed by a rounding error
+    return max(highest ** (1 - rank) * never.lowest**rank, never.lowest)
+
+
+@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("window", [5, 300])
+def test_a_threshold_that_is_met_exactly_or_missed_by_one_rounding(window, literal):
+    losses = decaying(np.random.default_rng(1), 200_000)
+    lowest = search_chunks(Slices(losses), Criterion(0.0, 0.85, window, literal, 0, 1), LOOPS)
+    met = assert_same(losses, Criterion(lowest.lowest, 0.85, window, literal, 0, 10))
+    assert met.end == lowest.lowest_at
+    missed = assert_same(losses, Criterion(np.nextafter(lowest.lowest, 0), 0.85, window, literal, 0, 10))
+    assert missed.end == -1 and missed.lowest == lowest.lowest
+
+
+def test_a_plateau_that_never_forgets_where_it_came_from():
+    # Rounded, the recursion stops short of a constant: from above at another value than from below.
+    losses = np.r_[2.0, np.full(199_999, 0.7)]
+    stuck = search_chunks(Slices(losses), Criterion(1e-300, 0.85, 5, False, 0, 3), LOOPS)
+    assert stuck.end > 0 and stuck.cqi == 0
+    assert_same(losses, Criterion(1e-300, 0.85, 5, False, 150_000, 3))
+
+
+def test_long_memories_are_not_scanned():
+    assert not can_scan(Criterion(1e-3, 0.99999, 5, False, 0, 10))
+    assert not can_scan(Criterion(1e-3, 0.85, 100_000, False, 0, 10))
+    assert can_scan(Criterion(1e-3, 1.0, 5, True, 0, 10))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 0.0, -0.0, -1.0, 1e-310])
+@pytest.mark.parametrize("places", [(0,), (65_536, 199_999), (70_000, 70_001), (199_999,)])
+def test_the_first_bad_loss_is_named_even_after_the_end(bad, places):
+    losses = decaying(np.random.default_rng(2), 200_000)
+    losses[list(places)] = bad
+    for mu in (1e-9, 1.0):
+        with pytest.raises(BadLoss) as caught:
+            ScanSearch(losses, Criterion(mu, 0.85, 5, False, 0, 10), LOOPS, SCAN, 2).found()
+        assert caught.value.index == places[0]
+        np.testing.assert_equal(caught.value.value, bad)
