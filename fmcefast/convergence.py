@@ -14,7 +14,7 @@ import numpy as np
 
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.kernels.cqi import loops
-from fmcefast.kernels.cqi.search import BadLoss, Criterion, Found, Slices, search_chunks
+from fmcefast.kernels.cqi.search import BadLossError, Criterion, Found, Slices, search_chunks
 from fmcefast.sequences import as_sequence
 
 SMOOTHINGS = ("ema", "literal")
@@ -161,7 +161,7 @@ def find_markers(
     wanted = Criterion(mu, alpha, window, smoothing == "literal", start - 1, phases)
     try:
         found = _search(losses, wanted, threads)
-    except BadLoss as error:
+    except BadLossError as error:
         raise InputError(
             f"The loss of epoch {error.index + 1} is {error.value:g}; every loss must be positive (2.3e-308 or "
             "more) and finite, because the markers divide its logarithm."

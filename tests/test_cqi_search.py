@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fmcefast.kernels.cqi.compiled import compiled
 from fmcefast.kernels.cqi.scan_search import ScanSearch, can_scan
-from fmcefast.kernels.cqi.search import BadLoss, Criterion, Slices, search_chunks
+from fmcefast.kernels.cqi.search import BadLossError, Criterion, Slices, search_chunks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,7 +71,7 @@ def test_the_search_by_bounds_equals_the_plain_one(
 
 
 def threshold(losses, alpha, window, literal, start, rank):
-    """A mu that is met about `rank` of the way down from the first full window to the lowest; beyond 1 none meets it."""
+    """A mu that is met about `rank` of the way down from the first full window to the lowest; beyond 1 none does."""
     never = search_chunks(Slices(losses), Criterion(-1.0, alpha, window, literal, start, 1), LOOPS)
     highest = search_chunks(Slices(losses), Criterion(np.inf, alpha, window, literal, start, 1), LOOPS).cqi
     if never.lowest_at < 0 or not 0 < never.lowest < np.inf or not highest < np.inf:
@@ -112,7 +112,7 @@ def test_the_first_bad_loss_is_named_even_after_the_end(bad, places):
     losses = decaying(np.random.default_rng(2), 200_000)
     losses[list(places)] = bad
     for mu in (1e-9, 1.0):
-        with pytest.raises(BadLoss) as caught:
+        with pytest.raises(BadLossError) as caught:
             ScanSearch(losses, Criterion(mu, 0.85, 5, False, 0, 10), LOOPS, SCAN, 2).found()
         assert caught.value.index == places[0]
         np.testing.assert_equal(caught.value.value, bad)

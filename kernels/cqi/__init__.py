@@ -1,1 +1,1 @@
-"""The Convergence Quantification Indicator of long loss sequences: plain loops, and a search that skips most of them."""
+"""The Convergence Quantification Indicator of long loss sequences: plain loops, and a search that skips most."""

@@ -11,7 +11,6 @@ from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-
 from fmcefast.kernels.cqi import loops
 
 

@@ -217,9 +217,9 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
 
     losses: what lies before `begin` is history: all there is, or at least `window + warm_up` losses.
     start: first index whose window counts. warm_up: losses after which the recursion has forgotten where it began.
-    Returns (lowest, ranges): lowest (pieces,), a lower bound of the sums of `window` changes of the smoothed loss, above
-    `limit` where all of them are, and infinite where no window counts; ranges (4, pieces), the `bit_range` of the losses
-    and that of the smoothed losses.
+    Returns (lowest, ranges): lowest (pieces,), a lower bound of the sums of `window` changes of the smoothed loss,
+    above `limit` where all of them are, and infinite where no window counts; ranges (4, pieces), the `bit_range` of the
+    losses and that of the smoothed losses.
     """
     pieces = (len(losses) - begin + PIECE - 1) // PIECE
     lowest = np.empty(pieces)

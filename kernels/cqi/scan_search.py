@@ -1,18 +1,16 @@
 """The search of `search.search_chunks` in a long array: it scans for bounds, and most of the array needs no more.
 
-Both give the same. The bounds allow for the scan's rounding, and what they leave open is given to the plain loops, which
-start in the middle of the array with the very numbers that they would have arrived with.
+Both give the same. The bounds allow for the scan's rounding, and what they leave open is given to the plain loops,
+which start in the middle of the array with the very numbers that they would have arrived with.
 """
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
-
-from fmcefast.kernels.cqi.search import SMALLEST, BadLoss, Criterion, Found, Slices
+from fmcefast.kernels.cqi.search import SMALLEST, BadLossError, Criterion, Found, Slices
 
 _STRIP = 32  # pieces that a thread scans at a time
 _REACH = 1 << 16  # longest history that is gone back for
@@ -33,7 +31,7 @@ def _warm_up(wanted: Criterion) -> int:
 class ScanSearch:
     """Search losses (M,) of any real dtype; vectors that are not contiguous float64 are converted by the strip.
 
-    loops, scan: as `compiled` gives them. `found` is the result and raises BadLoss.
+    loops, scan: as `compiled` gives them. `found` is the result and raises BadLossError.
     """
 
     def __init__(self, losses: np.ndarray, wanted: Criterion, loops: SimpleNamespace, scan: ModuleType, threads: int):
@@ -61,7 +59,7 @@ class ScanSearch:
         return Found(len(self.losses), end, cqi, lowest, lowest_at, origin, gap, crossings)
 
     def _converged(self, pool: ThreadPoolExecutor) -> tuple[int, float, float, float, int]:
-        """What `find_convergence` returns for the whole array; raises BadLoss even for a loss after the end."""
+        """What `find_convergence` returns for the whole array; raises BadLossError even for a loss after the end."""
         result = -1, math.nan, math.nan, math.inf, -1
         stop = Event()
         strips = [(first, min(first + _STRIP, self.pieces)) for first in range(0, self.pieces, _STRIP)]
@@ -102,7 +100,7 @@ class ScanSearch:
     def _refuse_bad(self, first: int, last: int) -> None:
         low, high = self.ranges[0, first:last].min(), self.ranges[1, first:last].max()
         if low < _SMALLEST_BITS or high >= _INFINITE_BITS:
-            raise BadLoss.first_in(self._part(first * self.size, last * self.size), first * self.size)
+            raise BadLossError.first_in(self._part(first * self.size, last * self.size), first * self.size)
 
     @property
     def _bounds_hold(self) -> bool:
@@ -129,8 +127,8 @@ class ScanSearch:
         # Windows are whole again one block of changes after the beginning of a block.
         begin = max((lo - 1) // wanted.window - 1, 0) * wanted.window
         return self.loops.find_convergence(
-            self._part(begin + 1, (piece + 1) * self.size), begin + 1, self._smooth_at(begin), float(self.losses[begin]),
-            wanted.mu, wanted.alpha, wanted.window, wanted.literal, max(wanted.start, lo),
+            self._part(begin + 1, (piece + 1) * self.size), begin + 1, self._smooth_at(begin),
+            float(self.losses[begin]), wanted.mu, wanted.alpha, wanted.window, wanted.literal, max(wanted.start, lo),
             np.zeros(wanted.window + 1), np.zeros(wanted.window + 1),
         )  # fmt: skip
 

@@ -7,12 +7,11 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-
 # Smaller losses, and sums of parts of them, lose their digits and then vanish.
 SMALLEST = float(np.finfo(np.float64).tiny)
 
 
-class BadLoss(ValueError):
+class BadLossError(ValueError):
     """A loss below SMALLEST, infinite or NaN, and its index."""
 
     def __init__(self, index: int, value: float):
@@ -20,7 +19,7 @@ class BadLoss(ValueError):
         self.index, self.value = index, value
 
     @classmethod
-    def first_in(cls, losses: np.ndarray, offset: int) -> "BadLoss":
+    def first_in(cls, losses: np.ndarray, offset: int) -> "BadLossError":
         """The first one in losses (n,), of which one is bad; they begin at index `offset`."""
         at = int(np.argmin((losses >= SMALLEST) & (losses < math.inf)))
         return cls(offset + at, float(losses[at]))
@@ -55,7 +54,7 @@ class Criterion:
 def search_chunks(chunks: Iterable[np.ndarray], wanted: Criterion, loops: ModuleType | SimpleNamespace) -> Found:
     """Search a sequence given as chunks (n,) float64, which are gone through twice when it has converged.
 
-    loops: the module `loops`, or its functions compiled. Raises BadLoss.
+    loops: the module `loops`, or its functions compiled. Raises BadLossError.
     """
     window_state = np.zeros(wanted.window + 1), np.zeros(wanted.window + 1)
     length, end, value = 0, -1, math.nan
@@ -119,7 +118,7 @@ def _checked(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     length = 0
     for chunk in chunks:
         if not ((chunk >= SMALLEST) & (chunk < math.inf)).all():
-            raise BadLoss.first_in(chunk, length)
+            raise BadLossError.first_in(chunk, length)
         if len(chunk):
             yield chunk
         length += len(chunk)
