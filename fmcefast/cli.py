@@ -17,6 +17,8 @@ from fmcefast.errors import DiskFullError, FmcefastError, InputError, unknown_na
 from fmcefast.progress import Progress
 from fmcefast.run_folder import RunFolder, locked, newest_run, open_run
 
+_PICTURES = (".png", ".pdf", ".svg")
+
 
 class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -161,25 +163,38 @@ def train(run: Path | None, **options: Any) -> int:
 
 @cli.command()
 @click.argument("source", required=False, metavar="[RUN|LOG]", type=click.Path(path_type=Path))
-@click.option("--column", metavar="NAME", help="Column of a LOG that holds the loss. [default: loss]")
+@click.option("--column", metavar="NAME", help="Column of a LOG that holds the loss. [default: by convention]")
 @click.option("--skip-bad", is_flag=True, help="Drop rows of a LOG whose loss is not a positive finite number.")
+@click.option("--every", metavar="N", type=int, default=1, help="Rows of a LOG (steps) averaged into one epoch.")
+@click.option("--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw a LOG's loss, CQI and markers.")
 @_settings("markers")
 @_common
-def markers(source: Path | None, column: str | None, skip_bad: bool, **options: Any) -> int:
-    """Find the epoch markers of a run, or of anybody's loss log (CSV, or one number a line).
+def markers(
+    source: Path | None, column: str | None, skip_bad: bool, every: int, plot: Path | None, **options: Any
+) -> int:
+    """Find the epoch markers of a run, or of anybody's loss log.
 
     \b
     fmcefast markers runs/digits
-    fmcefast markers losses.csv --column train_loss --phases 5 --json
+    fmcefast markers metrics.csv --mu 1e-3 --plot markers.png
+    fmcefast markers steps.jsonl.gz --column train/loss --every 390 --json
+    tail -n +2 losses.txt | fmcefast markers -
+
+    LOG is CSV, TSV, JSON Lines, JSON (trainer_state.json), parquet, .npy, TensorBoard events, one number a line,
+    gzip of these, or - for standard input. The column is found by the conventions of timm, Lightning, Keras,
+    Hugging Face, W&B and TensorBoard.
     """
-    if source is not None and source.is_file():
-        found = _markers_of_log(source, column, skip_bad, options)
+    if source is not None and (str(source) == "-" or (source.exists() and not source.is_dir())):
+        found = _markers_of_log(source, column, skip_bad, every, plot, options)
         as_json = options["as_json"]
     else:
         if source is not None and not source.exists():
             raise InputError(f"There is no run folder and no log {source}.")
-        if column is not None or skip_bad:
-            raise InputError("--column and --skip-bad are for a LOG; a run folder has its own losses.csv.")
+        if column is not None or skip_bad or every != 1 or plot is not None:
+            raise InputError(
+                "--column, --skip-bad, --every and --plot are for a LOG; a run folder has its own losses.csv and "
+                "report."
+            )
         folder, progress, as_json = _open_existing(source, "markers", options)
         from fmcefast.stages.markers import markers
 
@@ -289,12 +304,14 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _markers_of_log(log: Path, column: str | None, skip_bad: bool, options: dict[str, Any]) -> Any:
+def _markers_of_log(
+    source: Path, column: str | None, skip_bad: bool, every: int, plot: Path | None, options: dict[str, Any]
+) -> Any:
     from fmcefast.convergence import find_markers
-    from fmcefast.loss_log import read_losses
+    from fmcefast.logs.read import read_losses
 
     if options["force"] or options["keep"]:
-        raise InputError("--force and --keep are for a run folder; nothing is written for a LOG.")
+        raise InputError("--force and --keep are for a run folder; nothing of a run is made for a LOG.")
     in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
     settings = {check_name(name): value for name, value in in_file.items()} | _given(options)
     of_markers = {
@@ -302,10 +319,18 @@ def _markers_of_log(log: Path, column: str | None, skip_bad: bool, options: dict
         for name, value in settings.items()
         if FIELDS[name].metadata["stage"] == "markers" and name != "keep"
     }
-    losses, skipped = read_losses(log, column, skip_bad)
-    if skipped:
-        Progress(quiet=options["quiet"]).line(f"{log}: {skipped:,} rows without a positive finite loss were skipped.")
-    return replace(find_markers(losses, **of_markers), source=str(log))
+    if plot is not None and (plot.suffix.lower() not in _PICTURES or not plot.parent.is_dir()):
+        raise InputError(f"--plot {plot} must be a {', '.join(_PICTURES)} file in a folder that exists.")
+    progress = Progress(quiet=options["quiet"])
+    log = read_losses(source, column, skip_bad=skip_bad, every=every)
+    progress.line(log.explain())
+    found = replace(find_markers(log.losses, **of_markers), source=log.source)
+    if plot is not None:
+        from fmcefast.report.figures import log_figure, save
+
+        save(log_figure(log.losses, found), plot)
+        progress.line(f"plot: {plot}")
+    return found
 
 
 def _perform(stage: Callable, folder: RunFolder, progress: Progress) -> Any:

@@ -1,11 +1,15 @@
 """Files that are either whole or absent, whatever happens while they are written."""
 
+import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from fmcefast.errors import DiskFullError
 
 
 def sync_folder(folder: Path) -> None:
@@ -32,6 +36,19 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_space() -> Iterator[None]:
+    """Raises DiskFullError that names the temporary folder when it is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DiskFullError(
+            f"The temporary folder {tempfile.gettempdir()} is full. Name one with more room: TMPDIR=FOLDER"
+        ) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,16 +1,20 @@
 """Sequences of numbers as people have them: arrays, lists, tensors, chunks too many for memory, iterators."""
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from numbers import Number
 from typing import Any
 
 import numpy as np
 
+from fmcefast import files
 from fmcefast.errors import InputError
 
 # Numbers kept in memory before they go to a temporary file.
 _IN_MEMORY = 1 << 20
+_ROOM = 1 << 26  # bytes by which the file grows
 _REAL = "fiub"  # kinds of dtypes
 
 
@@ -41,14 +45,26 @@ def as_sequence(numbers: Any, short: int) -> np.ndarray | Iterable[np.ndarray]:
 
 def spool(chunks: Iterable[np.ndarray]) -> np.ndarray:
     """The numbers of chunks (n,) float64 as one vector; many of them as the memory map of a temporary file."""
-    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY * 8) as file:
-        for chunk in chunks:
-            file.write(memoryview(np.ascontiguousarray(chunk)).cast("B") if len(chunk) else b"")
-        length = file.tell() // 8
-        file.seek(0)
-        if length <= _IN_MEMORY:
-            return np.frombuffer(file.read(), np.float64)
-        return np.memmap(file, np.float64, mode="r", shape=(length,))
+    chunks = iter(chunks)
+    head, length = [np.empty(0)], 0
+    for chunk in chunks:
+        head.append(chunk)
+        length += len(chunk)
+        if length > _IN_MEMORY:
+            break
+    else:
+        return np.concatenate(head)
+    with files.temporary_space(), tempfile.TemporaryFile() as file:
+        length = room = 0
+        for chunk in chain(head, chunks):
+            if length + chunk.nbytes > room:
+                # Several times as fast as letting the file grow by each write.
+                os.posix_fallocate(file.fileno(), room, chunk.nbytes + _ROOM)
+                room += chunk.nbytes + _ROOM
+            file.write(np.ascontiguousarray(chunk, np.float64))
+            length += chunk.nbytes
+        file.flush()
+        return np.memmap(file, np.float64, mode="r", shape=(length // 8,))
 
 
 class _Chunks:

@@ -50,8 +50,9 @@ def test_markers_of_a_log(fmcefast, log, falling_losses):
     from fmcefast import find_markers
 
     code, out, err = fmcefast("markers", log, "--mu", "1e-2", "--json")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"{log}: CSV, column loss, 120 losses\n")
     assert json.loads(out) == {**asdict(find_markers(falling_losses, mu=1e-2)), "source": str(log)}
+    assert fmcefast("markers", log, "--mu", "1e-2", "--json", "--quiet") == (0, out, "")
     (log.parent / "c.yaml").write_text("mu: 1e-2\nphases: 7\nseed: 5\n")
     code, out, err = fmcefast("markers", log, "--config", "c.yaml", "--phases", "4")
     assert code == 0 and out.startswith("markers: converged at epoch") and "E_1..E_4" in out
@@ -60,11 +61,34 @@ def test_markers_of_a_log(fmcefast, log, falling_losses):
 def test_bad_rows_of_a_log_can_be_skipped(fmcefast, log):
     good = fmcefast("markers", log, "--mu", "1e-2", "--json")
     lines = log.read_text().splitlines()
-    log.write_text("\n".join([*lines[:5], "5,nan", "5,", "5,-1", *lines[5:]]))
+    log.write_text("\n".join([*lines[:5], "5,nan", "5,oops", "5,-1", *lines[5:]]))
     code, _, err = fmcefast("markers", log, "--mu", "1e-2")
-    assert code == 2 and "line 6: the loss is 'nan'" in err and "--skip-bad" in err
+    assert code == 2 and "line 6: the loss is nan" in err and "--skip-bad" in err
     code, out, err = fmcefast("markers", log, "--mu", "1e-2", "--json", "--skip-bad")
     assert (code, out) == good[:2] and "3 rows" in err
+
+
+def test_a_log_from_standard_input(fmcefast, log, monkeypatch):
+    expected = json.loads(fmcefast("markers", log, "--mu", "1e-2", "--json")[1])
+    with log.open("rb") as file:
+        monkeypatch.setattr("sys.stdin", type("Input", (), {"buffer": file}))
+        code, out, err = fmcefast("markers", "-", "--mu", "1e-2", "--json")
+    assert code == 0 and json.loads(out) == {**expected, "source": "standard input"}
+    assert err == "standard input: CSV, column loss, 120 losses\n"
+
+
+@pytest.mark.parametrize("name", ["markers.png", "markers.svg"])
+def test_the_plot_of_a_log(fmcefast, log, tmp_path, name):
+    code, out, err = fmcefast("markers", log, "--mu", "1e-2", "--plot", name)
+    assert code == 0 and out.startswith("markers:") and f"plot: {name}" in err
+    assert (tmp_path / name).read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+    assert fmcefast("markers", log, "--mu", "1e-9", "--plot", name)[0] == 3
+
+
+@pytest.mark.parametrize("flags", [("--plot", "x.txt"), ("--plot", "absent/x.png"), ("--every", "0")])
+def test_flags_of_a_log_that_make_no_sense(fmcefast, log, flags):
+    code, out, err = fmcefast("markers", log, *flags)
+    assert code == 2 and out == "" and flags[0] in err
 
 
 def test_a_log_that_has_not_converged_exits_with_3(fmcefast, log):
@@ -90,12 +114,12 @@ def test_a_log_that_has_not_converged_exits_with_3(fmcefast, log):
         (["train", "r", "--amp", "fp16"], "--amp bf16"),
         (["markers", "absent"], "There is no run folder and no log absent."),
         (["extract", "absent"], "absent is not a run folder"),
-        (["markers", "log.csv", "--force"], "nothing is written for a LOG"),
+        (["markers", "log.csv", "--force"], "nothing of a run is made for a LOG"),
         (["markers", "log.csv", "--config", "absent.yaml"], "Cannot read the configuration absent.yaml"),
         (["train", "r", "--bakcbone", "x"], "See: fmcefast train --help"),
         (["train", "r", "--backbone", "alexnet", "--image-size", "32"], "cannot take images of 32 pixels"),
         (["markers", "log.csv", "--column", "los"], "Did you mean 'loss'?"),
-        (["markers", "--column", "x"], "--column and --skip-bad are for a LOG"),
+        (["markers", "--column", "x"], "--every and --plot are for a LOG"),
         (["extract"], "There is no run under runs/ yet"),
         (["fit", "log.csv"], "not a run folder"),
     ],
@@ -169,7 +193,7 @@ def test_stages_out_of_order_name_the_missing_one(fmcefast, tmp_path):
 
 
 def test_unexpected_failures_are_one_line(fmcefast, log, monkeypatch):
-    monkeypatch.setattr("fmcefast.loss_log.read_losses", lambda *_: 1 / 0)
+    monkeypatch.setattr("fmcefast.logs.read.read_losses", lambda *_, **__: 1 / 0)
     code, out, err = fmcefast("markers", log)
     assert code == 1 and out == "" and err.count("\n") == 1 and "--debug" in err
 

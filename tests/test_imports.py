@@ -9,9 +9,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    ["fmcefast.kernels", "fmcefast._core", "fmcefast.errors", "fmcefast.progress", "fmcefast.files", "fmcefast"],
+    ["fmcefast.kernels", "fmcefast._core", "fmcefast.errors", "fmcefast.progress", "fmcefast"],
+    ["fmcefast.files"],
     ["fmcefast.sequences"],
-    ["fmcefast.convergence", "fmcefast.device", "fmcefast.training_state", "fmcefast.loss_log"],
+    ["fmcefast.convergence", "fmcefast.device", "fmcefast.training_state", "fmcefast.loss_log", "fmcefast.logs"],
     ["fmcefast.config"],
     ["fmcefast.models", "fmcefast.data", "fmcefast.features"],
     ["fmcefast.run_folder"],

@@ -1,6 +1,7 @@
 """The figures of a run or a loss log, as matplotlib figures."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from fmcefast import files
 from fmcefast.convergence import Markers, curves
 from fmcefast.loss_log import Epoch
 
@@ -49,6 +51,12 @@ def log_figure(losses: Any, markers: Markers) -> Figure:
             color="#555555",
         )
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix; the file is replaced as a whole."""
+    with files.replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=130)
 
 
 def confusion_figure(confusion: list[list[int]]) -> Figure:

@@ -13,7 +13,7 @@ from fmcefast import __version__, files
 from fmcefast.config import FIELDS, resolve
 from fmcefast.loss_log import Epoch, read_epochs
 from fmcefast.progress import Progress, format_seconds
-from fmcefast.report.figures import confusion_figure, convergence_figure
+from fmcefast.report.figures import confusion_figure, convergence_figure, save
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.fit import load_fit
 from fmcefast.stages.markers import load_markers
@@ -97,6 +97,5 @@ def _timings(run: RunFolder, epochs: list[Epoch]) -> list[dict[str, str]]:
 
 def _save(figure, path: Path) -> str:
     """Save as PNG and return it as a data URL."""
-    with files.replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
+    save(figure, path)
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

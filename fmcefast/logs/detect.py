@@ -1,0 +1,115 @@
+"""What a log is, by its first bytes and not by its name."""
+
+import gzip
+import json
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from fmcefast import files
+from fmcefast._core import crc32c
+from fmcefast.errors import InputError
+from fmcefast.logs.tables import HEAD, Delimited, Entries, JsonLines, Npy, Parquet, Table, TensorBoardEvents
+
+STANDARD_INPUT = Path("-")
+
+
+def name_of(log: Path) -> str:
+    return "standard input" if log == STANDARD_INPUT else str(log)
+
+
+@contextmanager
+def open_table(log: Path) -> Iterator[Table]:
+    """A log as a table, "-" being standard input. What cannot be read in place goes to a temporary file meanwhile.
+
+    Raises InputError when it is missing, empty, truncated or none of the formats.
+    """
+    with tempfile.TemporaryDirectory(prefix="fmcefast-") as folder, _explained(log):
+        path = log if log.is_file() else _copied(log, Path(folder))
+        yield _table(path, Path(folder))
+
+
+@contextmanager
+def _explained(log: Path) -> Iterator[None]:
+    """Turn what goes wrong while a log is read into an InputError that names it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name_of(log)}: {error}") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"Cannot read the log {name_of(log)}; it may be truncated or damaged: {error}") from error
+
+
+def _table(path: Path, scratch: Path) -> Table:
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    zipped = head.startswith(b"\x1f\x8b")
+    if zipped:
+        with gzip.open(path) as file:
+            head = file.read(HEAD)
+    if not head.strip():
+        raise InputError("the file is empty.")
+    for recognises, table in ((_is_npy, Npy), (_is_parquet, Parquet), (_is_events, TensorBoardEvents)):
+        if recognises(head):
+            return table(_unzipped(path, scratch) if zipped else path)
+    if b"\0" in head:
+        raise InputError(
+            "it is none of the formats a log can have: CSV, JSON Lines, JSON, parquet, .npy, TensorBoard events, or "
+            "one number a line."
+        )
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text.startswith((b"{", b"[")):
+        return Delimited(path, zipped)
+    if _is_json_lines(text):
+        return JsonLines(path, zipped)
+    with gzip.open(path) if zipped else path.open("rb") as file:
+        return Entries(path, json.load(file))
+
+
+def _copied(log: Path, scratch: Path) -> Path:
+    """A pipe or standard input as a file."""
+    target = scratch / "log"
+    opened = nullcontext(sys.stdin.buffer) if log == STANDARD_INPUT else log.open("rb")
+    with files.temporary_space(), opened as pipe, target.open("wb") as file:
+        shutil.copyfileobj(pipe, file)
+    return target
+
+
+def _unzipped(path: Path, scratch: Path) -> Path:
+    target = scratch / "unzipped"
+    with files.temporary_space(), gzip.open(path) as packed, target.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    return target
+
+
+def _is_npy(head: bytes) -> bool:
+    return head.startswith(b"\x93NUMPY")
+
+
+def _is_parquet(head: bytes) -> bool:
+    return head.startswith(b"PAR1")
+
+
+def _is_events(head: bytes) -> bool:
+    """A TFRecord: the length of the first event, 8 bytes, and its masked CRC-32C."""
+    if len(head) < 12:
+        return False
+    checksum = crc32c(head[:8])
+    masked = ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked == int.from_bytes(head[8:12], "little")
+
+
+def _is_json_lines(text: bytes) -> bool:
+    """Begins with an object on a line of its own that is not itself a whole log."""
+    line, _, rest = text.partition(b"\n")
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(parsed, dict) and (
+        bool(rest.strip()) or not any(isinstance(value, list) for value in parsed.values())
+    )
