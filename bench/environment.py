@@ -11,18 +11,18 @@ from statistics import quantiles
 PACKAGES = ("fmcefast", "torch", "torchvision", "triton", "numba", "numpy")
 
 
-def row(name: str, values: list[float], unit: str) -> dict:
+def row(name: str, values: list[float], unit: str, **facts) -> dict:
     """One result: the median of repeated measurements with their 20th and 80th percentiles."""
     cuts = quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
-    return {"name": name, "value": cuts[4], "unit": unit, "p20": cuts[1], "p80": cuts[7], "n": len(values)}
+    return {"name": name, "value": cuts[4], "unit": unit, "p20": cuts[1], "p80": cuts[7], "n": len(values), **facts}
 
 
-def document(suite: str, rows: list[dict], **facts) -> dict:
-    """A whole result file."""
+def document(suite: str, rows: list[dict], packages: tuple[str, ...] = (), **facts) -> dict:
+    """A whole result file; `packages` are the peers' beside our own."""
     return {
         "suite": suite,
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": versions(PACKAGES + packages),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         **facts,
@@ -49,9 +49,9 @@ def hardware() -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def versions() -> dict[str, str]:
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

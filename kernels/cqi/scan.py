@@ -8,11 +8,12 @@ Losses are (n,) float64, C-contiguous; read-only ones are welcome.
 from functools import partial
 
 import numpy as np
-from numba import boolean, float64, int64, njit, types
+from fmcefast.kernels.cqi.search import SMALLEST
+from numba import boolean, float64, int64, njit, types, uint64
 
 PIECE = 1 << 16  # losses of which one scan makes one summary
 BLOCK = 64
-_TILE = 2048  # losses that stay in the first-level cache between two looks at them
+_TILE = 512  # losses that stay in the first-level cache between two looks at them
 _NARROW = 256  # windows below hold too few whole blocks for a useful bound
 _NARROW_TILE = 1024
 
@@ -29,6 +30,8 @@ jit = partial(njit, nogil=True, cache=_cacheable())
 
 _LOSSES = types.Array(types.float64, 1, "C", readonly=True)
 _VECTOR = float64[::1]
+_SMALLEST_BITS = np.float64(SMALLEST).view(np.uint64)
+BAD_BITS = np.float64(np.inf).view(np.uint64) - _SMALLEST_BITS
 _REORDER = {"reassoc", "contract", "nsz"}  # infinities and NaN stay what they are
 
 
@@ -85,14 +88,24 @@ def _ema(losses, alpha, fours, out):
         out[k] += alpha8 * out[k - 8]
 
 
-@jit(types.UniTuple(int64, 2)(_LOSSES))
-def bit_range(losses):
-    """Smallest and largest bit pattern, as integers.
+@jit(uint64(_LOSSES))
+def peak_bits(losses):
+    """The largest loss, as its bit pattern less that of SMALLEST; BAD_BITS or more when a loss is not as it should be.
 
-    Positive floats are ordered as their bit patterns are. Zero and negative floats have patterns <= 0, NaN one above or
-    far below that of infinity. Integers, because their minimum is vectorised.
+    Positive floats are ordered as their bit patterns are, and the maximum of integers is vectorised. Unsigned, the
+    difference of zero, a negative number or a smaller one wraps around to beyond that of infinity, where NaN lies too.
     """
-    bits = losses.view(np.int64)
+    bits = losses.view(np.uint64)
+    high = uint64(0)
+    for i in range(len(bits)):
+        high = max(high, bits[i] - _SMALLEST_BITS)
+    return high
+
+
+@jit(types.UniTuple(int64, 2)(_LOSSES))
+def _range_bits(positive):
+    """Smallest and largest of positive floats, as their bit patterns."""
+    bits = positive.view(np.int64)
     low = high = bits[0]
     for i in range(len(bits)):
         low = min(low, bits[i])
@@ -205,25 +218,28 @@ def _lowest_by_doubling(smooth, n, window, first):
             _add(rows[power, width:length], rows[power, : length - width], rows[spare, width:length])
             power = spare
             width *= 2
-        lowest = min(lowest, bit_range(rows[sums, window - 1 : length])[0])
+        lowest = min(lowest, _range_bits(rows[sums, window - 1 : length])[0])
     return np.array([lowest]).view(np.float64)[0]
 
 
 @jit(
-    types.Tuple((_VECTOR, int64[:, ::1]))(_LOSSES, int64, int64, int64, float64, boolean, int64, float64),
+    types.Tuple((_VECTOR, uint64[::1], float64[:, ::1]))(
+        _LOSSES, int64, int64, int64, float64, boolean, int64, float64
+    ),
 )
 def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
     """Summaries of `losses` from index `begin` on, one for every PIECE of them.
 
     losses: what lies before `begin` is history: all there is, or at least `window + warm_up` losses.
     start: first index whose window counts. warm_up: losses after which the recursion has forgotten where it began.
-    Returns (lowest, ranges): lowest (pieces,), a lower bound of the sums of `window` changes of the smoothed loss,
-    above `limit` where all of them are, and infinite where no window counts; ranges (4, pieces), the `bit_range` of the
-    losses and that of the smoothed losses.
+    Returns (lowest, peaks, ranges): lowest (pieces,), a lower bound of the sums of `window` changes of the smoothed
+    loss, above `limit` where all of them are, and infinite where no window counts; peaks (pieces,), the `peak_bits` of
+    the losses; ranges (2, pieces), the smallest and the largest smoothed loss.
     """
     pieces = (len(losses) - begin + PIECE - 1) // PIECE
     lowest = np.empty(pieces)
-    ranges = np.empty((4, pieces), np.int64)
+    peaks = np.zeros(pieces, np.uint64)
+    ranges = np.empty((2, pieces), np.int64)
     smooth = np.empty(PIECE + window)
     sums = np.empty(len(smooth) // BLOCK)
     fours = np.empty(_TILE + 4)
@@ -247,8 +263,7 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
 
         blocks = 0
         seen = lo - base
-        low, high = np.int64(np.iinfo(np.int64).max), np.int64(np.iinfo(np.int64).min)
-        smoothed_low, smoothed_high = low, high
+        low, high = np.int64(np.iinfo(np.int64).max), np.int64(0)
         while seen < n:
             end = min(n, done + _TILE)
             if literal:
@@ -261,10 +276,9 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
                 _block_sums(smooth[blocks * BLOCK : whole * BLOCK + 1], sums[blocks:whole])
                 blocks = whole
             if done > seen:
-                least, most = bit_range(losses[base + seen : base + done])
+                peaks[piece] = max(peaks[piece], peak_bits(losses[base + seen : base + done]))
+                least, most = _range_bits(smooth[seen:done])
                 low, high = min(low, least), max(high, most)
-                least, most = bit_range(smooth[seen:done])
-                smoothed_low, smoothed_high = min(smoothed_low, least), max(smoothed_high, most)
                 seen = done
 
         first = max(lo, window, start) - base
@@ -275,8 +289,7 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
         else:
             lowest[piece] = _lowest_by_doubling(smooth, n, window, first)
         ranges[0, piece], ranges[1, piece] = low, high
-        ranges[2, piece], ranges[3, piece] = smoothed_low, smoothed_high
-    return lowest, ranges
+    return lowest, peaks, ranges.view(np.float64)
 
 
 @jit(types.UniTuple(float64, 2)(_LOSSES, float64, float64, float64))

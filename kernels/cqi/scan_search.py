@@ -15,7 +15,6 @@ from fmcefast.kernels.cqi.search import SMALLEST, BadLossError, Criterion, Found
 _STRIP = 32  # pieces that a thread scans at a time
 _REACH = 1 << 16  # longest history that is gone back for
 _ROUNDING = 2.0**-35  # of the scan in a window's mean, in parts of the largest loss; more than 4 * _REACH * 2^-53
-_SMALLEST_BITS, _INFINITE_BITS = (int(np.array(value).view(np.int64)) for value in (SMALLEST, math.inf))
 
 
 def can_scan(wanted: Criterion) -> bool:
@@ -39,7 +38,8 @@ class ScanSearch:
         self.size = scan.PIECE
         self.pieces = -(-len(losses) // self.size)
         self.lowest_sums = np.empty(self.pieces)
-        self.ranges = np.empty((4, self.pieces), np.int64)
+        self.peaks = np.empty(self.pieces, np.uint64)
+        self.ranges = np.empty((2, self.pieces))
         self.peak = 0.0
         self.threads = threads
 
@@ -72,7 +72,7 @@ class ScanSearch:
             for piece in range(first, last):
                 if result[0] >= 0:
                     break
-                self.peak = max(self.peak, _value(self.ranges[1, piece]))
+                self.peak = max(self.peak, self._peak_of(piece))
                 if self._may_reach(piece, self.wanted.mu):
                     result = self._loop_over(piece)
             if result[0] >= 0:
@@ -87,20 +87,22 @@ class ScanSearch:
         begin = first * self.size
         history = min(begin, wanted.window + warm_up)
         losses = self._part(begin - history, last * self.size)
-        self.lowest_sums[first:last], self.ranges[:, first:last] = self.scan.scan(
+        self.lowest_sums[first:last], self.peaks[first:last], self.ranges[:, first:last] = self.scan.scan(
             losses, history, wanted.start - begin + history, wanted.window, wanted.alpha, wanted.literal, warm_up,
             aim * wanted.window * (1 + 1e-6),
         )  # fmt: skip
         self._refuse_bad(first, last)
 
     def _check(self, first: int, last: int) -> None:
-        self.ranges[:2, first:last] = np.array([self.scan.bit_range(self._part(first * self.size, last * self.size))]).T
+        self.peaks[first:last] = self.scan.peak_bits(self._part(first * self.size, last * self.size))
         self._refuse_bad(first, last)
 
     def _refuse_bad(self, first: int, last: int) -> None:
-        low, high = self.ranges[0, first:last].min(), self.ranges[1, first:last].max()
-        if low < _SMALLEST_BITS or high >= _INFINITE_BITS:
+        if self.peaks[first:last].max() >= self.scan.BAD_BITS:
             raise BadLossError.first_in(self._part(first * self.size, last * self.size), first * self.size)
+
+    def _peak_of(self, piece: int) -> float:
+        return float((self.peaks[piece] + np.float64(SMALLEST).view(np.uint64)).view(np.float64))
 
     @property
     def _bounds_hold(self) -> bool:
@@ -152,8 +154,8 @@ class ScanSearch:
         rest = self._part(whole * self.size, last + 1)
         at = whole * self.size + int(np.argmax(rest))
         if whole > 0:
-            piece = int(np.argmax(self.ranges[1, :whole]))
-            if _value(self.ranges[1, piece]) >= self.losses[at]:
+            piece = int(np.argmax(self.peaks[:whole]))
+            if self._peak_of(piece) >= self.losses[at]:
                 at = piece * self.size + int(np.argmax(self._part(piece * self.size, (piece + 1) * self.size)))
         return at
 
@@ -200,14 +202,10 @@ class ScanSearch:
     def _may_cross(self, piece: int, origin_log: float, moved: float) -> bool:
         if not self._bounds_hold:
             return True
-        low, high = (_value(bits) for bits in self.ranges[2:, piece])
+        low, high = self.ranges[:, piece].tolist()
         down = math.exp(origin_log - moved + 1e-9)
         up = math.exp(min(origin_log + moved - 1e-9, 709.0))  # exp overflows beyond
         return low - self._error <= down or high + self._error >= up
 
     def _part(self, begin: int, end: int) -> np.ndarray:
         return np.ascontiguousarray(self.losses[begin:end], np.float64)
-
-
-def _value(bits: np.int64) -> float:
-    return float(bits.view(np.float64))

@@ -1,0 +1,315 @@
+r"""The search for convergence in one long loss log: fmcefast against pandas, NumPy, bottleneck and polars.
+
+    pip install '.[bench]'
+    python bench/cqi.py                     # 1e8 losses, about 15 minutes, 8 GB of memory and 4 GB of disk
+    python bench/cqi.py --losses 1e7
+
+First every contestant must find the same E_0 and E_K. Then all of them take turns, round by round. The peers stop at
+E_0 and E_K; fmcefast also finds the markers between them. Writes bench/results/cqi.json and
+cqi-plot.png.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import bottleneck
+import numpy as np
+import pandas as pd
+import polars as pl
+from environment import document, row, write
+from scipy.signal import lfilter
+
+from fmcefast import find_markers
+from fmcefast.report.figures import log_figure, save
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PEERS = ("pandas", "scipy", "bottleneck", "polars", "pyarrow")
+ALPHA = 0.85
+CORES = len(os.sched_getaffinity(0))
+
+Contestant = Callable[[np.ndarray, float, int, str], tuple[int, int]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--losses", type=float, default=1e8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--memory", nargs=5, metavar=("NAME", "FILE", "MU", "WINDOW", "SMOOTHING"), help="of one search"
+    )
+    arguments = parser.parse_args()
+    if arguments.memory:
+        name, file, mu, window, smoothing = arguments.memory
+        print(extra_memory(CONTESTANTS[name], np.load(file), float(mu), int(window), smoothing))
+        return
+    count = int(arguments.losses)
+
+    losses = decaying_loss(count)
+    rows = [bandwidth(losses)]
+    for window in (5, 1000):
+        for smoothing in ("ema", "literal"):
+            rows += search_rows(losses, window, smoothing, arguments.rounds, rows[0]["value"])
+    draw(losses)
+    rows += start_up_rows(losses, arguments.rounds)
+    rows += csv_rows(losses, arguments.rounds)
+    content = document("cqi", rows, packages=PEERS, losses=count, cores=CORES)
+    write(RESULTS / "cqi.json", content)
+    print(table(rows))
+
+
+def decaying_loss(count: int) -> np.ndarray:
+    """2.3 at first, e^-8 of that at last, with 5% of noise."""
+    noise = np.random.default_rng(1)
+    losses = np.empty(count)
+    for first in range(0, count, 1 << 20):
+        part = losses[first : first + (1 << 20)]
+        part[:] = 2.3 * np.exp(-8 / count * np.arange(first, first + len(part)))
+        part *= 1 + 0.05 * noise.standard_normal(len(part))
+    return losses
+
+
+def threshold(losses: np.ndarray, window: int, smoothing: str) -> float:
+    """A mu that is met in the last tenth."""
+    begin = int(0.95 * len(losses))
+    part = find_markers(losses[begin:], mu=1e-300, alpha=ALPHA, window=window, smoothing=smoothing)
+    before = find_markers(losses[:begin], mu=1e-300, alpha=ALPHA, window=window, smoothing=smoothing)
+    return min(before.min_cqi * (1 - 1e-9), (part.min_cqi * before.min_cqi) ** 0.5)
+
+
+def ours(threads: int) -> Contestant:
+    def search(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
+        found = find_markers(losses, mu=mu, alpha=ALPHA, window=window, smoothing=smoothing, threads=threads)
+        return found.e0 - 1, found.markers[-1] - 1 if found.converged else -1
+
+    return search
+
+
+def with_pandas(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
+    series = pd.Series(losses, copy=False)
+    if smoothing == "ema":
+        smooth = series.ewm(alpha=1 - ALPHA, adjust=False).mean()
+    else:
+        smooth = ALPHA * series.shift(1) + (1 - ALPHA) * series
+        smooth.iloc[0] = losses[0]
+    return first_below(losses, smooth.diff().abs().rolling(window).mean().to_numpy(), mu)
+
+
+def with_numpy(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
+    sums = np.cumsum(np.abs(np.diff(smoothed(losses, smoothing))))
+    cqi = np.full(len(losses), np.nan)
+    cqi[window] = sums[window - 1]
+    np.subtract(sums[window:], sums[:-window], out=cqi[window + 1 :])
+    cqi /= window
+    return first_below(losses, cqi, mu)
+
+
+def with_bottleneck(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
+    changes = np.abs(np.diff(smoothed(losses, smoothing), prepend=np.nan))
+    return first_below(losses, bottleneck.move_mean(changes, window), mu)
+
+
+def with_polars(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
+    loss = pl.col("loss")
+    if smoothing == "ema":
+        smooth = loss.ewm_mean(alpha=1 - ALPHA, adjust=False)
+    else:
+        smooth = (ALPHA * loss.shift(1) + (1 - ALPHA) * loss).fill_null(loss.first())
+    frame = pl.DataFrame({"loss": losses}).lazy().select(smooth.diff().abs().rolling_mean(window))
+    return first_below(losses, frame.collect().to_series().to_numpy(), mu)
+
+
+def smoothed(losses: np.ndarray, smoothing: str) -> np.ndarray:
+    if smoothing == "ema":
+        return lfilter([1 - ALPHA], [1, -ALPHA], losses, zi=[ALPHA * losses[0]])[0]
+    smooth = np.empty_like(losses)
+    smooth[0] = losses[0]
+    np.multiply(losses[:-1], ALPHA, out=smooth[1:])
+    smooth[1:] += (1 - ALPHA) * losses[1:]
+    return smooth
+
+
+def first_below(losses: np.ndarray, cqi: np.ndarray, mu: float) -> tuple[int, int]:
+    end = int(np.argmax(cqi <= mu))
+    return int(np.argmax(losses[: end + 1])), end
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "fmcefast, 1 thread": ours(1),
+    f"fmcefast, {CORES} threads": ours(CORES),
+    "pandas": with_pandas,
+    "bottleneck": with_bottleneck,
+    "NumPy": with_numpy,
+    "polars": with_polars,
+}
+
+
+def search_rows(losses: np.ndarray, window: int, smoothing: str, rounds: int, read_speed: float) -> list[dict]:
+    mu = threshold(losses, window, smoothing)
+    wanted = with_pandas(losses, mu, window, smoothing)
+    assert wanted[1] > 0.9 * len(losses), f"E_K = {wanted[1]} is not in the last tenth"
+    for name, search in CONTESTANTS.items():
+        found = search(losses, mu, window, smoothing)
+        assert found == wanted, f"{name} finds {found}, pandas {wanted}"
+    memory = memory_of_each(losses, mu, window, smoothing)
+
+    taken: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    for _ in range(rounds):
+        for name, search in CONTESTANTS.items():
+            taken[name].append(seconds(lambda search=search: search(losses, mu, window, smoothing)))
+    result = []
+    for name, values in taken.items():
+        nanoseconds = [value / len(losses) * 1e9 for value in values]
+        speed = 8 / median(nanoseconds)
+        result.append(
+            row(
+                f"{smoothing}, window {window}: {name}",
+                nanoseconds,
+                "ns/loss",
+                gigabytes_per_second=speed,
+                part_of_read_bandwidth=speed / read_speed,
+                extra_megabytes=memory[name],
+                **ratios(name, taken),
+            )
+        )
+    return result
+
+
+def ratios(name: str, taken: dict[str, list[float]]) -> dict:
+    """How many times as long the peers take as fmcefast."""
+    if not name.startswith("fmcefast"):
+        return {}
+    peers = [peer for peer in taken if not peer.startswith("fmcefast")]
+    return {"ratio": {peer: median(taken[peer]) / median(taken[name]) for peer in peers}}
+
+
+def draw(losses: np.ndarray) -> None:
+    """The figure that `fmcefast markers LOG --plot FILE` makes."""
+    found = find_markers(losses, mu=threshold(losses, 1000, "ema"), window=1000)
+    save(log_figure(losses, found), RESULTS / "cqi-plot.png")
+
+
+def bandwidth(losses: np.ndarray) -> dict:
+    """How fast all cores together read the losses once."""
+    parts = np.array_split(losses, max(len(losses) >> 21, CORES))
+    with ThreadPoolExecutor(CORES) as pool:
+        speeds = [losses.nbytes / 1e9 / seconds(lambda: list(pool.map(np.sum, parts))) for _ in range(11)]
+    return row("reading memory", speeds, "GB/s")
+
+
+def start_up_rows(losses: np.ndarray, rounds: int) -> list[dict]:
+    """Whole processes of `fmcefast markers LOG`: a short log, and a long one with and without a compiled search."""
+    with tempfile.TemporaryDirectory() as folder:
+        short, long = Path(folder) / "short.csv", Path(folder) / "long.npy"
+        stretch = len(losses) // 99_999
+        short.write_text("loss\n" + "\n".join(map(repr, losses[::stretch][:99_999].tolist())))
+        np.save(long, losses[:: max(len(losses) // 1_000_000, 1)])
+        first = [process_seconds(markers(long), NUMBA_CACHE_DIR=f"{folder}/{i}") for i in range(3)]
+        later = [process_seconds(markers(long)) for _ in range(rounds)]
+        plain = [process_seconds(markers(short)) for _ in range(rounds)]
+    return [
+        row("process: 99,999 losses, CSV", plain, "s"),
+        row("process: 1,000,000 losses, .npy, nothing compiled yet", first, "s"),
+        row("process: 1,000,000 losses, .npy", later, "s"),
+    ]
+
+
+def csv_rows(losses: np.ndarray, rounds: int) -> list[dict]:
+    """Whole processes: the markers of a CSV log, and parsers that only read its column."""
+    parse = "import sys, pyarrow as pa, pyarrow.csv as c; p = sys.argv[1]; f = pa.float64();"
+    options = "convert_options=c.ConvertOptions(include_columns=['loss'], column_types={'loss': f})"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.csv"
+        with path.open("wb") as file:
+            for first in range(0, len(losses), 1 << 22):
+                part = losses[first : first + (1 << 22)]
+                steps = np.arange(first, first + len(part))
+                pl.DataFrame({"step": steps, "loss": part}).write_csv(file, include_header=first == 0)
+        commands = {
+            "fmcefast markers": markers(path),
+            "pyarrow, stream": [sys.executable, "-c", f"{parse} [0 for _ in c.open_csv(p, {options})]", str(path)],
+            "pyarrow, into memory": [sys.executable, "-c", f"{parse} c.read_csv(p, {options})", str(path)],
+            "polars, into memory": [
+                sys.executable,
+                "-c",
+                "import sys, polars as pl; pl.scan_csv(sys.argv[1]).select('loss').collect(engine='streaming')",
+                str(path),
+            ],
+        }
+        taken: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(rounds):
+            for name, command in commands.items():
+                taken[name].append(process_seconds(command))
+    return [
+        row(
+            f"process, CSV of {len(losses):,} rows: {name}",
+            values,
+            "s",
+            **ratios(name, taken),
+        )
+        for name, values in taken.items()
+    ]
+
+
+def markers(path: Path) -> list[str]:
+    return ["fmcefast", "markers", str(path), "--mu", "1e-9", "--window", "1000", "--quiet"]
+
+
+def process_seconds(command: list[str], **environment: str) -> float:
+    def run() -> None:
+        done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
+        assert done.returncode in (0, 3), f"{command} failed"  # 3: mu is not met, so that all is read and searched
+
+    return seconds(run)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def memory_of_each(losses: np.ndarray, mu: float, window: int, smoothing: str) -> dict[str, float]:
+    """Megabytes, each measured in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "losses.npy", losses)
+        settings = [f"{folder}/losses.npy", repr(mu), str(window), smoothing]
+        return {
+            name: float(subprocess.check_output([sys.executable, __file__, "--memory", name, *settings]))
+            for name in CONTESTANTS
+        }
+
+
+def extra_memory(search: Contestant, losses: np.ndarray, mu: float, window: int, smoothing: str) -> float:
+    """Megabytes at the peak of a search beyond the losses, imports and what is compiled."""
+    search(losses[:200_000], mu, window, smoothing)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    before = status("VmRSS")
+    search(losses, mu, window, smoothing)
+    return (status("VmHWM") - before) / 1000
+
+
+def status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def table(rows: list[dict]) -> str:
+    lines = []
+    for each in rows:
+        ratios = ", ".join(f"{ratio:.1f}x {peer}" for peer, ratio in each.get("ratio", {}).items())
+        extra = f"{each['extra_megabytes']:8,.1f} MB" if "extra_megabytes" in each else ""
+        share = f"{each['part_of_read_bandwidth']:5.0%}" if "part_of_read_bandwidth" in each else ""
+        lines.append(f"{each['name']:60} {each['value']:8.3f} {each['unit']:8} {share} {extra} {ratios}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
