@@ -182,7 +182,7 @@ def markers(
 
     LOG is CSV, TSV, JSON Lines, JSON (trainer_state.json), parquet, .npy, TensorBoard events, one number a line,
     gzip of these, or - for standard input. The column is found by the conventions of timm, Lightning, Keras,
-    Hugging Face, W&B and TensorBoard.
+    Hugging Face, W&B and TensorBoard; --mu is 1e-4 when not given.
     """
     if source is not None and (str(source) == "-" or (source.exists() and not source.is_dir())):
         found = _markers_of_log(source, column, skip_bad, every, plot, options)

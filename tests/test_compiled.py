@@ -26,3 +26,8 @@ def test_processes_that_compile_at_once_find_the_same(tmp_path):
     written = [file.stat().st_mtime_ns for file in saved]
     assert start(NUMBA_CACHE_DIR=str(tmp_path)).wait() == 0
     assert [file.stat().st_mtime_ns for file in saved] == written, "compiled again"
+
+
+def test_a_machine_where_nothing_can_be_cached():
+    process = start(NUMBA_CACHE_DIR="/proc/nowhere")
+    assert process.communicate()[0].startswith(b"[") and process.returncode == 0

@@ -61,7 +61,18 @@ def test_cqi_equals_pandas(falling_losses, smoothing, window, alpha):
     np.testing.assert_allclose(drawn.smoothed, pandas_smoothed(falling_losses, alpha, smoothing), rtol=1e-13)
 
 
-def test_a_spike_leaves_no_trace_in_the_moving_average():
+@pytest.mark.parametrize("smoothing", ["ema", "literal"])
+@pytest.mark.parametrize("window", [1, 6, 100])
+def test_a_spike_leaves_no_trace_in_the_moving_average(smoothing, window):
+    losses = np.full(1000, 1e-9)
+    losses[1::2] = 3e-9
+    losses[10] = 1e6
+    ours = cqi(losses, window=window, smoothing=smoothing)
+    theirs = pandas_cqi(losses, 0.85, window, smoothing)
+    np.testing.assert_allclose(ours[1:], theirs[1:], rtol=1e-12)
+
+
+def test_long_after_a_spike_the_moving_average_is_exact():
     losses = np.full(400, 1e-9)
     losses[1::2] = 3e-9
     losses[10] = 1e6
