@@ -58,6 +58,8 @@ TEXTS = {
     "tabs": (csv_of(frame(loss=LOSSES), sep="\t"), "TSV", "loss"),
     "semicolons": (csv_of(frame(loss=LOSSES), sep=";"), "CSV with semicolons", "loss"),
     "Windows": (csv_of(frame(loss=LOSSES), lineterminator="\r\n"), "CSV", "loss"),
+    "old Macintosh": (csv_of(frame(loss=LOSSES), lineterminator="\r"), "CSV", "loss"),
+    "old Macintosh numbers": ("\r".join(map(repr, LOSSES.tolist())), "numbers", "1"),
     "spaces and blank lines": ("\ufeff\nstep, loss \n\n" + csv_of(frame(loss=LOSSES), header=False), "CSV", "loss"),
     "commas in quotes": (csv_of(frame(note="a, b", loss=LOSSES)), "CSV", "loss"),
     "lines in quotes": (csv_of(frame(note="a\nb", loss=LOSSES)), "CSV", "loss"),

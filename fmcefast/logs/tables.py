@@ -64,8 +64,9 @@ class _Text(Table):
     def values(self, column: str) -> Iterator[tuple[np.ndarray, int]]:
         parse = self.parser(column)
         with self._open() as file:
-            for _ in range(self.header_lines):
-                file.readline()
+            header = [file.readline() for _ in range(self.header_lines)]
+            if any(b"\r" in line.rstrip(b"\r\n") for line in header):
+                raise ValueError("lines that end in a carriage return")
             yield from in_threads(parse, _blocks(file))
 
     @abstractmethod
