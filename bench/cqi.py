@@ -25,6 +25,8 @@ import numpy as np
 import pandas as pd
 import polars as pl
 from environment import document, row, write
+from fmcefast.kernels.cqi.compiled import compiled
+from fmcefast.kernels.cqi.search import Criterion, Slices, search_chunks
 from scipy.signal import lfilter
 
 from fmcefast import find_markers
@@ -112,8 +114,16 @@ def with_numpy(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tu
 
 
 def with_bottleneck(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
-    changes = np.abs(np.diff(smoothed(losses, smoothing), prepend=np.nan))
-    return first_below(losses, bottleneck.move_mean(changes, window), mu)
+    origin, end = first_below(
+        losses[1:], bottleneck.move_mean(np.abs(np.diff(smoothed(losses, smoothing))), window), mu
+    )
+    return (origin + 1 if losses[origin + 1] > losses[0] else 0), end + 1
+
+
+def with_plain_loops(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
+    """One pass of the plain loops, compiled by Numba, as a user who needs speed would write them."""
+    found = search_chunks(Slices(losses), Criterion(mu, ALPHA, window, smoothing == "literal", 0, 1), compiled()[0])
+    return found.origin, found.end
 
 
 def with_polars(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
@@ -144,6 +154,7 @@ def first_below(losses: np.ndarray, cqi: np.ndarray, mu: float) -> tuple[int, in
 CONTESTANTS: dict[str, Contestant] = {
     "fmcefast, 1 thread": ours(1),
     f"fmcefast, {CORES} threads": ours(CORES),
+    "Numba loops": with_plain_loops,
     "pandas": with_pandas,
     "bottleneck": with_bottleneck,
     "NumPy": with_numpy,
@@ -259,12 +270,13 @@ def csv_rows(losses: np.ndarray, rounds: int) -> list[dict]:
 
 
 def markers(path: Path) -> list[str]:
-    return ["fmcefast", "markers", str(path), "--mu", "1e-9", "--window", "1000", "--quiet"]
+    return [sys.executable, "-m", "fmcefast", "markers", str(path), "--mu", "1e-9", "--window", "1000", "--quiet"]
 
 
 def process_seconds(command: list[str], **environment: str) -> float:
     def run() -> None:
-        done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
+        anywhere = tempfile.gettempdir()  # but where the source folder would be imported
+        done = subprocess.run(command, env=os.environ | environment, cwd=anywhere, stdout=subprocess.DEVNULL)
         assert done.returncode in (0, 3), f"{command} failed"  # 3: mu is not met, so that all is read and searched
 
     return seconds(run)
@@ -293,7 +305,7 @@ def extra_memory(search: Contestant, losses: np.ndarray, mu: float, window: int,
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
     before = status("VmRSS")
     search(losses, mu, window, smoothing)
-    return (status("VmHWM") - before) / 1000
+    return (status("VmHWM") - before) * 1024 / 1e6
 
 
 def status(name: str) -> int:

@@ -165,7 +165,9 @@ def train(run: Path | None, **options: Any) -> int:
 @click.argument("source", required=False, metavar="[RUN|LOG]", type=click.Path(path_type=Path))
 @click.option("--column", metavar="NAME", help="Column of a LOG that holds the loss. [default: by convention]")
 @click.option("--skip-bad", is_flag=True, help="Drop rows of a LOG whose loss is not a positive finite number.")
-@click.option("--every", metavar="N", type=int, default=1, help="Rows of a LOG (steps) averaged into one epoch.")
+@click.option(
+    "--every", metavar="N", type=int, default=1, help="Rows of a LOG (steps) averaged into one epoch, after --skip-bad."
+)
 @click.option("--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw a LOG's loss, CQI and markers.")
 @_settings("markers")
 @_common

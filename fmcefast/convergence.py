@@ -83,6 +83,8 @@ def curves(
     check_parameters(alpha=alpha, window=window, smoothing=smoothing)
     losses = as_sequence(losses, short=_PLAIN_LIMIT)
     fill_curves = _loops(losses).fill_curves
+    if isinstance(losses, np.ndarray):
+        window = min(window, len(losses))
     block, tail = np.zeros(window + 1), np.zeros(window + 1)
     first, smooth, previous = 0, np.nan, np.nan
     for part in Slices(losses, chunk) if isinstance(losses, np.ndarray) else losses:
@@ -156,7 +158,9 @@ def find_markers(
     on the threads nor on the way the losses are given.
     Raises InputError on a bad loss or parameter, or when fewer than K epochs lie between E_0 and E_K.
     """
-    check_parameters(phases=phases, mu=mu, alpha=alpha, window=window, smoothing=smoothing, threads=threads)
+    check_parameters(
+        phases=phases, mu=mu, alpha=alpha, window=window, smoothing=smoothing, start=start, threads=threads
+    )
     losses = as_sequence(losses, short=_PLAIN_LIMIT)
     wanted = Criterion(mu, alpha, window, smoothing == "literal", start - 1, phases)
     try:
@@ -206,9 +210,13 @@ def find_markers(
 
 
 def _search(losses: np.ndarray | Iterable[np.ndarray], wanted: Criterion, threads: int | None) -> Found:
-    chunks = Slices(losses) if isinstance(losses, np.ndarray) else losses
-    if chunks is losses or len(losses) <= _PLAIN_LIMIT:
-        return search_chunks(chunks, wanted, _loops(losses))
+    if not isinstance(losses, np.ndarray):
+        return search_chunks(losses, wanted, _loops(losses))
+    # A window that is never full needs no room for more.
+    wanted = replace(wanted, window=min(wanted.window, len(losses)))
+    chunks = Slices(losses)
+    if len(losses) <= _PLAIN_LIMIT:
+        return search_chunks(chunks, wanted, loops)
     from fmcefast.kernels.cqi.compiled import compiled
     from fmcefast.kernels.cqi.scan_search import ScanSearch, can_scan
 
@@ -235,7 +243,14 @@ def _spread(crossings: np.ndarray) -> np.ndarray:
 
 
 def check_parameters(
-    *, alpha: float, smoothing: str, window: int = 1, phases: int = 1, mu: float = 1.0, threads: int | None = None
+    *,
+    alpha: float,
+    smoothing: str,
+    window: int = 1,
+    phases: int = 1,
+    mu: float = 1.0,
+    start: int = 1,
+    threads: int | None = None,
 ) -> None:
     """Raise InputError for a parameter of the CQI or the markers that is out of range."""
     if smoothing not in SMOOTHINGS:
@@ -248,6 +263,8 @@ def check_parameters(
         raise InputError(f"phases must be at least 1, not {phases}.")
     if not mu > 0:
         raise InputError(f"mu must be greater than 0, not {mu}.")
+    if start < 1:
+        raise InputError(f"start must be at least 1, not {start}.")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}.")
 

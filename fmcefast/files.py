@@ -44,7 +44,7 @@ def temporary_space() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFullError(
             f"The temporary folder {tempfile.gettempdir()} is full. Name one with more room: TMPDIR=FOLDER"

@@ -29,7 +29,7 @@ def as_sequence(numbers: Any, short: int) -> np.ndarray | Iterable[np.ndarray]:
         numbers = _tensor_as_array(numbers)
     listed = isinstance(numbers, Sequence) and (len(numbers) == 0 or isinstance(numbers[0], Number))
     if listed or hasattr(numbers, "__array__"):
-        return _checked(np.asanyarray(numbers))
+        return _checked(_array(numbers))
     if not isinstance(numbers, Iterable):
         raise InputError(f"Losses must be a sequence of numbers, not {type(numbers).__name__}.")
     if isinstance(numbers, Iterator):
@@ -80,12 +80,21 @@ class _Chunks:
 def _as_chunk(numbers: Any) -> np.ndarray:
     if hasattr(numbers, "detach"):
         numbers = _tensor_as_array(numbers)
-    chunk = np.asarray(numbers)
+    chunk = _array(numbers)
     if chunk.ndim > 1:
         raise InputError(f"Chunks of losses must be one-dimensional, not of shape {chunk.shape}.")
     if chunk.dtype.kind not in _REAL:
         raise InputError(f"Losses must be real numbers, not {chunk.dtype}.")
     return np.ascontiguousarray(chunk, np.float64)
+
+
+def _array(numbers: Any) -> np.ndarray:
+    if isinstance(numbers, np.ma.MaskedArray):
+        raise InputError("Losses must not be masked; take those that count: losses.compressed()")
+    try:
+        return np.asanyarray(numbers)
+    except ValueError as error:
+        raise InputError(f"Losses must be one sequence of numbers: {error}") from error
 
 
 def _tensor_as_array(tensor: Any) -> np.ndarray:

@@ -177,6 +177,12 @@ def test_too_short_a_log_is_not_converged():
     assert find_markers([1.0]).cqi is None
 
 
+def test_a_window_wider_than_anything(falling_losses):
+    found = find_markers(falling_losses, window=10**12)
+    assert not found.converged and found.window == 10**12 and "full window" in found.explain()
+    np.testing.assert_array_equal(cqi(falling_losses, window=10**12), cqi(falling_losses, window=200))
+
+
 def test_not_converged_says_what_to_change(falling_losses):
     found = find_markers(falling_losses, mu=1e-7)
     assert f"{found.min_cqi:.3g}" in found.explain() and "--mu" in found.explain()
@@ -210,6 +216,7 @@ def test_losses_without_an_answer_are_refused(losses, complaint):
         {"mu": float("nan")},
         {"smoothing": "emma"},
         {"threads": 0},
+        {"start": 0},
     ],
 )
 def test_parameters_out_of_range_are_refused(falling_losses, settings):

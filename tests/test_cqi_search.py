@@ -4,6 +4,7 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
+from fmcefast.kernels.cqi import scan_search
 from fmcefast.kernels.cqi.compiled import compiled
 from fmcefast.kernels.cqi.scan_search import ScanSearch, can_scan
 from fmcefast.kernels.cqi.search import BadLossError, Criterion, Slices, search_chunks
@@ -11,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 LOOPS, SCAN = compiled()
-WINDOWS = [1, 2, 3, 5, 8, 100, 255, 256, 257, 319, 320, 1000, 5000]
+WINDOWS = [1, 2, 3, 5, 8, 100, 255, 256, 257, 319, 320, 1000, 5000, 60_000]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def strips_of_one_piece():
+    """So that threads and their order matter in arrays of a few pieces."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_search, "_STRIP", 1)
+        yield
 
 
 def decaying(rng, length):
@@ -28,6 +37,7 @@ KINDS = {
     "tiny after a spike": lambda rng, n: np.where(np.arange(n) == n // 3, 1e6, 1e-9 * (1 + rng.random(n))),
     "waves": lambda rng, n: 1.5 + np.sin(np.arange(n) / (20 + 100 * rng.random())) * np.exp(-np.arange(n) / n),
     "few values": lambda rng, n: rng.integers(1, 4, n) / 4,
+    "periodic": lambda rng, n: np.r_[100.0, np.tile(rng.random(3) + 0.1, n // 3 + 1)][:n],
     "heavy": lambda rng, n: np.exp(20 * rng.standard_normal(n)),
     "huge": lambda rng, n: 1e307 * (1 + rng.random(n)),
     "smallest": lambda rng, n: 2.3e-308 * (1 + rng.random(n)),
@@ -63,6 +73,7 @@ def test_the_search_by_bounds_equals_the_plain_one(
     kind, length, extra, window, alpha, literal, phases, rank, start, seed
 ):
     losses = KINDS[kind](np.random.default_rng(seed), length + extra)
+    alpha = 1.0 if literal and alpha == 0.0001 else alpha
     with np.errstate(over="ignore", invalid="ignore"):
         mu = threshold(losses, alpha, window, literal, start, rank)
         wanted = Criterion(mu, alpha, window, literal, start, phases)

@@ -12,7 +12,7 @@ FLOORS = [
     ["fmcefast.kernels", "fmcefast._core", "fmcefast.errors", "fmcefast.progress", "fmcefast"],
     ["fmcefast.files"],
     ["fmcefast.sequences"],
-    ["fmcefast.convergence", "fmcefast.device", "fmcefast.training_state", "fmcefast.loss_log", "fmcefast.logs"],
+    ["fmcefast.convergence", "fmcefast.device", "fmcefast.training_state", "fmcefast.losses_csv", "fmcefast.logs"],
     ["fmcefast.config"],
     ["fmcefast.models", "fmcefast.data", "fmcefast.features"],
     ["fmcefast.run_folder"],

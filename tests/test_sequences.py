@@ -100,6 +100,8 @@ def test_many_numbers_are_spooled_to_a_file():
         (["1.0", "x"], "numbers"),
         (np.array(["1.0"]), "real numbers"),
         (np.ones(3) * 1j, "real numbers"),
+        ([1.0, [2.0, 3.0]], "one sequence of numbers"),
+        (np.ma.array([1.0, 2.0], mask=[True, False]), "masked"),
         (3, "not int"),
         (None, "not NoneType"),
     ],

@@ -13,7 +13,7 @@ from fmcefast.data.loaders import epoch_seed
 from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type
 from fmcefast.errors import FmcefastError, InputError
-from fmcefast.loss_log import Epoch
+from fmcefast.losses_csv import Epoch
 from fmcefast.progress import Progress
 from fmcefast.stages.fit import measure, split_maps
 from fmcefast.stages.train import Trainer, is_trained

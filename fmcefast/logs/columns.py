@@ -21,8 +21,23 @@ _NAMES = (
 )
 
 
-def choose_column(columns: Sequence[str], wanted: str | None, first: Sequence[str] = ()) -> str:
-    """The column to take: `wanted`, or else the first by convention; names in `first` come before all others.
+# A lone column of this kind is not a loss.
+_COUNTERS = {
+    "step",
+    "global_step",
+    "epoch",
+    "iteration",
+    "index",
+    "time",
+    "wall_time",
+    "timestamp",
+    "lr",
+    "learning_rate",
+}
+
+
+def choose_column(columns: Sequence[str], wanted: str | None) -> str:
+    """The column to take: `wanted`, or else the first by convention.
 
     Raises InputError with the columns there are when there is no such column, or when several are as likely.
     """
@@ -32,9 +47,11 @@ def choose_column(columns: Sequence[str], wanted: str | None, first: Sequence[st
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError(f"there is no column {wanted!r}.{hint} The columns: {_listed(columns)}.")
         return wanted
-    if len(columns) == 1:
+    if len(columns) == 1 and _plain_name(columns[0]) not in _COUNTERS:
         return columns[0]
-    for name in (*first, *_NAMES):
+    # Hugging Face ends its log with one row of the whole training, whose train_loss is not what is wanted.
+    names = ("loss", *_NAMES) if "train_runtime" in columns else _NAMES
+    for name in names:
         found = [column for column in columns if _plain_name(column) == name]
         if len(found) > 1:
             raise InputError(f"there are several training losses: {', '.join(found)}. Choose one: --column NAME")

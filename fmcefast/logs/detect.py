@@ -11,9 +11,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from fmcefast import files
-from fmcefast._core import crc32c
 from fmcefast.errors import InputError
-from fmcefast.logs.tables import HEAD, Delimited, Entries, JsonLines, Npy, Parquet, Table, TensorBoardEvents
+from fmcefast.logs.tables import (
+    HEAD,
+    Delimited,
+    Entries,
+    JsonLines,
+    Npy,
+    Parquet,
+    Table,
+    TensorBoardEvents,
+    masked_crc32c,
+)
 
 STANDARD_INPUT = Path("-")
 
@@ -29,7 +38,7 @@ def open_table(log: Path) -> Iterator[Table]:
     Raises InputError when it is missing, empty, truncated or none of the formats.
     """
     with tempfile.TemporaryDirectory(prefix="fmcefast-") as folder, _explained(log):
-        path = log if log.is_file() else _copied(log, Path(folder))
+        path = log if log.is_file() and log != STANDARD_INPUT else _copied(log, Path(folder))
         yield _table(path, Path(folder))
 
 
@@ -40,7 +49,7 @@ def _explained(log: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{name_of(log)}: {error}") from error
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error) as error:
         raise InputError(f"Cannot read the log {name_of(log)}; it may be truncated or damaged: {error}") from error
 
 
@@ -56,6 +65,8 @@ def _table(path: Path, scratch: Path) -> Table:
     for recognises, table in ((_is_npy, Npy), (_is_parquet, Parquet), (_is_events, TensorBoardEvents)):
         if recognises(head):
             return table(_unzipped(path, scratch) if zipped else path)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError("it is a text in UTF-16; save it as UTF-8.")
     if b"\0" in head:
         raise InputError(
             "it is none of the formats a log can have: CSV, JSON Lines, JSON, parquet, .npy, TensorBoard events, or "
@@ -64,9 +75,10 @@ def _table(path: Path, scratch: Path) -> Table:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text.startswith((b"{", b"[")):
         return Delimited(path, zipped)
-    if _is_json_lines(text):
-        return JsonLines(path, zipped)
     with gzip.open(path) if zipped else path.open("rb") as file:
+        if _is_json_lines(file.readline(), file.read(HEAD)):
+            return JsonLines(path, zipped)
+        file.seek(0)
         return Entries(path, json.load(file))
 
 
@@ -98,18 +110,16 @@ def _is_events(head: bytes) -> bool:
     """A TFRecord: the length of the first event, 8 bytes, and its masked CRC-32C."""
     if len(head) < 12:
         return False
-    checksum = crc32c(head[:8])
-    masked = ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
-    return masked == int.from_bytes(head[8:12], "little")
+    return masked_crc32c(head[:8]) == int.from_bytes(head[8:12], "little")
 
 
-def _is_json_lines(text: bytes) -> bool:
+def _is_json_lines(first_line: bytes, rest: bytes) -> bool:
     """Begins with an object on a line of its own that is not itself a whole log."""
-    line, _, rest = text.partition(b"\n")
     try:
-        parsed = json.loads(line)
+        parsed = json.loads(first_line.decode("utf-8-sig"))
     except ValueError:
         return False
-    return isinstance(parsed, dict) and (
-        bool(rest.strip()) or not any(isinstance(value, list) for value in parsed.values())
-    )
+    if not isinstance(parsed, dict):
+        return False
+    whole_log = "log_history" in parsed or all(isinstance(value, list) for value in parsed.values())
+    return bool(rest.strip()) or not whole_log

@@ -1,5 +1,6 @@
 """The losses of anybody's log."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fmcefast.errors import InputError
+from fmcefast.kernels.cqi.search import SMALLEST
 from fmcefast.logs.columns import choose_column
 from fmcefast.logs.detect import name_of, open_table
 from fmcefast.logs.tables import Npy, Table
@@ -24,9 +26,9 @@ class LossLog:
     format: str
     column: str
     every: int  # rows averaged into one loss
-    without: int  # rows that have no value in the column
-    skipped: int  # rows whose value was dropped
-    left_over: int  # rows at the end that did not make a whole one
+    rows_without_value: int
+    rows_dropped: int  # by skip_bad
+    rows_left_over: int  # at the end, too few for a whole one
 
     def explain(self) -> str:
         """One line for people: what was read."""
@@ -36,9 +38,9 @@ class LossLog:
         means = f", means of {self.every:,} each" if self.every > 1 else ""
         words.append(f"{_count(len(self.losses), 'loss', 'losses')}{means}")
         for count, what in (
-            (self.without, "without a value"),
-            (self.skipped, "without a positive finite loss skipped"),
-            (self.left_over, "left over at the end"),
+            (self.rows_without_value, "without a value"),
+            (self.rows_dropped, "without a positive finite loss dropped"),
+            (self.rows_left_over, "left over at the end"),
         ):
             if count:
                 words.append(f"{_count(count, 'row', 'rows')} {what}")
@@ -53,43 +55,47 @@ def read_losses(log: Path, column: str | None = None, *, skip_bad: bool = False,
     """Read the training losses of a log of any format, "-" being standard input.
 
     column: where they stand; by default found by the conventions of timm, Lightning, Keras, Hugging Face, W&B and
-    TensorBoard. skip_bad: drop values that are not positive and finite. every: average so many rows into one loss.
+    TensorBoard. skip_bad: drop values that are not positive and finite. every: average so many of
+    the rows that are left into one loss.
     Raises InputError that names the line of the first bad value, or says what else is wrong.
     """
     if every < 1:
         raise InputError(f"--every must be at least 1, not {every}.")
     with open_table(log) as table:
-        taken = choose_column(table.columns(), column, table.preferred)
+        elsewhere = column is not None and not table.all_columns_known
+        taken = column if elsewhere else choose_column(table.columns(), column)
         counts = _Counts()
-        if isinstance(table, Npy) and every == 1 and not skip_bad:
-            losses = table.vector
-        else:
-            try:
-                losses = spool(_means(_fast(table.values(taken), skip_bad, counts), every, counts))
-            except ValueError:  # a row that only the slow way can read, or say what is wrong with it
-                counts = _Counts()
-                losses = spool(_means(_slow(table, taken, skip_bad, counts), every, counts))
+        try:
+            chunks = _means(_fast(table.values(taken), skip_bad, counts), every, counts)
+            if isinstance(table, Npy) and every == 1 and not skip_bad:
+                deque(chunks, maxlen=0)  # only to check them
+                losses = table.vector
+            else:
+                losses = spool(chunks)
+        except ValueError:  # a row that only the slow way can read, or say what is wrong with it
+            counts = _Counts()
+            losses = spool(_means(_slow(table, taken, skip_bad, counts), every, counts))
         if len(losses) == 0:
-            few = "no values" if every == 1 else f"only {counts.left_over} values, fewer than --every {every}"
+            few = "no values" if every == 1 else f"only {counts.rows_left_over} values, fewer than --every {every}"
             raise InputError(f"the column {taken} has {few}.")
     return LossLog(losses, name_of(log), table.format, taken, every, **vars(counts))
 
 
 @dataclass
 class _Counts:
-    without: int = 0
-    skipped: int = 0
-    left_over: int = 0
+    rows_without_value: int = 0
+    rows_dropped: int = 0
+    rows_left_over: int = 0
 
 
 def _fast(chunks: Iterator[tuple[np.ndarray, int]], skip_bad: bool, counts: _Counts) -> Iterator[np.ndarray]:
     for values, without in chunks:
-        counts.without += without
-        good = (values > 0) & (values < np.inf)
+        counts.rows_without_value += without
+        good = (values >= SMALLEST) & (values < np.inf)
         if not good.all():
             if not skip_bad:
                 raise ValueError("a bad value")
-            counts.skipped += int((~good).sum())
+            counts.rows_dropped += int((~good).sum())
             values = values[good]
         yield values
 
@@ -98,11 +104,11 @@ def _slow(table: Table, column: str, skip_bad: bool, counts: _Counts) -> Iterato
     chunk: list[float] = []
     for number, cell in table.rows(column):
         if cell is None:
-            counts.without += 1
-        elif isinstance(cell, float) and 0 < cell < float("inf"):
+            counts.rows_without_value += 1
+        elif isinstance(cell, float) and SMALLEST <= cell < float("inf"):
             chunk.append(cell)
         elif skip_bad:
-            counts.skipped += 1
+            counts.rows_dropped += 1
         else:
             wrong = cell if isinstance(cell, str) else f"the loss is {cell:g}; it must be positive and finite"
             raise InputError(f"{table.place} {number}: {wrong}. --skip-bad drops such rows.")
@@ -123,4 +129,4 @@ def _means(chunks: Iterator[np.ndarray], every: int, counts: _Counts) -> Iterato
         whole = len(values) - len(values) % every
         yield values[:whole].reshape(-1, every).mean(axis=1)
         rest = values[whole:]
-    counts.left_over = len(rest)
+    counts.rows_left_over = len(rest)

@@ -5,16 +5,18 @@ import gzip
 import io
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from fmcefast._core import crc32c
 from fmcefast.errors import InputError
 
 # What a row has: a number, None when it has no value, or words that say why it cannot be read.
@@ -23,6 +25,8 @@ Cell = float | None | str
 # Bytes from the beginning of a text that decide what it is and which columns it has.
 HEAD = 1 << 18
 _BLOCK = 1 << 22
+_LONGEST_LINE = 1 << 26
+_NOT_ONE_OBJECT_A_LINE = re.compile(rb"^[ \t\r]*[^\s{]|\}[ \t]*\{", re.MULTILINE)
 
 Result = TypeVar("Result")
 
@@ -36,7 +40,7 @@ class Table(ABC):
 
     format: str
     place = "line"  # what the numbers of `rows` count
-    preferred: tuple[str, ...] = ()  # plain names of the training loss in this format
+    all_columns_known = True
 
     def __init__(self, path: Path):
         self.path = path
@@ -67,7 +71,7 @@ class _Text(Table):
             header = [file.readline() for _ in range(self.header_lines)]
             if any(b"\r" in line.rstrip(b"\r\n") for line in header):
                 raise ValueError("lines that end in a carriage return")
-            yield from in_threads(parse, _blocks(file))
+            yield from _in_threads(parse, _blocks(file))
 
     @abstractmethod
     def parser(self, column: str) -> Callable[[bytes], tuple[np.ndarray, int]]:
@@ -115,6 +119,7 @@ class Delimited(_Text):
         }
 
         def parse(block: bytes) -> tuple[np.ndarray, int]:
+            _refuse_open_quotes(block)
             whole = arrow_csv.ReadOptions(column_names=self._names, use_threads=False, block_size=len(block) + 1)
             return _of_column(arrow_csv.read_csv(pyarrow.BufferReader(block), read_options=whole, **options))
 
@@ -125,8 +130,8 @@ class Delimited(_Text):
         with self.open_text() as text:
             for _ in islice(text, self.header_lines):
                 pass
-            reader = csv.reader(text, delimiter=self.delimiter)
-            for row in reader:
+            reader = csv.reader(text, delimiter=self.delimiter, strict=True)
+            for row in _rows(reader, self.header_lines):
                 line = self.header_lines + reader.line_num
                 if not any(cell.strip() for cell in row) and len(row) <= 1:
                     continue
@@ -141,11 +146,15 @@ class JsonLines(_Text):
 
     format = "JSON Lines"
 
-    def columns(self) -> list[str]:
+    def __init__(self, path: Path, zipped: bool):
+        super().__init__(path, zipped)
         with self.open_text() as text:
-            head = text.read(HEAD).splitlines()
-        objects = filter(None, map(_json_object, head))
-        return _numeric_columns(objects)
+            lines = text.readlines(_BLOCK)
+            self.all_columns_known = not text.read(1)
+        self._names = _numeric_columns(filter(None, map(_json_object, lines)))
+
+    def columns(self) -> list[str]:
+        return self._names
 
     def parser(self, column: str) -> Callable[[bytes], tuple[np.ndarray, int]]:
         import pyarrow
@@ -156,6 +165,8 @@ class JsonLines(_Text):
         )
 
         def parse(block: bytes) -> tuple[np.ndarray, int]:
+            if _NOT_ONE_OBJECT_A_LINE.search(block):  # pyarrow takes some of it, and crashes at some
+                raise ValueError("a line that is not one JSON object")
             whole = arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1)
             return _of_column(arrow_json.read_json(pyarrow.BufferReader(block), read_options=whole, parse_options=only))
 
@@ -179,7 +190,7 @@ class Entries(Table):
         self.format = "JSON"
         if isinstance(document, dict) and isinstance(document.get("log_history"), list):
             document = document["log_history"]
-            self.format, self.preferred = "trainer_state.json", ("loss",)
+            self.format = "trainer_state.json"
         elif isinstance(document, dict):
             lists = {name: values for name, values in document.items() if isinstance(values, list)}
             longest = max(map(len, lists.values()), default=0)
@@ -224,6 +235,11 @@ class Parquet(_Binary):
         super().__init__(path)
         self._file = parquet.ParquetFile(path)
 
+    def rows(self, column: str) -> Iterator[tuple[int, Cell]]:
+        values = (value for batch in self._file.iter_batches(columns=[column]) for value in batch.column(0).to_pylist())
+        for number, value in enumerate(values, start=1):
+            yield number, None if value is None else float(value)
+
     def columns(self) -> list[str]:
         from pyarrow import types
 
@@ -260,16 +276,13 @@ class TensorBoardEvents(_Binary):
     """Scalars of a TensorBoard event file; a tag is a column."""
 
     format = "TensorBoard events"
-    place = "event"
+    place = "value"
 
     def __init__(self, path: Path):
         super().__init__(path)
         self._scalars: dict[str, list[float]] = {}
-        for event in _events(path):
-            for value in event.summary.value:
-                scalar = _scalar(value)
-                if scalar is not None:
-                    self._scalars.setdefault(value.tag, []).append(scalar)
+        for tag, scalar in _scalars(path):
+            self._scalars.setdefault(tag, []).append(scalar)
 
     def columns(self) -> list[str]:
         return list(self._scalars)
@@ -278,22 +291,46 @@ class TensorBoardEvents(_Binary):
         yield np.array(self._scalars[column]), 0
 
 
-def _events(path: Path) -> Iterator[Any]:
+def _scalars(path: Path) -> Iterator[tuple[str, float]]:
     try:
-        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
-        raise InputError("to read TensorBoard events: pip install 'fmcefast[tensorboard]'") from error
-    return EventFileLoader(str(path)).Load()
+        raise InputError("to read TensorBoard events: pip install tensorboard") from error
+    scalar_tags = set()  # only the first value of a tag says what it is
+    for record in _records(path):
+        for value in Event.FromString(record).summary.value:
+            if value.metadata.plugin_data.plugin_name == "scalars":
+                scalar_tags.add(value.tag)
+            if value.HasField("simple_value"):
+                yield value.tag, float(value.simple_value)
+            elif value.HasField("tensor") and value.tag in scalar_tags:
+                yield value.tag, float(make_ndarray(value.tensor))
 
 
-def _scalar(value: Any) -> float | None:
-    from tensorboard.util.tensor_util import make_ndarray
+def _records(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file; the last may be incomplete, as in a log that is still being written."""
+    with path.open("rb") as file:
+        for number in count(1):
+            header = file.read(12)
+            if len(header) < 12:
+                return
+            length = int.from_bytes(header[:8], "little")
+            sound = masked_crc32c(header[:8]) == int.from_bytes(header[8:], "little")
+            if sound:
+                record, checksum = file.read(length), file.read(4)
+                if len(checksum) < 4:
+                    return
+                sound = masked_crc32c(record) == int.from_bytes(checksum, "little")
+            if not sound:
+                raise ValueError(f"the checksum of event {number} is wrong")
+            yield record
 
-    if value.HasField("simple_value"):
-        return float(value.simple_value)
-    if value.HasField("tensor") and value.metadata.plugin_data.plugin_name == "scalars":
-        return float(make_ndarray(value.tensor))
-    return None
+
+def masked_crc32c(content: bytes) -> int:
+    """The CRC-32C of a TFRecord."""
+    checksum = crc32c(content)
+    return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
@@ -303,6 +340,8 @@ def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
         end = data.rfind(b"\n") + 1
         if end == 0:
             rest += data
+            if len(rest) > _LONGEST_LINE:
+                raise ValueError("a very long line")
             continue
         block, rest = b"".join((rest, memoryview(data)[:end])), data[end:]
         if not block.isspace():
@@ -311,7 +350,7 @@ def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
         yield rest
 
 
-def in_threads(function: Callable[[bytes], Result], items: Iterable[bytes]) -> Iterator[Result]:
+def _in_threads(function: Callable[[bytes], Result], items: Iterable[bytes]) -> Iterator[Result]:
     """Like map, with one thread a core and no more than a few results waiting."""
     threads = len(os.sched_getaffinity(0))
     pending: deque[Future[Result]] = deque()
@@ -324,6 +363,22 @@ def in_threads(function: Callable[[bytes], Result], items: Iterable[bytes]) -> I
             yield pending.popleft().result()
 
 
+def _refuse_open_quotes(block: bytes) -> None:
+    """Raises ValueError when a quoted cell goes beyond its line, which blocks of lines may cut in two."""
+    if b'"' in block:
+        characters = np.frombuffer(block, np.uint8)
+        quotes_so_far = np.cumsum(characters == ord('"'))[characters == ord("\n")]
+        if (quotes_so_far % 2).any():
+            raise ValueError("a quoted cell of several lines")
+
+
+def _rows(reader: Any, header_lines: int) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(f"line {header_lines + reader.line_num}: {error}") from error
+
+
 def _of_column(table: Any) -> tuple[np.ndarray, int]:
     import pyarrow
 
@@ -334,12 +389,11 @@ def _of_column(table: Any) -> tuple[np.ndarray, int]:
 
 def _distinct(names: list[str]) -> list[str]:
     """Names of which the second of a kind is called NAME.1, and so on."""
-    seen: dict[str, int] = {}
-    result = []
+    taken: dict[str, None] = {}
     for name in names:
-        seen[name] = seen.get(name, -1) + 1
-        result.append(f"{name}.{seen[name]}" if seen[name] else name)
-    return result
+        others = (f"{name}.{i}" for i in count(1))
+        taken[name if name not in taken else next(other for other in others if other not in taken)] = None
+    return list(taken)
 
 
 def _number(text: str) -> float | None:

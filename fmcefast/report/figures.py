@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from fmcefast import files
 from fmcefast.convergence import Markers, curves
-from fmcefast.loss_log import Epoch
+from fmcefast.losses_csv import Epoch
 
 _RAW, _SMOOTH, _MARK = "#9aa5b1", "#1f5f99", "#c8553d"
 
@@ -27,7 +27,7 @@ def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
     drawn = _thinned(np.array([row.loss for row in epochs]), markers)
     _draw_convergence(loss, index, log_loss, drawn, markers)
 
-    accuracy.plot(drawn.epochs, [row.top1 for row in epochs], color=_SMOOTH)
+    accuracy.plot([row.epoch for row in epochs], [row.top1 for row in epochs], color=_SMOOTH)
     accuracy.set(title="(d) Backbone top-1 on held-out images", ylabel="top-1")
     if markers.converged:
         marked = np.array(markers.markers)

@@ -11,7 +11,7 @@ import jinja2
 
 from fmcefast import __version__, files
 from fmcefast.config import FIELDS, resolve
-from fmcefast.loss_log import Epoch, read_epochs
+from fmcefast.losses_csv import Epoch, read_epochs
 from fmcefast.progress import Progress, format_seconds
 from fmcefast.report.figures import confusion_figure, convergence_figure, save
 from fmcefast.run_folder import RunFolder

@@ -8,7 +8,7 @@ from fmcefast import files
 from fmcefast.config import Config
 from fmcefast.convergence import Markers, find_markers
 from fmcefast.errors import InputError, NotConvergedError
-from fmcefast.loss_log import read_epochs
+from fmcefast.losses_csv import read_epochs
 from fmcefast.progress import Progress
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.train import is_trained

@@ -14,7 +14,7 @@ from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import Source, load_source
 from fmcefast.device import amp_type, autocast, describe, pick_device
 from fmcefast.errors import FmcefastError
-from fmcefast.loss_log import Epoch, read_epochs, write_epochs
+from fmcefast.losses_csv import Epoch, read_epochs, write_epochs
 from fmcefast.models.backbones import Backbone, make_backbone
 from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.run_folder import RunFolder

@@ -2,9 +2,10 @@
 
 import fcntl
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
@@ -64,7 +65,8 @@ def _one_process() -> Iterator[None]:
         folder.mkdir(exist_ok=True)
         file = (folder / "numba.lock").open("a")
     except OSError:  # an installation that is read-only for this user
-        file = (Path(tempfile.gettempdir()) / "fmcefast-numba.lock").open("a")
+        file = (Path(tempfile.gettempdir()) / f"fmcefast-numba-{os.getuid()}.lock").open("a")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

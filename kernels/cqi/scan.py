@@ -1,7 +1,7 @@
 """A quick look at long stretches of losses: how low can the CQI be there, and between which values do the losses lie?
 
 The arithmetic is vectorised, so it rounds in another order than the plain loops. What it finds is true up to the
-rounding that `search` allows for; whatever that leaves open, `search` gives to the plain loops.
+rounding that `scan_search` allows for; whatever that leaves open, `scan_search` gives to the plain loops.
 Losses are (n,) float64, C-contiguous; read-only ones are welcome.
 """
 
@@ -31,7 +31,7 @@ jit = partial(njit, nogil=True, cache=_cacheable())
 _LOSSES = types.Array(types.float64, 1, "C", readonly=True)
 _VECTOR = float64[::1]
 _SMALLEST_BITS = np.float64(SMALLEST).view(np.uint64)
-BAD_BITS = np.float64(np.inf).view(np.uint64) - _SMALLEST_BITS
+_BAD_BITS = np.float64(np.inf).view(np.uint64) - _SMALLEST_BITS
 _REORDER = {"reassoc", "contract", "nsz"}  # infinities and NaN stay what they are
 
 
@@ -89,8 +89,8 @@ def _ema(losses, alpha, fours, out):
 
 
 @jit(uint64(_LOSSES))
-def peak_bits(losses):
-    """The largest loss, as its bit pattern less that of SMALLEST; BAD_BITS or more when a loss is not as it should be.
+def _peak_bits(losses):
+    """The largest loss, as its bit pattern less that of SMALLEST; _BAD_BITS or more when a loss is not as it should be.
 
     Positive floats are ordered as their bit patterns are, and the maximum of integers is vectorised. Unsigned, the
     difference of zero, a negative number or a smaller one wraps around to beyond that of infinity, where NaN lies too.
@@ -100,6 +100,19 @@ def peak_bits(losses):
     for i in range(len(bits)):
         high = max(high, bits[i] - _SMALLEST_BITS)
     return high
+
+
+@jit(float64(uint64))
+def _peak_of(bits):
+    if bits >= _BAD_BITS:
+        return np.nan
+    return np.array([bits + _SMALLEST_BITS]).view(np.float64)[0]
+
+
+@jit(float64(_LOSSES))
+def peak(losses):
+    """The largest loss, or NaN when one is below SMALLEST, infinite or NaN."""
+    return _peak_of(_peak_bits(losses))
 
 
 @jit(types.UniTuple(int64, 2)(_LOSSES))
@@ -223,9 +236,7 @@ def _lowest_by_doubling(smooth, n, window, first):
 
 
 @jit(
-    types.Tuple((_VECTOR, uint64[::1], float64[:, ::1]))(
-        _LOSSES, int64, int64, int64, float64, boolean, int64, float64
-    ),
+    types.Tuple((_VECTOR, _VECTOR, float64[:, ::1]))(_LOSSES, int64, int64, int64, float64, boolean, int64, float64),
 )
 def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
     """Summaries of `losses` from index `begin` on, one for every PIECE of them.
@@ -233,12 +244,12 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
     losses: what lies before `begin` is history: all there is, or at least `window + warm_up` losses.
     start: first index whose window counts. warm_up: losses after which the recursion has forgotten where it began.
     Returns (lowest, peaks, ranges): lowest (pieces,), a lower bound of the sums of `window` changes of the smoothed
-    loss, above `limit` where all of them are, and infinite where no window counts; peaks (pieces,), the `peak_bits` of
-    the losses; ranges (2, pieces), the smallest and the largest smoothed loss.
+    loss, above `limit` where all of them are, and infinite where no window counts; peaks (pieces,), the `peak` of the
+    losses; ranges (2, pieces), the smallest and the largest smoothed loss.
     """
     pieces = (len(losses) - begin + PIECE - 1) // PIECE
     lowest = np.empty(pieces)
-    peaks = np.zeros(pieces, np.uint64)
+    peaks = np.empty(pieces)
     ranges = np.empty((2, pieces), np.int64)
     smooth = np.empty(PIECE + window)
     sums = np.empty(len(smooth) // BLOCK)
@@ -263,6 +274,7 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
 
         blocks = 0
         seen = lo - base
+        top = uint64(0)
         low, high = np.int64(np.iinfo(np.int64).max), np.int64(0)
         while seen < n:
             end = min(n, done + _TILE)
@@ -276,7 +288,7 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
                 _block_sums(smooth[blocks * BLOCK : whole * BLOCK + 1], sums[blocks:whole])
                 blocks = whole
             if done > seen:
-                peaks[piece] = max(peaks[piece], peak_bits(losses[base + seen : base + done]))
+                top = max(top, _peak_bits(losses[base + seen : base + done]))
                 least, most = _range_bits(smooth[seen:done])
                 low, high = min(low, least), max(high, most)
                 seen = done
@@ -288,6 +300,7 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
             lowest[piece] = _lowest_by_blocks(smooth, n, sums[:blocks], window, first, limit)
         else:
             lowest[piece] = _lowest_by_doubling(smooth, n, window, first)
+        peaks[piece] = _peak_of(top)
         ranges[0, piece], ranges[1, piece] = low, high
     return lowest, peaks, ranges.view(np.float64)
 

@@ -5,16 +5,19 @@ which start in the middle of the array with the very numbers that they would hav
 """
 
 import math
+from bisect import bisect_right, insort
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
-from fmcefast.kernels.cqi.search import SMALLEST, BadLossError, Criterion, Found, Slices
+from fmcefast.kernels.cqi.search import BadLossError, Criterion, Found, Slices
 
 _STRIP = 32  # pieces that a thread scans at a time
 _REACH = 1 << 16  # longest history that is gone back for
-_ROUNDING = 2.0**-35  # of the scan in a window's mean, in parts of the largest loss; more than 4 * _REACH * 2^-53
+# Bound on the rounding in the mean of a window, in parts of the largest loss: the running sums of the scan take two
+# operations a loss over at most _REACH losses, the sums of the plain loops one, 2^-53 each; 4 * _REACH * 2^-53 is more.
+_ROUNDING = 2.0**-35
 
 
 def can_scan(wanted: Criterion) -> bool:
@@ -38,9 +41,10 @@ class ScanSearch:
         self.size = scan.PIECE
         self.pieces = -(-len(losses) // self.size)
         self.lowest_sums = np.empty(self.pieces)
-        self.peaks = np.empty(self.pieces, np.uint64)
+        self.peaks = np.empty(self.pieces)
         self.ranges = np.empty((2, self.pieces))
         self.peak = 0.0
+        self.known_smooth = [(0, float(losses[0]))]  # (index, smoothed loss), ascending
         self.threads = threads
 
     def found(self) -> Found:
@@ -72,7 +76,7 @@ class ScanSearch:
             for piece in range(first, last):
                 if result[0] >= 0:
                     break
-                self.peak = max(self.peak, self._peak_of(piece))
+                self.peak = max(self.peak, float(self.peaks[piece]))
                 if self._may_reach(piece, self.wanted.mu):
                     result = self._loop_over(piece)
             if result[0] >= 0:
@@ -94,15 +98,12 @@ class ScanSearch:
         self._refuse_bad(first, last)
 
     def _check(self, first: int, last: int) -> None:
-        self.peaks[first:last] = self.scan.peak_bits(self._part(first * self.size, last * self.size))
+        self.peaks[first:last] = self.scan.peak(self._part(first * self.size, last * self.size))
         self._refuse_bad(first, last)
 
     def _refuse_bad(self, first: int, last: int) -> None:
-        if self.peaks[first:last].max() >= self.scan.BAD_BITS:
+        if np.isnan(self.peaks[first:last]).any():
             raise BadLossError.first_in(self._part(first * self.size, last * self.size), first * self.size)
-
-    def _peak_of(self, piece: int) -> float:
-        return float((self.peaks[piece] + np.float64(SMALLEST).view(np.uint64)).view(np.float64))
 
     @property
     def _bounds_hold(self) -> bool:
@@ -155,7 +156,7 @@ class ScanSearch:
         at = whole * self.size + int(np.argmax(rest))
         if whole > 0:
             piece = int(np.argmax(self.peaks[:whole]))
-            if self._peak_of(piece) >= self.losses[at]:
+            if self.peaks[piece] >= float(self.losses[at]):
                 at = piece * self.size + int(np.argmax(self._part(piece * self.size, (piece + 1) * self.size)))
         return at
 
@@ -167,16 +168,17 @@ class ScanSearch:
         if self.wanted.literal:
             previous, loss = self._part(at - 1, at + 1).tolist()
             return alpha * previous + (1.0 - alpha) * loss
-        history = 2 * _warm_up(self.wanted)
-        while history < at:
-            # All smoothed losses lie between these; where both roads meet, so does the one between.
-            low, high = self.scan.squeeze(self._part(at - history, at + 1), 0.0, 2 * self.peak, alpha)
-            if low == high:
-                return low
-            history *= 8
-        smooth = previous = float(self.losses[0])
-        for chunk in Slices(self.losses[1 : at + 1]):
-            smooth = self.loops.smooth_at_end(chunk, smooth, previous, alpha, False)
+        for history in (2 * _warm_up(self.wanted), 16 * _warm_up(self.wanted)):
+            if history < at:
+                # All smoothed losses lie between these; where both roads meet, so does the one between.
+                low, high = self.scan.squeeze(self._part(at - history, at + 1), 0.0, 2 * self.peak, alpha)
+                if low == high:
+                    return low
+        # Of losses that repeat themselves the roads may never meet: go on from the last place that is known.
+        known, smooth = self.known_smooth[bisect_right(self.known_smooth, (at, math.inf)) - 1]
+        for chunk in Slices(self.losses[known + 1 : at + 1]):
+            smooth = self.loops.smooth_at_end(chunk, smooth, smooth, alpha, False)
+        insort(self.known_smooth, (at, smooth))
         return smooth
 
     def _cross(self, origin: int, end: int, origin_smooth: float, gap: float, crossings: np.ndarray) -> None:

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from fmcefast.errors import InputError
-from fmcefast.loss_log import Epoch, read_epochs, write_epochs
+from fmcefast.losses_csv import Epoch, read_epochs, write_epochs
 
 ROWS = [Epoch(1, 2.3025850929940455, 0.1, 1e-3, 1.5), Epoch(2, 0.1 + 0.2, 1 / 3, 1e-3 / 3, 1.25)]
 
