@@ -1,7 +1,7 @@
 r"""The search for convergence in one long loss log: fmcefast against pandas, NumPy, bottleneck and polars.
 
     pip install '.[bench]'
-    python bench/cqi.py                     # 1e8 losses, about 15 minutes, 8 GB of memory and 4 GB of disk
+    python bench/cqi.py                     # 1e8 losses, about 12 minutes, 8 GB of memory
     python bench/cqi.py --losses 1e7
 
 First every contestant must find the same E_0 and E_K. Then all of them take turns, round by round. The peers stop at
@@ -60,8 +60,6 @@ def main() -> None:
         for smoothing in ("ema", "literal"):
             rows += search_rows(losses, window, smoothing, arguments.rounds, rows[0]["value"])
     draw(losses)
-    rows += start_up_rows(losses, arguments.rounds)
-    rows += csv_rows(losses, arguments.rounds)
     content = document("cqi", rows, packages=PEERS, losses=count, cores=CORES)
     write(RESULTS / "cqi.json", content)
     print(table(rows))
@@ -213,73 +211,6 @@ def bandwidth(losses: np.ndarray) -> dict:
     with ThreadPoolExecutor(CORES) as pool:
         speeds = [losses.nbytes / 1e9 / seconds(lambda: list(pool.map(np.sum, parts))) for _ in range(11)]
     return row("reading memory", speeds, "GB/s")
-
-
-def start_up_rows(losses: np.ndarray, rounds: int) -> list[dict]:
-    """Whole processes of `fmcefast markers LOG`: a short log, and a long one with and without a compiled search."""
-    with tempfile.TemporaryDirectory() as folder:
-        short, long = Path(folder) / "short.csv", Path(folder) / "long.npy"
-        stretch = len(losses) // 99_999
-        short.write_text("loss\n" + "\n".join(map(repr, losses[::stretch][:99_999].tolist())))
-        np.save(long, losses[:: max(len(losses) // 1_000_000, 1)])
-        first = [process_seconds(markers(long), NUMBA_CACHE_DIR=f"{folder}/{i}") for i in range(3)]
-        later = [process_seconds(markers(long)) for _ in range(rounds)]
-        plain = [process_seconds(markers(short)) for _ in range(rounds)]
-    return [
-        row("process: 99,999 losses, CSV", plain, "s"),
-        row("process: 1,000,000 losses, .npy, nothing compiled yet", first, "s"),
-        row("process: 1,000,000 losses, .npy", later, "s"),
-    ]
-
-
-def csv_rows(losses: np.ndarray, rounds: int) -> list[dict]:
-    """Whole processes: the markers of a CSV log, and parsers that only read its column."""
-    parse = "import sys, pyarrow as pa, pyarrow.csv as c; p = sys.argv[1]; f = pa.float64();"
-    options = "convert_options=c.ConvertOptions(include_columns=['loss'], column_types={'loss': f})"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "log.csv"
-        with path.open("wb") as file:
-            for first in range(0, len(losses), 1 << 22):
-                part = losses[first : first + (1 << 22)]
-                steps = np.arange(first, first + len(part))
-                pl.DataFrame({"step": steps, "loss": part}).write_csv(file, include_header=first == 0)
-        commands = {
-            "fmcefast markers": markers(path),
-            "pyarrow, stream": [sys.executable, "-c", f"{parse} [0 for _ in c.open_csv(p, {options})]", str(path)],
-            "pyarrow, into memory": [sys.executable, "-c", f"{parse} c.read_csv(p, {options})", str(path)],
-            "polars, into memory": [
-                sys.executable,
-                "-c",
-                "import sys, polars as pl; pl.scan_csv(sys.argv[1]).select('loss').collect(engine='streaming')",
-                str(path),
-            ],
-        }
-        taken: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(rounds):
-            for name, command in commands.items():
-                taken[name].append(process_seconds(command))
-    return [
-        row(
-            f"process, CSV of {len(losses):,} rows: {name}",
-            values,
-            "s",
-            **ratios(name, taken),
-        )
-        for name, values in taken.items()
-    ]
-
-
-def markers(path: Path) -> list[str]:
-    return [sys.executable, "-m", "fmcefast", "markers", str(path), "--mu", "1e-9", "--window", "1000", "--quiet"]
-
-
-def process_seconds(command: list[str], **environment: str) -> float:
-    def run() -> None:
-        anywhere = tempfile.gettempdir()  # but where the source folder would be imported
-        done = subprocess.run(command, env=os.environ | environment, cwd=anywhere, stdout=subprocess.DEVNULL)
-        assert done.returncode in (0, 3), f"{command} failed"  # 3: mu is not met, so that all is read and searched
-
-    return seconds(run)
 
 
 def seconds(work: Callable[[], object]) -> float:

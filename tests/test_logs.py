@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from fmcefast.errors import DiskFullError, InputError
-from fmcefast.logs import tables
+from fmcefast.logs import json_logs, lines
 from fmcefast.logs.columns import choose_column
 from fmcefast.logs.read import read_losses
 
@@ -151,7 +151,7 @@ def test_a_column_can_be_chosen(tmp_path):
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_blocks_end_where_lines_end(tmp_path, monkeypatch, zipped):
-    monkeypatch.setattr(tables, "_BLOCK", 64)
+    monkeypatch.setattr(lines, "_BLOCK", 64)
     losses = np.random.default_rng(1).random(5000) + 0.1
     table = pd.DataFrame({"loss": losses})
     for text in (
@@ -174,7 +174,7 @@ def test_a_pipe(tmp_path):
 
 @pytest.mark.parametrize("every", [2, 7, 40])
 def test_steps_are_averaged_into_epochs(tmp_path, monkeypatch, every):
-    monkeypatch.setattr(tables, "_BLOCK", 64)
+    monkeypatch.setattr(lines, "_BLOCK", 64)
     (tmp_path / "log.csv").write_text(TEXTS["timm"][0])
     log = read_losses(tmp_path / "log.csv", every=every)
     whole = 40 - 40 % every
@@ -253,7 +253,7 @@ def test_events_that_are_damaged_or_still_being_written(tmp_path):
 
 
 def test_a_column_that_begins_late_in_json_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "_BLOCK", 64)
+    monkeypatch.setattr(json_logs, "_HEAD", 64)
     rows = [{"lr": 0.1}] * 50 + [{"loss": loss} for loss in LOSSES.tolist()]
     (tmp_path / "log").write_text("\n".join(map(json.dumps, rows)))
     np.testing.assert_array_equal(read_losses(tmp_path / "log", "loss").losses, LOSSES)

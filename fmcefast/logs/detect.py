@@ -12,19 +12,14 @@ from pathlib import Path
 
 from fmcefast import files
 from fmcefast.errors import InputError
-from fmcefast.logs.tables import (
-    HEAD,
-    Delimited,
-    Entries,
-    JsonLines,
-    Npy,
-    Parquet,
-    Table,
-    TensorBoardEvents,
-    masked_crc32c,
-)
+from fmcefast.logs.binary import Npy, Parquet
+from fmcefast.logs.delimited import Delimited
+from fmcefast.logs.events import TensorBoardEvents, masked_crc32c
+from fmcefast.logs.json_logs import Entries, JsonLines
+from fmcefast.logs.table import Table
 
 STANDARD_INPUT = Path("-")
+_HEAD = 1 << 18  # bytes that say what a log is
 
 
 def name_of(log: Path) -> str:
@@ -55,11 +50,11 @@ def _explained(log: Path) -> Iterator[None]:
 
 def _table(path: Path, scratch: Path) -> Table:
     with path.open("rb") as file:
-        head = file.read(HEAD)
+        head = file.read(_HEAD)
     zipped = head.startswith(b"\x1f\x8b")
     if zipped:
         with gzip.open(path) as file:
-            head = file.read(HEAD)
+            head = file.read(_HEAD)
     if not head.strip():
         raise InputError("the file is empty.")
     for recognises, table in ((_is_npy, Npy), (_is_parquet, Parquet), (_is_events, TensorBoardEvents)):
@@ -76,7 +71,7 @@ def _table(path: Path, scratch: Path) -> Table:
     if not text.startswith((b"{", b"[")):
         return Delimited(path, zipped)
     with gzip.open(path) if zipped else path.open("rb") as file:
-        if _is_json_lines(file.readline(), file.read(HEAD)):
+        if _is_json_lines(file.readline(), file.read(_HEAD)):
             return JsonLines(path, zipped)
         file.seek(0)
         return Entries(path, json.load(file))

@@ -9,9 +9,10 @@ import numpy as np
 
 from fmcefast.errors import InputError
 from fmcefast.kernels.cqi.search import SMALLEST
+from fmcefast.logs.binary import Npy
 from fmcefast.logs.columns import choose_column
 from fmcefast.logs.detect import name_of, open_table
-from fmcefast.logs.tables import Npy, Table
+from fmcefast.logs.table import Table
 from fmcefast.sequences import spool
 
 _CHUNK = 1 << 16

@@ -1,0 +1,77 @@
+"""Text logs of one row a line: blocks of whole lines are parsed side by side."""
+
+import gzip
+import io
+import os
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from fmcefast.logs.table import Table
+
+_BLOCK = 1 << 22
+_LONGEST_LINE = 1 << 26
+
+Result = TypeVar("Result")
+
+
+class Lines(Table):
+    """A text whose rows are its lines, gzipped or not."""
+
+    def __init__(self, path: Path, zipped: bool):
+        super().__init__(path)
+        self.zipped = zipped
+        self.header_lines = 0
+
+    def values(self, column: str) -> Iterator[tuple[np.ndarray, int]]:
+        parse = self.parser(column)
+        with self._open() as file:
+            header = [file.readline() for _ in range(self.header_lines)]
+            if any(b"\r" in line.rstrip(b"\r\n") for line in header):
+                raise ValueError("lines that end in a carriage return")
+            yield from _in_threads(parse, _blocks(file))
+
+    @abstractmethod
+    def parser(self, column: str) -> Callable[[bytes], tuple[np.ndarray, int]]:
+        """What makes values and the number of rows without one from a block of lines."""
+
+    def open_text(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(self._open(), encoding="utf-8-sig", errors="replace", newline="")
+
+    def _open(self) -> io.BufferedIOBase:
+        return gzip.open(self.path, "rb") if self.zipped else self.path.open("rb")
+
+
+def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
+    """The rest of a file in blocks of whole lines, without those of nothing but white space."""
+    rest = b""
+    while data := file.read(_BLOCK):
+        end = data.rfind(b"\n") + 1
+        if end == 0:
+            rest += data
+            if len(rest) > _LONGEST_LINE:
+                raise ValueError("a very long line")
+            continue
+        block, rest = b"".join((rest, memoryview(data)[:end])), data[end:]
+        if not block.isspace():
+            yield block
+    if rest and not rest.isspace():
+        yield rest
+
+
+def _in_threads(function: Callable[[bytes], Result], items: Iterable[bytes]) -> Iterator[Result]:
+    """Like map, with one thread a core and no more than a few results waiting."""
+    threads = len(os.sched_getaffinity(0))
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
