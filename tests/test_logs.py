@@ -36,8 +36,9 @@ def log_history():
     yield {"train_loss": 0.5, "train_runtime": 9.5, "step": 40}
 
 
-def trainer_state():
-    return json.dumps({"best_metric": None, "log_history": list(log_history())}, indent=2)
+def trainer_state(**without):
+    history = [{name: value for name, value in row.items() if name not in without} for row in log_history()]
+    return json.dumps({"best_metric": None, "log_history": history}, indent=2)
 
 
 def json_lines(key, every_second=float, **others):
@@ -75,6 +76,7 @@ TEXTS = {
     "JSON lines with numbers as text": (json_lines("loss", every_second=str), "JSON Lines", "loss"),
     "Hugging Face": (trainer_state(), "trainer_state.json", "loss"),
     "Hugging Face on one line": (json.dumps(json.loads(trainer_state())), "trainer_state.json", "loss"),
+    "Hugging Face, one word less": (trainer_state(train_runtime=None), "trainer_state.json", "loss"),
     "Hugging Face as CSV": (csv_of(pd.DataFrame(log_history())), "CSV", "loss"),
     "Hugging Face as JSON lines": ("\n".join(map(json.dumps, log_history())), "JSON Lines", "loss"),
     "Keras history": (json.dumps({"loss": LOSSES.tolist(), "val_loss": [1.0]}), "JSON", "loss"),
@@ -92,7 +94,11 @@ def test_text_logs(tmp_path, tool, zipped):
     log = read_losses(path)
     np.testing.assert_array_equal(log.losses, LOSSES)
     without_value = {"Lightning": 80, "white space for nothing": 1, "Hugging Face": 41, "Hugging Face as CSV": 41}
-    without_value |= {"Hugging Face on one line": 41, "Hugging Face as JSON lines": 41}
+    without_value |= {
+        "Hugging Face, one word less": 41,
+        "Hugging Face on one line": 41,
+        "Hugging Face as JSON lines": 41,
+    }
     assert (log.format, log.column, log.rows_dropped, log.rows_left_over) == (form, column, 0, 0)
     assert log.rows_without_value == without_value.get(tool, 0)
     assert f"{path}: {form}" in log.explain() and "40 losses" in log.explain()

@@ -66,7 +66,7 @@ class Entries(Table):
         self.format = "JSON"
         if isinstance(document, dict) and isinstance(document.get("log_history"), list):
             document = document["log_history"]
-            self.format = "trainer_state.json"
+            self.format, self.usual_column = "trainer_state.json", "loss"
         elif isinstance(document, dict):
             lists = {name: values for name, values in document.items() if isinstance(values, list)}
             longest = max(map(len, lists.values()), default=0)

@@ -64,7 +64,10 @@ def read_losses(log: Path, column: str | None = None, *, skip_bad: bool = False,
         raise InputError(f"--every must be at least 1, not {every}.")
     with open_table(log) as table:
         elsewhere = column is not None and not table.all_columns_known
-        taken = column if elsewhere else choose_column(table.columns(), column)
+        columns = table.columns()
+        if column is None and table.usual_column in columns:
+            column = table.usual_column
+        taken = column if elsewhere else choose_column(columns, column)
         counts = _Counts()
         try:
             chunks = _means(_fast(table.values(taken), skip_bad, counts), every, counts)

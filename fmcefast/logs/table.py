@@ -20,6 +20,7 @@ class Table(ABC):
 
     format: str
     place = "line"  # what the numbers of `rows` count
+    usual_column: str | None = None  # where this format has the training loss
     all_columns_known = True  # False when `columns` has looked at a part of the log only
 
     def __init__(self, path: Path):
