@@ -25,11 +25,11 @@ import numpy as np
 import pandas as pd
 import polars as pl
 from environment import document, row, write
-from fmcefast.kernels.cqi.compiled import compiled
-from fmcefast.kernels.cqi.search import Criterion, Slices, search_chunks
 from scipy.signal import lfilter
 
 from fmcefast import find_markers
+from fmcefast.kernels.cqi.compiled import compiled
+from fmcefast.kernels.cqi.search import Criterion, Slices, search_chunks
 from fmcefast.report.figures import log_figure, save
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -8,6 +8,7 @@ The CSV log against parsers that only read its column, all taking turns. Writes 
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import numpy as np
 import polars as pl
 from cqi import CORES, RESULTS, decaying_loss, ratios, seconds, table, threshold
 from environment import document, row, write
+
+from fmcefast import find_markers
 
 
 def main() -> None:
@@ -71,17 +74,14 @@ def csv_rows(losses: np.ndarray, rounds: int) -> list[dict]:
                 str(path),
             ],
         }
+        found = json.loads(subprocess.check_output([*commands["fmcefast markers"], "--json"], cwd=folder))
+        assert found["markers"] == find_markers(losses, mu=found["mu"], window=1000).markers, "the CSV is misread"
         taken: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(rounds):
             for name, command in commands.items():
                 taken[name].append(process_seconds(command))
     return [
-        row(
-            f"process, CSV of {len(losses):,} rows: {name}",
-            values,
-            "s",
-            **ratios(name, taken),
-        )
+        row(f"process, CSV of {len(losses):,} rows: {name}", values, "s", **ratios(name, taken))
         for name, values in taken.items()
     ]
 

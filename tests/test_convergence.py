@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fmcefast.kernels.cqi import loops
-from fmcefast.kernels.cqi.compiled import compiled
 
 from fmcefast import cqi, find_markers
 from fmcefast.convergence import curves
 from fmcefast.errors import InputError
+from fmcefast.kernels.cqi import loops
+from fmcefast.kernels.cqi.compiled import compiled
 
 
 def pandas_smoothed(losses, alpha, smoothing):

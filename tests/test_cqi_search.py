@@ -4,12 +4,13 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
 from fmcefast.kernels.cqi import scan_search
 from fmcefast.kernels.cqi.compiled import compiled
 from fmcefast.kernels.cqi.scan_search import ScanSearch, can_scan
 from fmcefast.kernels.cqi.search import BadLossError, Criterion, Slices, search_chunks
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 LOOPS, SCAN = compiled()
 WINDOWS = [1, 2, 3, 5, 8, 100, 255, 256, 257, 319, 320, 1000, 5000, 60_000]
@@ -79,6 +80,53 @@ def test_the_search_by_bounds_equals_the_plain_one(
         wanted = Criterion(mu, alpha, window, literal, start, phases)
         assert can_scan(wanted)
         assert_same(losses, wanted, threads=1 + seed % 3)
+
+
+def numpy_curves(losses, alpha, window, literal):
+    """Smoothed loss and CQI as the definitions have them; NaN where there is no full window."""
+    smooth = losses.copy()
+    for m in range(1, len(losses)):
+        smooth[m] = alpha * (losses[m - 1] if literal else smooth[m - 1]) + (1 - alpha) * losses[m]
+    cqi = np.full(len(losses), np.nan)
+    if len(losses) > window:
+        changes = np.abs(np.diff(smooth))
+        cqi[window:] = np.lib.stride_tricks.sliding_window_view(changes, window).mean(axis=1)
+    return smooth, cqi
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(
+    kind=st.sampled_from(sorted(set(KINDS) - {"huge", "smallest"})),
+    window=st.sampled_from([1, 2, 5, 100, 256, 300]),
+    length=st.one_of(st.sampled_from([1, 2, "B", "B + 1", "B + 2"]), st.integers(1, 1500)),
+    literal=st.booleans(),
+    phases=st.integers(1, 12),
+    rank=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_both_follow_the_definitions_in_numpy(kind, window, length, literal, phases, rank, seed):
+    length = {"B": window, "B + 1": window + 1, "B + 2": window + 2}.get(length, length)
+    losses = KINDS[kind](np.random.default_rng(seed), length)
+    smooth, cqi = numpy_curves(losses, 0.85, window, literal)
+    full = cqi[window:]
+    # Beside a value that is met, so that no rounding decides.
+    mu = float(np.quantile(full, rank)) * (1 + 1e-6) + 1e-6 * losses.max() if len(full) else 1.0
+    assume(np.all(np.abs(full - mu) > 1e-9 * losses.max()))
+    found = assert_same(losses, Criterion(mu, 0.85, window, literal, 0, phases))
+    below = np.flatnonzero(full <= mu) + window
+    end = int(below[0]) if len(below) else -1
+    assert (found.length, found.end) == (length, end)
+    assert found.origin == np.argmax(losses[: end + 1] if end >= 0 else losses)
+    if len(full):
+        np.testing.assert_allclose(found.cqi, cqi[end], rtol=1e-9, atol=1e-12 * losses.max())
+    if end < 0:
+        return
+    moved = np.abs(np.log(smooth) - np.log(smooth[found.origin]))
+    np.testing.assert_allclose(found.gap, moved[end], atol=1e-9)
+    for k, crossing in enumerate(found.crossings[:-1] if found.gap > 0 else [], start=1):
+        assert moved[crossing] >= k * found.gap / phases - 1e-9
+        assert np.all(moved[found.origin + 1 : crossing] < k * found.gap / phases + 1e-9)
+    assert found.crossings[-1] == end
 
 
 def threshold(losses, alpha, window, literal, start, rank):

@@ -27,7 +27,6 @@ class Delimited(Lines):
         reader = csv.reader(head.splitlines(keepends=True), delimiter=self.delimiter)
         first_row = next((row for row in reader if any(cell.strip() for cell in row)), [])
         if all(number_of(cell) is not None for cell in first_row):
-            self.header_lines = 0
             self._names = [str(i) for i in range(1, len(first_row) + 1)]
             self.format = "numbers" if len(first_row) == 1 else f"{self.format} without a header"
         else:

@@ -8,11 +8,12 @@ Losses are (n,) float64, C-contiguous; read-only ones are welcome.
 from functools import partial
 
 import numpy as np
-from fmcefast.kernels.cqi.search import SMALLEST
 from numba import boolean, float64, int64, njit, types, uint64
 
+from fmcefast.kernels.cqi.search import SMALLEST
+
 PIECE = 1 << 16  # losses of which one scan makes one summary
-BLOCK = 64
+_BLOCK = 64
 _TILE = 512  # losses that stay in the first-level cache between two looks at them
 _NARROW = 256  # windows below hold too few whole blocks for a useful bound
 _NARROW_TILE = 1024
@@ -128,11 +129,11 @@ def _range_bits(positive):
 
 @jit(types.void(_LOSSES, _VECTOR), fastmath=_REORDER)
 def _block_sums(smooth, sums):
-    """Sums of the absolute changes of smooth (n * BLOCK + 1,) over each block, into `sums` (n,)."""
+    """Sums of the absolute changes of smooth (n * _BLOCK + 1,) over each block, into `sums` (n,)."""
     before, now = smooth[:-1], smooth[1:]
     for j in range(len(sums)):
         s0 = s1 = s2 = s3 = 0.0
-        for i in range(j * BLOCK, (j + 1) * BLOCK, 4):
+        for i in range(j * _BLOCK, (j + 1) * _BLOCK, 4):
             s0 += abs(now[i] - before[i])
             s1 += abs(now[i + 1] - before[i + 1])
             s2 += abs(now[i + 2] - before[i + 2])
@@ -154,23 +155,23 @@ def _change_sum(smooth):
 def _lowest_by_blocks(smooth, n, sums, window, first, limit):
     """A lower bound of the sums of `window` changes that end at index first .. n - 1; 0 when one is <= `limit`.
 
-    A window that ends in block j holds all of the window // BLOCK - 1 blocks before it: only where their sum is at or
+    A window that ends in block j holds all of the window // _BLOCK - 1 blocks before it: only where their sum is at or
     below `limit` the windows are summed themselves. Change e is the one from smooth[e] to smooth[e + 1].
     """
-    whole = window // BLOCK - 1
+    whole = window // _BLOCK - 1
     lowest = np.inf
-    j = (first - 1) // BLOCK
+    j = (first - 1) // _BLOCK
     bound = 0.0
     for i in range(j - whole, j):
         bound += sums[i]
     total = 0.0
     summed_at = -1  # the last change of the window that `total` sums
     renew_at = 0
-    while j * BLOCK < n - 1:
+    while j * _BLOCK < n - 1:
         if bound > limit:
             lowest = min(lowest, bound)
         else:
-            for e in range(max(j * BLOCK, first - 1), min((j + 1) * BLOCK, n - 1)):
+            for e in range(max(j * _BLOCK, first - 1), min((j + 1) * _BLOCK, n - 1)):
                 if e != summed_at + 1 or e >= renew_at:
                     total = _change_sum(smooth[e + 1 - window : e + 2])
                     renew_at = e + window
@@ -252,7 +253,7 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
     peaks = np.empty(pieces)
     ranges = np.empty((2, pieces), np.int64)
     smooth = np.empty(PIECE + window)
-    sums = np.empty(len(smooth) // BLOCK)
+    sums = np.empty(len(smooth) // _BLOCK)
     fours = np.empty(_TILE + 4)
     for piece in range(pieces):
         lo = begin + piece * PIECE
@@ -284,8 +285,8 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
                 _ema(losses[base + done - 7 : base + end], alpha, fours, smooth[done - 8 : end])
             done = end
             if window >= _NARROW:
-                whole = (done - 1) // BLOCK
-                _block_sums(smooth[blocks * BLOCK : whole * BLOCK + 1], sums[blocks:whole])
+                whole = (done - 1) // _BLOCK
+                _block_sums(smooth[blocks * _BLOCK : whole * _BLOCK + 1], sums[blocks:whole])
                 blocks = whole
             if done > seen:
                 top = max(top, _peak_bits(losses[base + seen : base + done]))

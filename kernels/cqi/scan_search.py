@@ -11,6 +11,7 @@ from threading import Event
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+
 from fmcefast.kernels.cqi.search import BadLossError, Criterion, Found, Slices
 
 _STRIP = 32  # pieces that a thread scans at a time
