@@ -1,80 +1,163 @@
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <chrono>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "crc32c.hpp"
-#include "feature_writer.hpp"
+#include "feature_reader.hpp"
+#include "float16.hpp"
+#include "io_error.hpp"
+#include "shard_writer.hpp"
+#include "write_pool.hpp"
 
 namespace py = pybind11;
 
 namespace {
 
 using fmcefast::Batch;
-using fmcefast::Conversion;
-using fmcefast::FeatureWriter;
+using fmcefast::FeatureReader;
+using fmcefast::ShardWriter;
+using fmcefast::Values;
+using fmcefast::WritePool;
 
 // How often a waiting call looks for Ctrl-C.
 constexpr std::chrono::milliseconds kPatience{100};
 
-Conversion parse_conversion(const std::string& from, const std::string& to) {
-  if (from == to) return Conversion::kNone;
-  if (from == "float32" && to == "float16") return Conversion::kFloat32ToFloat16;
-  if (from == "bfloat16" && to == "float16") return Conversion::kBFloat16ToFloat16;
+Values parse_values(const std::string& from, const std::string& to) {
+  if (from == "float16" && to == "float16") return Values::kFloat16;
+  if (from == "float32" && to == "float32") return Values::kFloat32;
+  if (from == "float32" && to == "float16") return Values::kFloat32ToFloat16;
+  if (from == "bfloat16" && to == "float16") return Values::kBFloat16ToFloat16;
   throw py::value_error("no conversion from " + from + " to " + to);
 }
 
 class ContiguousBuffer {
  public:
-  explicit ContiguousBuffer(const py::object& object) {
-    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_C_CONTIGUOUS) != 0) throw py::error_already_set();
+  explicit ContiguousBuffer(const py::object& object, int flags = 0) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_C_CONTIGUOUS | flags) != 0) throw py::error_already_set();
   }
   ~ContiguousBuffer() { PyBuffer_Release(&view_); }
   ContiguousBuffer(const ContiguousBuffer&) = delete;
   ContiguousBuffer& operator=(const ContiguousBuffer&) = delete;
-  const void* data() const { return view_.buf; }
+  void* data() const { return view_.buf; }
   std::size_t size() const { return static_cast<std::size_t>(view_.len); }
 
  private:
   Py_buffer view_{};
 };
 
-// `wait` returns false while there is still something to wait for.
-template <typename Wait>
-void wait_interruptibly(Wait wait) {
-  for (;;) {
-    bool done;
+// Buffers that the workers are done with; they are released by a thread that holds the GIL.
+class FinishedBuffers {
+ public:
+  void add(std::shared_ptr<ContiguousBuffer> buffer) {
+    const std::lock_guard lock(mutex_);
+    buffers_.push_back(std::move(buffer));
+  }
+  void release() {
+    std::vector<std::shared_ptr<ContiguousBuffer>> taken;
+    const std::lock_guard lock(mutex_);
+    taken.swap(buffers_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<ContiguousBuffer>> buffers_;
+};
+
+// A ShardWriter whose batches are Python's buffers.
+class PyShardWriter {
+ public:
+  PyShardWriter(std::shared_ptr<WritePool> pool, std::string path, const py::bytes& header, std::uint64_t file_bytes,
+                std::size_t row_bytes, bool direct)
+      : pool_(pool),
+        shard_(std::make_unique<ShardWriter>(std::move(pool), std::move(path), std::string(header), file_bytes,
+                                             row_bytes, direct)) {}
+
+  ~PyShardWriter() {
     {
-      py::gil_scoped_release release;
-      done = wait();
+      const py::gil_scoped_release release;
+      shard_.reset();
     }
-    if (done) return;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    finished_->release();
   }
-}
 
-void submit_maps(FeatureWriter& writer, const py::object& maps, const std::string& from, const std::string& to) {
-  auto buffer = std::make_shared<ContiguousBuffer>(maps);
-  Batch batch{buffer->data(), buffer->size(), parse_conversion(from, to), buffer};
-  buffer.reset();
-  wait_interruptibly([&] { return writer.submit(batch, kPatience); });
-  writer.take_finished();
-}
-
-void close_writer(FeatureWriter& writer) {
-  wait_interruptibly([&] { return writer.drain(kPatience); });
-  {
-    py::gil_scoped_release release;
-    writer.close();
+  void submit(const py::object& maps, const std::string& from, const std::string& to) {
+    const Values values = parse_values(from, to);
+    auto buffer = std::make_shared<ContiguousBuffer>(maps);
+    const void* data = buffer->data();
+    const std::size_t size = buffer->size();
+    for (;;) {
+      bool reserved;
+      {
+        const py::gil_scoped_release release;
+        reserved = pool_->reserve(size, kPatience);
+      }
+      finished_->release();
+      if (reserved) break;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+    auto let_go = [buffer = std::move(buffer), finished = finished_, pool = pool_, size]() mutable {
+      finished->add(std::move(buffer));
+      pool->release(size);
+    };
+    shard_->submit(std::make_shared<Batch>(data, size, values, std::move(let_go)));
   }
-  writer.take_finished();
+
+  void close() {
+    {
+      const py::gil_scoped_release release;
+      shard_->close();
+    }
+    finished_->release();
+  }
+
+  const ShardWriter& shard() const { return *shard_; }
+
+ private:
+  const std::shared_ptr<WritePool> pool_;
+  const std::shared_ptr<FinishedBuffers> finished_ = std::make_shared<FinishedBuffers>();
+  std::unique_ptr<ShardWriter> shard_;
+};
+
+using Rows = py::array_t<std::int64_t, py::array::c_style>;
+
+void read_rows(FeatureReader& reader, const Rows& rows, const py::object& out) {
+  const ContiguousBuffer memory(out, PyBUF_WRITABLE);
+  const auto count = static_cast<std::size_t>(rows.size());
+  if (memory.size() != count * reader.row_bytes()) throw py::value_error("out must hold as many rows as are read");
+  const std::int64_t* first = rows.data();
+  const py::gil_scoped_release release;
+  reader.read(first, count, static_cast<unsigned char*>(memory.data()));
 }
 
 std::uint32_t checksum(const py::object& data, std::uint32_t crc) {
   const ContiguousBuffer buffer(data);
-  py::gil_scoped_release release;
+  const py::gil_scoped_release release;
   return fmcefast::crc32c(crc, buffer.data(), buffer.size());
+}
+
+// For tests of every way to convert.
+py::tuple convert(const py::array_t<float, py::array::c_style>& values, const std::string& instructions) {
+  for (const auto& way : fmcefast::float16_conversions()) {
+    if (way.instructions != instructions) continue;
+    py::array_t<std::uint16_t> converted(values.size());
+    const fmcefast::Flaws flaws =
+        way.convert(values.data(), converted.mutable_data(), static_cast<std::size_t>(values.size()));
+    return py::make_tuple(converted, flaws.overflowed, flaws.not_finite);
+  }
+  throw py::value_error("this processor has no " + instructions);
+}
+
+std::vector<std::string> conversions() {
+  std::vector<std::string> names;
+  for (const auto& way : fmcefast::float16_conversions()) names.emplace_back(way.instructions);
+  return names;
 }
 
 }  // namespace
@@ -83,22 +166,42 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception_translator([](std::exception_ptr raised) {
     try {
       if (raised) std::rethrow_exception(raised);
-    } catch (const fmcefast::WriteError& error) {
+    } catch (const fmcefast::IoError& error) {
       const py::tuple arguments = py::make_tuple(error.error_number, error.what(), error.path);
       PyErr_SetObject(PyExc_OSError, arguments.ptr());
+    } catch (const fmcefast::DamagedRow& error) {
+      PyErr_SetObject(PyExc_ValueError, py::str(error.what()).ptr());
     }
   });
 
-  py::class_<FeatureWriter>(m, "FeatureWriter")
-      .def(py::init([](std::string path, const py::bytes& header, std::size_t queue_bytes) {
-             return std::make_unique<FeatureWriter>(std::move(path), std::string(header), queue_bytes);
-           }),
-           py::arg("path"), py::arg("header"), py::arg("queue_bytes"))
-      .def("submit", &submit_maps, py::arg("maps"), py::arg("source"), py::arg("target"))
-      .def("close", &close_writer)
-      .def_property_readonly("crc32c", &FeatureWriter::checksum)
-      .def_property_readonly("bytes_written", &FeatureWriter::bytes_written)
-      .def_property_readonly("overflowed", &FeatureWriter::overflowed);
+  py::class_<WritePool, std::shared_ptr<WritePool>>(m, "WritePool")
+      .def(py::init<std::size_t, unsigned, bool>(), py::arg("memory_bytes"), py::arg("threads"), py::arg("use_uring"))
+      .def_property_readonly("uses_uring", &WritePool::uses_uring);
+
+  py::class_<PyShardWriter>(m, "ShardWriter")
+      .def(py::init<std::shared_ptr<WritePool>, std::string, py::bytes, std::uint64_t, std::size_t, bool>(),
+           py::arg("pool"), py::arg("path"), py::arg("header"), py::arg("file_bytes"), py::arg("row_bytes") = 0,
+           py::arg("direct") = true)
+      .def("submit", &PyShardWriter::submit, py::arg("maps"), py::arg("source"), py::arg("target"))
+      .def("close", &PyShardWriter::close)
+      .def_property_readonly("direct", [](const PyShardWriter& self) { return self.shard().direct(); })
+      .def_property_readonly("overflowed", [](const PyShardWriter& self) { return self.shard().flaws().overflowed; })
+      .def_property_readonly("not_finite", [](const PyShardWriter& self) { return self.shard().flaws().not_finite; })
+      .def_property_readonly("bytes", [](const PyShardWriter& self) { return self.shard().bytes(); })
+      .def_property_readonly("crc32c", [](const PyShardWriter& self) { return self.shard().checksum(); })
+      .def_property_readonly("row_crc32c", [](const PyShardWriter& self) {
+        const auto& checksums = self.shard().row_checksums();
+        return py::array_t<std::uint32_t>(static_cast<py::ssize_t>(checksums.size()), checksums.data());
+      });
+
+  py::class_<FeatureReader>(m, "FeatureReader")
+      .def(py::init<std::size_t, unsigned, bool>(), py::arg("row_bytes"), py::arg("threads"), py::arg("direct"))
+      .def("add", &FeatureReader::add, py::arg("path"), py::arg("rows"), py::arg("header_bytes"),
+           py::arg("row_checksums") = std::vector<std::uint32_t>())
+      .def("read", &read_rows, py::arg("rows"), py::arg("out"))
+      .def("checksum", &FeatureReader::checksum, py::arg("index"), py::call_guard<py::gil_scoped_release>());
 
   m.def("crc32c", &checksum, py::arg("data"), py::arg("crc") = 0);
+  m.def("float16_conversions", &conversions);
+  m.def("to_float16", &convert, py::arg("values"), py::arg("instructions"));
 }

@@ -1,0 +1,162 @@
+#include "write_pool.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "aligned_buffer.hpp"
+#include "uring.hpp"
+
+namespace fmcefast {
+namespace {
+
+constexpr unsigned kWritesInFlight = 4;  // of one worker, through io_uring
+
+}  // namespace
+
+struct WritePool::Slot {
+  AlignedBuffer buffer = make_aligned_buffer(WriteJob::kBytes);
+  std::unique_ptr<WriteJob> job;
+  const unsigned char* data = nullptr;
+  std::size_t written = 0;
+  bool refused = false;  // by O_DIRECT, once
+
+  // 0 when the write is whole, EAGAIN when the rest is to be written, or what went wrong.
+  int account(long result) {
+    if (result < 0) {
+      const int error = static_cast<int>(-result);
+      if (error == EINTR || error == EAGAIN) return EAGAIN;
+      if (error != EINVAL || std::exchange(refused, true)) return error;
+      // Another worker may have left it meanwhile: the second try tells.
+      job->leave_direct();
+      return EAGAIN;
+    }
+    if (result == 0) return EIO;
+    written += static_cast<std::size_t>(result);
+    return written == job->size ? 0 : EAGAIN;
+  }
+};
+
+WritePool::WritePool(std::size_t memory_bytes, unsigned threads, bool use_uring) {
+  std::vector<std::unique_ptr<Uring>> rings(std::max(threads, 1u));
+  if (use_uring) {
+    for (auto& ring : rings) ring = Uring::open(kWritesInFlight);
+    uses_uring_ = std::all_of(rings.begin(), rings.end(), [](const auto& ring) { return ring != nullptr; });
+  }
+  const std::size_t buffers = rings.size() * (uses_uring_ ? kWritesInFlight : 1) * WriteJob::kBytes;
+  queue_bytes_ = memory_bytes - std::min(memory_bytes, buffers);
+  for (auto& ring : rings) {
+    if (!uses_uring_) ring.reset();
+    workers_.emplace_back(&WritePool::work, this, std::move(ring));
+  }
+}
+
+WritePool::~WritePool() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  work_arrived_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+bool WritePool::reserve(std::size_t bytes, std::chrono::milliseconds patience) {
+  std::unique_lock lock(mutex_);
+  // Without jobs nothing would ever give way: the rest waits for these bytes to fill a job.
+  const auto has_room = [&] { return unfinished_jobs_ == 0 || reserved_bytes_ + bytes <= queue_bytes_; };
+  if (!room_changed_.wait_for(lock, patience, has_room)) return false;
+  reserved_bytes_ += bytes;
+  return true;
+}
+
+void WritePool::release(std::size_t bytes) {
+  {
+    const std::lock_guard lock(mutex_);
+    reserved_bytes_ -= bytes;
+  }
+  room_changed_.notify_all();
+}
+
+void WritePool::submit(std::unique_ptr<WriteJob> job) {
+  {
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(job));
+    ++unfinished_jobs_;
+  }
+  work_arrived_.notify_one();
+}
+
+std::unique_ptr<WriteJob> WritePool::take(bool wait) {
+  std::unique_lock lock(mutex_);
+  if (wait) work_arrived_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+  if (queue_.empty()) return nullptr;
+  std::unique_ptr<WriteJob> job = std::move(queue_.front());
+  queue_.pop_front();
+  return job;
+}
+
+void WritePool::work(std::unique_ptr<Uring> ring) {
+  std::vector<Slot> slots(ring ? kWritesInFlight : 1);
+  std::vector<std::size_t> free(slots.size());
+  for (std::size_t i = 0; i < slots.size(); ++i) free[i] = i;
+  const auto start = [&](std::size_t i) {
+    Slot& slot = slots[i];
+    ring->write(slot.job->file, slot.data + slot.written, slot.job->size - slot.written,
+                slot.job->offset + slot.written, i);
+  };
+  for (;;) {
+    const bool idle = free.size() == slots.size();
+    if (std::unique_ptr<WriteJob> job = free.empty() ? nullptr : take(/*wait=*/idle)) {
+      const std::size_t i = free.back();
+      Slot& slot = slots[i];
+      slot.job = std::move(job);
+      slot.written = 0;
+      slot.refused = false;
+      slot.data = slot.job->prepare(slot.buffer.get());
+      if (slot.data == nullptr) {
+        finish(slot, 0);
+      } else if (ring) {
+        free.pop_back();
+        start(i);
+      } else {
+        finish(slot, write_out(slot));
+      }
+      continue;
+    }
+    if (idle) return;
+    const Uring::Completion completion = ring->wait();
+    const auto i = static_cast<std::size_t>(completion.tag);
+    const int outcome = slots[i].account(completion.result);
+    if (outcome == EAGAIN) {
+      start(i);
+    } else {
+      finish(slots[i], outcome);
+      free.push_back(i);
+    }
+  }
+}
+
+int WritePool::write_out(Slot& slot) {
+  int outcome = EAGAIN;
+  while (outcome == EAGAIN) {
+    const WriteJob& job = *slot.job;
+    const ssize_t result = ::pwrite(job.file, slot.data + slot.written, job.size - slot.written,
+                                    static_cast<off_t>(job.offset + slot.written));
+    outcome = slot.account(result < 0 ? -errno : result);
+  }
+  return outcome;
+}
+
+void WritePool::finish(Slot& slot, int error_number) {
+  slot.job->finish(error_number);
+  slot.job.reset();
+  {
+    const std::lock_guard lock(mutex_);
+    --unfinished_jobs_;
+  }
+  room_changed_.notify_all();
+}
+
+}  // namespace fmcefast

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace fmcefast {
+
+class Uring;
+
+// One piece of a file, made and written by a worker.
+class WriteJob {
+ public:
+  virtual ~WriteJob() = default;
+
+  // The bytes to write: in `buffer` (kBytes, page-aligned), or lying elsewhere until finish(). Null to skip the write.
+  virtual const unsigned char* prepare(unsigned char* buffer) = 0;
+
+  // The file system refused O_DIRECT after all: the file goes on through the page cache.
+  virtual void leave_direct() = 0;
+
+  // Called once, with 0 or the error number of the failed write.
+  virtual void finish(int error_number) = 0;
+
+  static constexpr std::size_t kBytes = std::size_t{4} << 20;
+  int file = -1;
+  std::uint64_t offset = 0;
+  std::size_t size = 0;
+};
+
+// Workers that prepare and write jobs, and the memory budget of what waits for them. Jobs are written through io_uring,
+// several at a time for each worker, or with pwrite where the kernel does not allow it.
+class WritePool {
+ public:
+  WritePool(std::size_t memory_bytes, unsigned threads, bool use_uring);
+  ~WritePool();
+  WritePool(const WritePool&) = delete;
+  WritePool& operator=(const WritePool&) = delete;
+
+  // False when there was still no room after `patience`. What is larger than the budget gets room when all is written.
+  bool reserve(std::size_t bytes, std::chrono::milliseconds patience);
+  void release(std::size_t bytes);
+
+  void submit(std::unique_ptr<WriteJob> job);
+
+  bool uses_uring() const { return uses_uring_; }
+
+ private:
+  struct Slot;
+  std::unique_ptr<WriteJob> take(bool wait);
+  void work(std::unique_ptr<Uring> ring);
+  static int write_out(Slot& slot);
+  void finish(Slot& slot, int error_number);
+
+  bool uses_uring_ = false;
+  std::size_t queue_bytes_ = 0;
+
+  std::mutex mutex_;
+  std::condition_variable work_arrived_;
+  std::condition_variable room_changed_;
+  std::deque<std::unique_ptr<WriteJob>> queue_;
+  std::size_t reserved_bytes_ = 0;
+  std::size_t unfinished_jobs_ = 0;
+  bool stopping_ = false;
+
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace fmcefast
