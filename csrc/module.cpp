@@ -117,6 +117,14 @@ class PyShardWriter {
     finished_->release();
   }
 
+  void abandon() {
+    {
+      const py::gil_scoped_release release;
+      shard_->abandon();
+    }
+    finished_->release();
+  }
+
   const ShardWriter& shard() const { return *shard_; }
 
  private:
@@ -184,6 +192,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("direct") = true)
       .def("submit", &PyShardWriter::submit, py::arg("maps"), py::arg("source"), py::arg("target"))
       .def("close", &PyShardWriter::close)
+      .def("abandon", &PyShardWriter::abandon)
       .def_property_readonly("direct", [](const PyShardWriter& self) { return self.shard().direct(); })
       .def_property_readonly("overflowed", [](const PyShardWriter& self) { return self.shard().flaws().overflowed; })
       .def_property_readonly("not_finite", [](const PyShardWriter& self) { return self.shard().flaws().not_finite; })

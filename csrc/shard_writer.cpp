@@ -195,15 +195,7 @@ ShardWriter::ShardWriter(std::shared_ptr<WritePool> pool, std::string path, std:
   submit(std::make_shared<Batch>(header_.data(), header_.size(), Values::kBytes, [] {}));
 }
 
-ShardWriter::~ShardWriter() {
-  filling_.reset();
-  {
-    const std::lock_guard lock(mutex_);
-    if (error_number_ == 0) error_number_ = ECANCELED;  // jobs that wait are skipped
-  }
-  wait_until_written();
-  if (file_ >= 0) ::close(file_);
-}
+ShardWriter::~ShardWriter() { abandon(); }
 
 void ShardWriter::submit(std::shared_ptr<Batch> batch) {
   throw_if_failed();
@@ -230,6 +222,17 @@ void ShardWriter::close() {
   attempt(::close(std::exchange(file_, -1)));
   throw_if_failed();
   join_checksums();
+}
+
+void ShardWriter::abandon() {
+  if (file_ < 0) return;
+  filling_.reset();
+  {
+    const std::lock_guard lock(mutex_);
+    if (error_number_ == 0) error_number_ = ECANCELED;  // jobs that wait are skipped
+  }
+  wait_until_written();
+  ::close(std::exchange(file_, -1));
 }
 
 Flaws ShardWriter::flaws() const {

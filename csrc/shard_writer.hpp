@@ -50,6 +50,9 @@ class ShardWriter {
   void close();
 
   // False where the file system refuses O_DIRECT.
+  // Closes the file as it is; what waits is not written.
+  void abandon();
+
   bool direct() const { return direct_; }
   Flaws flaws() const;
 

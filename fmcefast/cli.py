@@ -14,8 +14,9 @@ import click
 from fmcefast import __version__
 from fmcefast.config import FIELDS, PRESETS, STAGES, check_name, check_value, field_type, read_yaml
 from fmcefast.errors import DiskFullError, FmcefastError, InputError, unknown_name
+from fmcefast.files import FolderLock
 from fmcefast.progress import Progress
-from fmcefast.run_folder import RunFolder, locked, newest_run, open_run
+from fmcefast.run_folder import RunFolder, newest_run, open_run
 
 _PICTURES = (".png", ".pdf", ".svg")
 
@@ -285,12 +286,12 @@ def _open(path: Path, verb: str, options: dict[str, Any], *, create: bool) -> tu
             check_backbone(run.config.backbone)
 
     redo = verb if options["force"] else None
-    existed = path.is_dir()
+    existed = (path / "config.yaml").exists()
     if existed:
-        click.get_current_context().with_resource(locked(path))
+        click.get_current_context().with_resource(FolderLock(path))
     run = open_run(path, _given(options), options["config_file"], create=create, redo=redo, check=check)
     if not existed:
-        click.get_current_context().with_resource(locked(path))
+        click.get_current_context().with_resource(FolderLock(path))
     return run, Progress(quiet=options["quiet"]), options["as_json"]
 
 

@@ -1,6 +1,7 @@
 """Files that are either whole or absent, whatever happens while they are written."""
 
 import errno
+import fcntl
 import json
 import os
 import tempfile
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fmcefast.errors import DiskFullError
+from fmcefast.errors import DiskFullError, FmcefastError
+
+LOCK = ".lock"
 
 
 def sync_folder(folder: Path) -> None:
@@ -36,6 +39,37 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+class FolderLock:
+    """Keeps others that ask for it out of a folder, in this and other processes, until it is released.
+
+    Raises FmcefastError when another has it. Where the file system has no locks, nobody is kept out.
+    """
+
+    def __init__(self, folder: Path):
+        # A file of its own: network file systems do not lock folders.
+        self._file = (folder / LOCK).open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise FmcefastError(
+                f"Another fmcefast is at work in {folder}. Wait for it, or name another folder."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                self.release()
+                raise
+
+    def release(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
 
 @contextmanager

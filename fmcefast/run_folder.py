@@ -4,9 +4,7 @@ The rule that makes resuming safe: whatever lies in the folder was made from its
 written only after the results that it contradicts are gone.
 """
 
-import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +14,7 @@ from typing import Any
 
 from fmcefast import files
 from fmcefast.config import FIELDS, STAGES, Config, read_yaml, resolve, to_yaml
-from fmcefast.errors import FmcefastError, InputError
+from fmcefast.errors import InputError
 
 # Stages whose results take long to make: they are not undone without being asked.
 _COSTLY = ("train", "extract", "fit")
@@ -150,19 +148,6 @@ def open_run(
     if differences:
         files.write_text(saved_file, to_yaml(new))
     return run
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes that ask for it out of a run folder. Raises FmcefastError when one is at work there."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise FmcefastError(f"Another fmcefast is at work in {path}. Wait for it, or name another folder.") from error
-    finally:
-        os.close(descriptor)
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

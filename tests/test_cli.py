@@ -162,10 +162,11 @@ def test_the_default_folder_follows_the_data_set(fmcefast, tmp_path):
 
 
 def test_a_run_folder_is_for_one_process(fmcefast, tmp_path):
-    from fmcefast.run_folder import locked, open_run
+    from fmcefast.files import FolderLock
+    from fmcefast.run_folder import open_run
 
     open_run(tmp_path / "r", {}, create=True)
-    with locked(tmp_path / "r"):
+    with FolderLock(tmp_path / "r"):
         code, out, err = fmcefast("train", "r", "--force")
     assert code == 1 and out == "" and "Another fmcefast is at work in r" in err
 

@@ -159,12 +159,15 @@ def test_an_interrupted_store_ends_equal_to_the_byte(tmp_path, maps, stop_after)
 def test_a_killed_writer_leaves_a_store_that_can_be_finished(tmp_path, maps):
     np.save(tmp_path / "maps.npy", maps)
     script = f"""
-import os, numpy as np
+import os, time, numpy as np
 from fmcefast import FeatureMapWriter
+from fmcefast.features.manifest import Manifest
 maps = np.load({str(tmp_path / "maps.npy")!r})
 writer = FeatureMapWriter({str(tmp_path / "cut")!r}, shape={SHAPE}, samples={SAMPLES}, epochs={EPOCHS},
                           labels=np.arange({SAMPLES}) % 4, shard_bytes={4096 + 10 * 96}, source={{"data": "test"}})
 writer.write(1, maps[0, :15])
+while not Manifest.read(writer.folder).shards:
+    time.sleep(0.01)
 os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == -9

@@ -3,8 +3,10 @@
 A shard counts only when the manifest names it, and the manifest is replaced as a whole, so it is the commit.
 """
 
+import bisect
 import json
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,33 @@ FILE = "manifest.json"
 LABELS = "labels.npy"
 DTYPES = {"float16": "<f2", "float32": "<f4"}
 HEADER_BYTES = 4096
+_SHARD_NAME = re.compile(r"[\w.-]+\.npy", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows `first` to `first + rows` of a phase in one `.npy` file."""
+    """Rows `first` to `first + rows` of a phase in one `.npy` file.
+
+    row_checksums: whether a file beside it holds the CRC-32C of each row. not_finite: stored values that are NaN or
+    infinite.
+    """
 
     file: str
     first: int
     rows: int
     bytes: int
     crc32c: int
+    row_checksums: bool = False
+    not_finite: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.first + self.rows
+
+    def as_json(self) -> dict[str, Any]:
+        optional = {"row_checksums": self.row_checksums, "not_finite": self.not_finite}
+        required = {"file": self.file, "first": self.first, "rows": self.rows, "bytes": self.bytes}
+        return {**required, "crc32c": self.crc32c, **{name: value for name, value in optional.items() if value}}
 
 
 @dataclass
@@ -41,6 +59,9 @@ class Phase:
     @property
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
+
+    def add(self, shard: Shard) -> None:
+        bisect.insort(self.shards, shard, key=lambda each: each.first)
 
 
 @dataclass
@@ -62,11 +83,30 @@ class Manifest:
         return [phase.epoch for phase in self.phases]
 
     @property
+    def shards(self) -> list[Shard]:
+        return [shard for phase in self.phases for shard in phase.shards]
+
+    @property
     def row_bytes(self) -> int:
         height, width, channels = self.shape
         return height * width * channels * int(DTYPES[self.dtype][-1])
 
-    def write(self, folder: Path) -> None:
+    @property
+    def rows(self) -> int:
+        """Committed rows of all phases."""
+        return sum(phase.rows for phase in self.phases)
+
+    def differences(self, other: "Manifest") -> list[str]:
+        """How a data set differs from `other`, whatever of either is committed."""
+        names = ("dtype", "shape", "samples", "epochs")
+        values = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        values += [
+            (name, self.source.get(name), other.source.get(name))
+            for name in sorted(self.source.keys() | other.source.keys())
+        ]
+        return [f"{name} is {mine}, not {theirs}" for name, mine, theirs in values if mine != theirs]
+
+    def write(self, folder: Path, file: str = FILE) -> None:
         content = {
             "format": "fmcs-dataset",
             "version": 1,
@@ -75,16 +115,19 @@ class Manifest:
             "shape": list(self.shape),
             "samples": self.samples,
             "labels": LABELS,
-            "phases": [asdict(phase) for phase in self.phases],
+            "phases": [
+                {"score": phase.score, "epoch": phase.epoch, "shards": [shard.as_json() for shard in phase.shards]}
+                for phase in self.phases
+            ],
             "complete": self.complete,
             "source": self.source,
         }
-        files.write_json(folder / FILE, content)
+        files.write_json(folder / file, content)
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: Path, file: str = FILE) -> "Manifest":
         """Raises InputError when there is no manifest or it is not one we could have written."""
-        path = folder / FILE
+        path = folder / file
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             _require(
@@ -107,7 +150,7 @@ class Manifest:
             raise InputError(
                 f"There is no feature store at {folder} (no {FILE} in it). In a run: fmcefast extract {folder.parent}"
             ) from error
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"The manifest {path} is damaged: {error}. To repair it, {remake(folder)}.") from error
         return manifest
 
@@ -120,19 +163,43 @@ class Manifest:
         _require(
             [phase.score for phase in self.phases] == list(range(1, len(self.phases) + 1)), "scores do not run from 1"
         )
+        _require(all(_positive(phase.epoch) for phase in self.phases), "an epoch is not a positive number")
+        _require(isinstance(self.source, dict), "source is not an object")
         for phase in self.phases:
-            expected = 0
+            last = 0
             for shard in phase.shards:
-                plain_name = (
-                    isinstance(shard.file, str) and Path(shard.file).name == shard.file and shard.file.endswith(".npy")
-                )
+                plain_name = isinstance(shard.file, str) and _SHARD_NAME.fullmatch(shard.file)
                 _require(plain_name, f"{shard.file!r} is not a shard's name")
-                _require(_positive(shard.rows) and shard.first == expected, f"{shard.file} is out of order")
+                _require(_positive(shard.rows) and _count(shard.first), f"{shard.file} has impossible rows")
+                _require(shard.first >= last, f"{shard.file} is out of order")
                 _require(
                     shard.bytes == HEADER_BYTES + shard.rows * self.row_bytes, f"{shard.file} has an impossible size"
                 )
-                expected += shard.rows
-            _require(expected <= self.samples, f"phase {phase.score} has more rows than samples")
+                _require(_count(shard.crc32c), f"{shard.file} has an impossible checksum")
+                _require(isinstance(shard.row_checksums, bool), f"{shard.file} has an unknown kind of row checksums")
+                _require(_count(shard.not_finite), f"{shard.file} has an impossible number of values")
+                last = shard.end
+            _require(last <= self.samples, f"phase {phase.score} has more rows than samples")
+        names = [shard.file for shard in self.shards]
+        _require(len(set(names)) == len(names), "a shard is named twice")
+
+
+def rank_file(rank: int | str) -> str:
+    """Where a rank other than 0 notes what it has committed, until rank 0 merges it."""
+    return f"manifest.rank-{rank}.json"
+
+
+def merge_ranks(folder: Path, manifest: Manifest) -> None:
+    """Add to `manifest`, and to the one in the folder, what other ranks have committed there."""
+    for path in sorted(folder.glob(rank_file("*"))):
+        theirs = Manifest.read(folder, path.name)
+        known = {shard.file for shard in manifest.shards}
+        for phase, theirs_of_phase in zip(manifest.phases, theirs.phases, strict=True):
+            for shard in theirs_of_phase.shards:
+                if shard.file not in known:
+                    phase.add(shard)
+        manifest.write(folder)
+        path.unlink()
 
 
 def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
@@ -155,8 +222,12 @@ def remake(folder: Path) -> str:
     return f"remove {folder} and write it again (in a run: fmcefast extract {folder.parent} --force)"
 
 
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _count(value) and value > 0
 
 
 def _require(condition: bool, complaint: str) -> None:

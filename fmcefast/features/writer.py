@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,22 +15,27 @@ from typing import Any
 import numpy as np
 
 from fmcefast import _core, files
-from fmcefast.errors import DiskFullError, InputError
+from fmcefast.errors import DiskFullError, FmcefastError, InputError
 from fmcefast.features.manifest import (
-    DTYPES,
     FILE,
-    HEADER_BYTES,
     LABELS,
     Manifest,
     Phase,
-    Shard,
+    merge_ranks,
+    rank_file,
     read_labels,
     remake,
 )
+from fmcefast.features.rows import DeviceCopies, as_rows, channels_last
+from fmcefast.features.shards import Layout, OpenShard, Span
 
 _SHARD_BYTES = 2 << 30
-_QUEUE_BYTES = 256 << 20
-_OUR_FILE = re.compile(r"score-\d+-\d+\.npy(\.partial)?|(manifest\.json|labels\.npy)\.partial")
+_MEMORY_BYTES = 256 << 20
+_THREADS = 2
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+_COPIES_IN_FLIGHT = 2  # from a GPU
+_COMMITS_IN_FLIGHT = 4
+_OUR_FILE = re.compile(r"score-\d+-\d+(\.crc32c)?\.npy(\.partial)?|(manifest(\.rank-\d+)?\.json|labels\.npy)\.partial")
 
 
 class FeatureMapWriter:
@@ -38,17 +46,22 @@ class FeatureMapWriter:
                 for maps in batches_of(score):          # from row writer.rows(score) on
                     writer.write(score, maps)
 
-    Conversion, checksums and writing happen on a worker thread. Shards are committed one by one; opened again on the
-    same folder, the writer goes on after the last committed one. Leaving the block early by an exception keeps the
-    committed shards.
+    `write` returns at once: conversion, checksums and writing happen on threads of the core, past the page cache where
+    the file system allows it, and it waits only when more than the memory budget is on its way. Shards are committed
+    one by one; opened again on the same folder, the writer goes on after the committed ones, and the store ends equal
+    to the byte. Leaving the block early by an exception keeps the committed shards.
 
     folder: made if missing. shape: (H, W, C). samples: images of each phase. epochs: the epoch of each score, from
-    score 1.
-    labels: (samples,) class labels. dtype: "float16" or "float32", as stored. source: anything JSON, kept in the
-    manifest.
+    score 1. labels: (samples,) class labels. dtype: "float16" or "float32", as stored. source: anything JSON, kept in
+    the manifest. strict: stop at values that are NaN or infinite as stored, instead of counting them. row_checksums:
+    also keep the CRC-32C of every row, so that readers can check what they read without reading whole shards.
+    shard_bytes: of one file at most, at least one row. memory_bytes: of batches and buffers on their way.
+    rank, ranks: this process and how many write the same store together; each writes whole shards, rank 0 opens the
+    store before the others do and calls `merge` after them.
 
-    Raises InputError when the folder holds another data set, or a map does not fit; DiskFullError when the disk is
-    full; OSError when writing fails otherwise, at the next `write` or at the end.
+    Raises InputError when the folder holds another data set or cannot be written to, or a map does not fit;
+    DiskFullError when the disk is full; FmcefastError when another writer has the store, a value is refused, or writing
+    fails otherwise, at the next `write` or at the end.
     """
 
     def __init__(
@@ -61,8 +74,12 @@ class FeatureMapWriter:
         labels: Any,
         dtype: str = "float16",
         source: Mapping[str, Any] | None = None,
+        strict: bool = False,
+        row_checksums: bool = False,
         shard_bytes: int = _SHARD_BYTES,
-        queue_bytes: int = _QUEUE_BYTES,
+        memory_bytes: int = _MEMORY_BYTES,
+        rank: int = 0,
+        ranks: int = 1,
     ):
         self.folder = Path(folder)
         labels = np.asarray(labels, dtype=np.int64)
@@ -75,12 +92,26 @@ class FeatureMapWriter:
             raise InputError(f"A feature store cannot be made so: {error}.") from error
         if labels.shape != (samples,):
             raise InputError(f"labels must be of shape ({samples},), one for each sample, not {labels.shape}.")
-        self._rows_per_shard = max(1, (shard_bytes - HEADER_BYTES) // self._manifest.row_bytes)
-        self._queue_bytes = queue_bytes
-        self._shard: _OpenShard | None = None
-        self.overflowed = 0  # finite values that became infinite in float16, in the shards committed by this writer
-        with self._explaining_full_disk():
+        self._strict, self._row_checksums = strict, row_checksums
+        self._rank, self._ranks = rank, ranks
+        self._layout = Layout.of(self._manifest, shard_bytes)
+        self._shard: OpenShard | None = None
+        self._commits: deque[tuple[OpenShard, Future]] = deque()
+        self._copies = DeviceCopies()
+        self._lock: files.FolderLock | None = None
+        self._closed = False
+        self._overflowed = 0
+        self.not_finite = 0
+        self.past_page_cache = True
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="fmcefast-commit")
+        with self._explaining():
             self._open(labels)
+        self._pool = _core.WritePool(memory_bytes, _THREADS, use_uring=True)
+
+    @property
+    def overflowed(self) -> int:
+        """Finite values that became infinite in float16, in what this writer has committed. Waits for a GPU."""
+        return self._overflowed + self._copies.overflowed
 
     def __enter__(self) -> "FeatureMapWriter":
         return self
@@ -92,75 +123,98 @@ class FeatureMapWriter:
             self.close()
 
     def rows(self, score: int) -> int:
-        """Rows of a phase that are written or on their way: the data set index of the next one."""
-        phase = self._phase(score)
-        in_flight = self._shard.rows if self._shard is not None and self._shard.phase is phase else 0
-        return phase.rows + in_flight
+        """The data set index of the next row that this writer takes for a phase; `samples` when it needs no more."""
+        self._check_score(score)
+        return self._left[score][0].first if self._left[score] else self._manifest.samples
+
+    def spans(self) -> list[Span]:
+        """The rows that this writer still needs, (score, first, rows), in the order of scores."""
+        return [span for score in sorted(self._left) for span in self._left[score]]
 
     def write(self, score: int, maps: Any) -> None:
         """Append maps to a phase.
 
-        maps: (n, H, W, C) or (n, C, H, W), NumPy or torch, float16, bfloat16, float32 or float64; channels-last memory
-        is not copied. They must not be changed before the writer is closed.
+        maps: (n, H, W, C) or (n, C, H, W), NumPy or torch, CPU or CUDA, float16, bfloat16, float32 or float64. On the
+        CPU channels-last memory is not copied and must not be changed before the writer is closed; maps on a GPU are
+        copied on a stream of their own and may be changed in the usual order of the current stream.
         """
-        phase = self._phase(score)
-        if self._shard is not None and self._shard.phase is not phase:
-            unfinished = self._shard.phase
-            raise InputError(
-                f"Phase {unfinished.score} has {self.rows(unfinished.score)} of {self._manifest.samples} rows; "
-                f"finish it before phase {score}."
-            )
-        rows, source = _as_rows(maps, self._manifest.shape, self._manifest.dtype)
-        if self.rows(score) + len(rows) > self._manifest.samples:
-            raise InputError(
-                f"Phase {score} has {self.rows(score)} of {self._manifest.samples} rows; {len(rows)} more do not fit."
-            )
-        with self._explaining_full_disk():
-            while len(rows):
-                if self._shard is None:
-                    self._shard = self._begin_shard(phase)
-                part, rows = rows[: self._shard.room], rows[self._shard.room :]
-                self._shard.append(part, source, self._manifest.dtype)
-                if self._shard.room == 0:
-                    self._commit_shard()
+        maps_nhwc = channels_last(maps, self._manifest.shape)
+        self._accept(score, len(maps_nhwc))
+        with self._explaining():
+            if getattr(maps_nhwc, "is_cuda", False):
+                self._copies.start(maps_nhwc, self._manifest.dtype, score)
+                self._append_copies(keep=_COPIES_IN_FLIGHT)
+            else:
+                self._append_copies()
+                self._append(score, *as_rows(maps_nhwc, self._manifest.dtype))
 
     def close(self) -> None:
-        """Check that every phase is whole. Raises InputError otherwise; what is committed stays."""
+        """Wait until everything is committed and check that nothing is missing.
+
+        Raises InputError when rows of this writer are missing; what is committed stays.
+        """
+        if self._closed:
+            return
+        with self._explaining():
+            self._append_copies()
+            while self._commits:
+                self._finish_commit()
         self._abandon()
-        for phase in self._manifest.phases:
-            if phase.rows < self._manifest.samples:
-                raise InputError(
-                    f"Phase {phase.score} of {self.folder} has {phase.rows} of {self._manifest.samples} rows; write "
-                    f"the others, from row {phase.rows} on."
-                )
+        for span in self.spans():
+            raise InputError(
+                f"Phase {span.score} of {self.folder} has {span.first} of {self._manifest.samples} rows; write the "
+                f"others, from row {span.first} on."
+            )
+
+    def merge(self) -> None:
+        """Put the shards of all ranks into the manifest; for rank 0, when all writers are closed."""
+        with self._explaining():
+            merge_ranks(self.folder, self._manifest)
 
     def _open(self, labels: np.ndarray) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / FILE).exists():
+        if self._rank > 0:
             self._continue(Manifest.read(self.folder), labels)
+            committed = {shard.file for shard in self._manifest.shards}
+            for phase in self._manifest.phases:
+                phase.shards.clear()  # rank 0 has them
         else:
-            with files.replacing(self.folder / LABELS) as partial, partial.open("wb") as file:
-                np.save(file, labels)
-            self._manifest.write(self.folder)
-        committed = {shard.file for phase in self._manifest.phases for shard in phase.shards}
-        for path in self.folder.iterdir():
-            if _OUR_FILE.fullmatch(path.name) and path.name not in committed:
-                path.unlink()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = files.FolderLock(self.folder)
+            if (self.folder / FILE).exists():
+                found = Manifest.read(self.folder)
+                merge_ranks(self.folder, found)
+                self._continue(found, labels)
+            else:
+                with files.replacing(self.folder / LABELS) as partial, partial.open("wb") as file:
+                    np.save(file, labels)
+                self._manifest.write(self.folder)
+                files.sync_folder(self.folder.parent)
+            committed = {shard.file for shard in self._manifest.shards}
+            for path in self.folder.iterdir():
+                shard = path.name.replace(".crc32c", "")
+                if _OUR_FILE.fullmatch(path.name) and shard not in committed:
+                    path.unlink()
+        self._to_begin: dict[int, deque[Span]] = {}
+        self._left: dict[int, deque[Span]] = {}  # the same rows, adjacent shards joined
+        for phase in self._manifest.phases:
+            mine = [
+                span
+                for span in self._layout.spans(phase.score)
+                if self._layout.writer_of(span, self._ranks) == self._rank and self._layout.name(span) not in committed
+            ]
+            self._to_begin[phase.score] = deque(mine)
+            self._left[phase.score] = _joined(mine)
 
     def _continue(self, found: Manifest, labels: np.ndarray) -> None:
-        wanted = self._manifest
-        differences = [
-            f"{name} is {getattr(found, name)}, not {getattr(wanted, name)}"
-            for name in ("dtype", "shape", "samples", "epochs")
-            if getattr(found, name) != getattr(wanted, name)
-        ]
-        differences += [
-            f"{name} is {found.source.get(name)}, not {wanted.source.get(name)}"
-            for name in sorted(found.source.keys() | wanted.source.keys())
-            if found.source.get(name) != wanted.source.get(name)
-        ]
+        differences = found.differences(self._manifest)
         if not np.array_equal(read_labels(self.folder, found), labels):
             differences.append("its labels differ")
+        if not differences:
+            for phase in found.phases:
+                cut = {self._layout.name(span): (span.first, span.rows) for span in self._layout.spans(phase.score)}
+                if any(cut.get(shard.file) != (shard.first, shard.rows) for shard in phase.shards):
+                    differences.append("its shards are cut otherwise (shard_bytes)")
+                    break
         if differences:
             raise InputError(
                 f"{self.folder} holds another data set: {'; '.join(differences)}. Name another folder, or "
@@ -168,122 +222,124 @@ class FeatureMapWriter:
             )
         self._manifest = found
 
-    def _phase(self, score: int) -> Phase:
-        if not 1 <= score <= len(self._manifest.phases):
+    def _check_score(self, score: int) -> None:
+        if score not in self._left:
             raise InputError(f"Score {score} is not one of 1..{len(self._manifest.phases)}.")
-        return self._manifest.phases[score - 1]
 
-    def _begin_shard(self, phase: Phase) -> "_OpenShard":
-        capacity = min(self._rows_per_shard, self._manifest.samples - phase.rows)
-        path = self.folder / f"score-{phase.score:02d}-{len(phase.shards):03d}.npy"
-        header = npy_header((capacity, *self._manifest.shape), DTYPES[self._manifest.dtype])
-        return _OpenShard(phase, path, capacity, header, self._queue_bytes)
+    def _accept(self, score: int, rows: int) -> None:
+        if self._closed:
+            raise InputError(f"This writer of {self.folder} is closed. Make another one to go on.")
+        self._check_score(score)
+        for other, left in self._left.items():
+            if other != score and left and left[0].first % self._layout.rows_per_shard:
+                raise InputError(
+                    f"Phase {other} has {left[0].first} of {self._manifest.samples} rows; finish it before phase "
+                    f"{score}."
+                )
+        left = self._left[score]
+        if rows > (left[0].rows if left else 0):
+            raise InputError(
+                f"Phase {score} has {self.rows(score)} of {self._manifest.samples} rows; {rows} more do not fit."
+            )
+        if rows:
+            span = left.popleft()
+            if rows < span.rows:
+                left.appendleft(Span(score, span.first + rows, span.rows - rows))
 
-    def _commit_shard(self) -> None:
-        shard, self._shard = self._shard, None
+    def _append_copies(self, keep: int = 0) -> None:
+        for score, rows in self._copies.finished(keep):
+            self._append(score, rows, rows.dtype.name)
+
+    def _append(self, score: int, rows: np.ndarray, source: str) -> None:
+        while len(rows):
+            if self._shard is None:
+                span = self._to_begin[score].popleft()
+                path = self.folder / self._layout.name(span)
+                self._shard = OpenShard(
+                    self._pool,
+                    path,
+                    span,
+                    self._manifest,
+                    row_checksums=self._row_checksums,
+                    strict=self._strict,
+                )
+                self.past_page_cache &= self._shard.core.direct
+            part, rows = rows[: self._shard.room], rows[self._shard.room :]
+            self._shard.append(part, source)
+            if self._shard.room == 0:
+                shard, self._shard = self._shard, None
+                self._commits.append((shard, self._committer.submit(self._commit, shard)))
+        while self._commits and (self._commits[0][1].done() or len(self._commits) > _COMMITS_IN_FLIGHT):
+            self._finish_commit()
+
+    def _commit(self, shard: OpenShard) -> None:
+        """On the committer's thread."""
+        shard.finish()
         committed = shard.publish()
-        self.overflowed += shard.core.overflowed
-        shard.phase.shards.append(committed)
+        phase = self._manifest.phases[shard.span.score - 1]
+        phase.add(committed)
         try:
-            self._manifest.write(self.folder)
+            self._manifest.write(self.folder, FILE if self._rank == 0 else rank_file(self._rank))
         except BaseException:
-            shard.phase.shards.pop()
+            phase.shards.remove(committed)
             raise
 
+    def _finish_commit(self) -> None:
+        shard, commit = self._commits[0]
+        commit.result()
+        self._commits.popleft()
+        self._overflowed += shard.core.overflowed
+        self.not_finite += shard.not_finite
+
     @contextmanager
-    def _explaining_full_disk(self) -> Iterator[None]:
+    def _explaining(self) -> Iterator[None]:
+        """Give up on any error; those of the system say what is safe and what to do."""
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
             self._abandon()
-            kept = sum(phase.rows for phase in self._manifest.phases)
+            reason = os.strerror(error.errno) if error.errno else str(error)
             total = self._manifest.samples * len(self._manifest.phases)
-            raise DiskFullError(
-                f"The disk of {self.folder} is full. {kept:,} of {total:,} feature maps are safe; the others need "
-                f"{(total - kept) * self._manifest.row_bytes / 1e9:.3g} GB."
+            kept = sum(phase.rows for phase in self._manifest.phases)
+            safe = f"{kept:,} of {total:,} feature maps are safe"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                need = (total - kept) * self._manifest.row_bytes
+                raise DiskFullError(
+                    f"The disk of {self.folder} is full. {safe}; the others need {need / 1e9:.3g} GB."
+                ) from error
+            if error.errno in _NOT_WRITABLE:
+                raise InputError(
+                    f"Cannot write to {error.filename or self.folder}: {reason}. Name a folder that can be written to."
+                ) from error
+            raise FmcefastError(
+                f"Writing {error.filename or self.folder} failed: {reason}. {safe}. Run again to go on there; if it "
+                "fails again, look after the disk."
             ) from error
+        except BaseException:
+            self._abandon()
+            raise
 
     def _abandon(self) -> None:
-        shard, self._shard = self._shard, None
-        if shard is not None:
-            shard.discard()
+        """Let go of everything; committed shards stay."""
+        self._closed = True
+        self._committer.shutdown(wait=True, cancel_futures=True)
+        if self._shard is not None:
+            self._shard.discard()
+        for shard, commit in self._commits:
+            if commit.cancelled():
+                shard.discard()
+        self._shard = None
+        self._commits.clear()
+        if self._lock is not None:
+            self._lock.release()
 
 
-class _OpenShard:
-    """A shard on its way: a `.partial` file behind the core's queue."""
-
-    def __init__(self, phase: Phase, path: Path, capacity: int, header: bytes, queue_bytes: int):
-        self.phase, self.path, self.capacity = phase, path, capacity
-        self.rows = 0
-        self.partial = path.with_name(path.name + ".partial")
-        self.core = _core.FeatureWriter(str(self.partial), header, queue_bytes)
-
-    @property
-    def room(self) -> int:
-        return self.capacity - self.rows
-
-    def append(self, rows: np.ndarray, source: str, target: str) -> None:
-        self.core.submit(rows, source, target)
-        self.rows += len(rows)
-
-    def publish(self) -> Shard:
-        try:
-            self.core.close()
-            self.partial.rename(self.path)
-            files.sync_folder(self.path.parent)
-        except BaseException:
-            self.discard()
-            raise
-        return Shard(self.path.name, self.phase.rows, self.rows, self.core.bytes_written, self.core.crc32c)
-
-    def discard(self) -> None:
-        self.core = None  # drops its queue and joins its thread
-        self.partial.unlink(missing_ok=True)
-
-
-def npy_header(shape: tuple[int, ...], descr: str) -> bytes:
-    """A `.npy` header of version 1.0, padded to 4096 bytes so that the rows after it are aligned."""
-    described = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape!r}, }}".encode("latin1")
-    magic = b"\x93NUMPY\x01\x00"
-    length = HEADER_BYTES - len(magic) - 2
-    return magic + length.to_bytes(2, "little") + described.ljust(length - 1) + b"\n"
-
-
-def _as_rows(maps: Any, shape: tuple[int, int, int], target: str) -> tuple[np.ndarray, str]:
-    """Maps as a C-contiguous (n, H, W, C) array, and the name of its element type; bfloat16 comes as raw uint16."""
-    is_torch = hasattr(maps, "detach")
-    if is_torch:
-        maps = maps.detach()
-    height, width, channels = shape
-    layouts = {"NHWC": (height, width, channels), "NCHW": (channels, height, width)}
-    # A cube fits both: torch means NCHW, NumPy NHWC.
-    fitting = [
-        layout
-        for layout in (("NCHW", "NHWC") if is_torch else ("NHWC", "NCHW"))
-        if tuple(maps.shape[1:]) == layouts[layout]
-    ]
-    if maps.ndim != 4 or not fitting:
-        raise InputError(
-            f"Feature maps must be of shape (n, {height}, {width}, {channels}) or (n, {channels}, {height}, "
-            f"{width}), not {tuple(maps.shape)}."
-        )
-    if fitting[0] == "NCHW":
-        maps = maps.permute(0, 2, 3, 1) if is_torch else maps.transpose(0, 2, 3, 1)
-    if is_torch:
-        name = str(maps.dtype).removeprefix("torch.")
-        if name == "bfloat16" and target == "float16":
-            import torch
-
-            return maps.contiguous().cpu().view(torch.uint16).numpy(), name
-        if name == "bfloat16":
-            maps = maps.float()
-        maps = maps.contiguous().cpu().numpy()
-    maps = maps.astype(maps.dtype.newbyteorder("="), copy=False)
-    name = maps.dtype.name
-    if name not in ("float16", "float32", "float64"):
-        raise InputError(f"Feature maps must be floating point, not {name}.")
-    if name == "float64" or (target == "float32" and name != target):
-        maps = maps.astype(np.float32)
-    return np.ascontiguousarray(maps), maps.dtype.name
+def _joined(spans: list[Span]) -> deque[Span]:
+    """Adjacent spans of one phase as one."""
+    joined: deque[Span] = deque()
+    for span in spans:
+        if joined and joined[-1].end == span.first:
+            before = joined.pop()
+            span = Span(span.score, before.first, before.rows + span.rows)
+        joined.append(span)
+    return joined

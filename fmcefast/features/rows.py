@@ -1,0 +1,106 @@
+"""Feature maps as the rows (n, H, W, C) that a store holds, from NumPy or torch, from a CPU or a GPU."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fmcefast.errors import InputError
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def channels_last(maps: Any, shape: tuple[int, int, int]) -> Any:
+    """A view (n, H, W, C) of maps (n, H, W, C) or (n, C, H, W), NumPy or torch.
+
+    Raises InputError for another shape or type.
+    """
+    if hasattr(maps, "detach"):
+        maps = maps.detach()
+    height, width, channels = shape
+    layouts = {"NHWC": (height, width, channels), "NCHW": (channels, height, width)}
+    # A cube fits both: torch means NCHW, NumPy NHWC.
+    preferred = ("NCHW", "NHWC") if _is_torch(maps) else ("NHWC", "NCHW")
+    fitting = [layout for layout in preferred if tuple(maps.shape[1:]) == layouts[layout]]
+    if maps.ndim != 4 or not fitting:
+        raise InputError(
+            f"Feature maps must be of shape (n, {height}, {width}, {channels}) or (n, {channels}, {height}, "
+            f"{width}), not {tuple(maps.shape)}."
+        )
+    if _type_name(maps) not in _FLOATS:
+        raise InputError(f"Feature maps must be floating point, not {_type_name(maps)}.")
+    if fitting[0] == "NHWC":
+        return maps
+    return maps.permute(0, 2, 3, 1) if _is_torch(maps) else maps.transpose(0, 2, 3, 1)
+
+
+def as_rows(maps_nhwc: Any, target: str) -> tuple[np.ndarray, str]:
+    """Maps on the CPU as a C-contiguous array that the core can store as `target`, and the name of its element type.
+
+    Not copied when they are contiguous and of a type that the core converts itself; bfloat16 comes as raw uint16.
+    """
+    name = _type_name(maps_nhwc)
+    if _is_torch(maps_nhwc):
+        import torch
+
+        if name == "bfloat16" and target == "float16":
+            return maps_nhwc.contiguous().view(torch.uint16).numpy(), name
+        if name == "bfloat16":
+            maps_nhwc = maps_nhwc.float()
+        maps_nhwc = maps_nhwc.contiguous().numpy()
+    maps_nhwc = maps_nhwc.astype(maps_nhwc.dtype.newbyteorder("="), copy=False)
+    if name == "float64" or (target == "float32" and name != target):
+        maps_nhwc = maps_nhwc.astype(np.float32)
+    return np.ascontiguousarray(maps_nhwc), maps_nhwc.dtype.name
+
+
+class DeviceCopies:
+    """Feature maps on their way from a GPU to pinned memory, on a stream of their own: the GPU goes on meanwhile.
+
+    The pinned memory is PyTorch's: a buffer whose array is dropped is used again.
+    """
+
+    def __init__(self):
+        self._waiting: deque[tuple[Any, Any, int]] = deque()
+        self._stream = None
+        self._overflowed: list[Any] = []  # one count for each device
+
+    @property
+    def overflowed(self) -> int:
+        """Finite values that became infinite in float16. Waits for the GPU."""
+        return sum(int(count) for count in self._overflowed)
+
+    def start(self, maps_nhwc: Any, target: str, score: int) -> None:
+        """Convert maps (n, H, W, C) to the type named `target` and begin to copy them."""
+        import torch
+
+        rows = maps_nhwc.to(getattr(torch, target)).contiguous()
+        if rows.dtype != maps_nhwc.dtype and target == "float16":
+            count = (rows.isinf() & maps_nhwc.isfinite()).sum()
+            self._overflowed = [sum(self._overflowed) + count]
+        with torch.cuda.device(rows.device):
+            self._stream = self._stream or torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+                pinned.copy_(rows, non_blocking=True)
+                rows.record_stream(self._stream)  # its memory must not be given away before the copy is done
+                copied = torch.cuda.Event()
+                copied.record()
+        self._waiting.append((copied, pinned, score))
+
+    def finished(self, keep: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """(score, rows) of copies that are done, in order; waits for the oldest when more than `keep` are not."""
+        while self._waiting and (len(self._waiting) > keep or self._waiting[0][0].query()):
+            copied, pinned, score = self._waiting.popleft()
+            copied.synchronize()
+            yield score, pinned.numpy()
+
+
+def _is_torch(maps: Any) -> bool:
+    return type(maps).__module__.partition(".")[0] == "torch"
+
+
+def _type_name(maps: Any) -> str:
+    return str(maps.dtype).removeprefix("torch.") if _is_torch(maps) else maps.dtype.name
