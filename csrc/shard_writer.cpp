@@ -134,8 +134,8 @@ class ShardWriter::Job : public WriteJob {
     const Part& part = parts_[0];
     if (parts_.size() != 1 || converts(part.batch->values) || padded != written_.size) return nullptr;
     const unsigned char* rows = part.batch->data + part.first;
-    const bool aligned = reinterpret_cast<std::uintptr_t>(rows) % shard_.memory_alignment_ == 0;
-    return !shard_.direct_ || aligned ? rows : nullptr;
+    if (!shard_.direct_) return rows;
+    return reinterpret_cast<std::uintptr_t>(rows) % shard_.alignment_ == 0 ? rows : nullptr;
   }
 
   void copy(const Part& part, std::size_t done, unsigned char* to, std::size_t bytes) {
@@ -186,8 +186,8 @@ ShardWriter::ShardWriter(std::shared_ptr<WritePool> pool, std::string path, std:
   constexpr int kFlags = O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW;
   file_ = ::open(path_.c_str(), kFlags, 0644);
   if (file_ < 0) throw IoError(errno, path_);
-  memory_alignment_ = direct ? direct_alignment(file_) : 0;
-  direct_ = memory_alignment_ != 0 && ::fcntl(file_, F_SETFL, ::fcntl(file_, F_GETFL) | O_DIRECT) == 0;
+  alignment_ = direct ? direct_alignment(file_) : 0;
+  direct_ = alignment_ != 0 && ::fcntl(file_, F_SETFL, ::fcntl(file_, F_GETFL) | O_DIRECT) == 0;
   if (const int error = allocate(file_, round_up_to_page(file_bytes)); error != 0) {
     ::close(file_);
     throw IoError(error, path_);
@@ -199,6 +199,7 @@ ShardWriter::~ShardWriter() { abandon(); }
 
 void ShardWriter::submit(std::shared_ptr<Batch> batch) {
   throw_if_failed();
+  if (file_ < 0) throw std::logic_error("the file is closed");
   for (std::size_t done = 0; done < batch->stored_bytes;) {
     if (!filling_) filling_ = std::make_unique<Job>(*this, bytes_ / WriteJob::kBytes);
     const std::size_t part = std::min(filling_->room(), batch->stored_bytes - done);

@@ -76,7 +76,7 @@ class ShardWriter {
   const std::size_t row_bytes_;
   int file_ = -1;
   std::atomic<bool> direct_{false};
-  std::size_t memory_alignment_;
+  std::size_t alignment_ = 0;  // of memory that is written past the page cache
 
   std::uint64_t bytes_ = 0;
   std::unique_ptr<Job> filling_;  // the last job, not yet full

@@ -7,7 +7,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -100,6 +100,7 @@ class FeatureMapWriter:
         self._copies = DeviceCopies()
         self._lock: files.FolderLock | None = None
         self._closed = False
+        self._recorded = True  # all of the manifest is on the disk
         self._overflowed = 0
         self.not_finite = 0
         self.past_page_cache = True
@@ -275,14 +276,13 @@ class FeatureMapWriter:
     def _commit(self, shard: OpenShard) -> None:
         """On the committer's thread."""
         shard.finish()
-        committed = shard.publish()
-        phase = self._manifest.phases[shard.span.score - 1]
-        phase.add(committed)
-        try:
-            self._manifest.write(self.folder, FILE if self._rank == 0 else rank_file(self._rank))
-        except BaseException:
-            phase.shards.remove(committed)
-            raise
+        self._manifest.phases[shard.span.score - 1].add(shard.publish())
+        self._recorded = False
+        self._record()
+
+    def _record(self) -> None:
+        self._manifest.write(self.folder, FILE if self._rank == 0 else rank_file(self._rank))
+        self._recorded = True
 
     def _finish_commit(self) -> None:
         shard, commit = self._commits[0]
@@ -300,7 +300,7 @@ class FeatureMapWriter:
             self._abandon()
             reason = os.strerror(error.errno) if error.errno else str(error)
             total = self._manifest.samples * len(self._manifest.phases)
-            kept = sum(phase.rows for phase in self._manifest.phases)
+            kept = self._manifest.rows if self._recorded else Manifest.read(self.folder).rows
             safe = f"{kept:,} of {total:,} feature maps are safe"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 need = (total - kept) * self._manifest.row_bytes
@@ -320,16 +320,16 @@ class FeatureMapWriter:
             raise
 
     def _abandon(self) -> None:
-        """Let go of everything; committed shards stay."""
+        """Let go of everything. Whole shards are still committed; those that cannot be are removed."""
         self._closed = True
-        self._committer.shutdown(wait=True, cancel_futures=True)
         if self._shard is not None:
             self._shard.discard()
-        for shard, commit in self._commits:
-            if commit.cancelled():
-                shard.discard()
         self._shard = None
+        self._committer.shutdown(wait=True)
         self._commits.clear()
+        if not self._recorded:
+            with suppress(OSError):  # there may be room for it, now that the last shard is gone
+                self._record()
         if self._lock is not None:
             self._lock.release()
 
