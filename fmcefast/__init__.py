@@ -17,6 +17,7 @@ if find_spec("fmcefast._core") is None:
 _HOME_OF = {
     "FMCENet": "fmcefast.models.fmce_net",
     "FeatureMapDataset": "fmcefast.features.dataset",
+    "FeatureMapLoader": "fmcefast.features.loader",
     "FeatureMapWriter": "fmcefast.features.writer",
     "Markers": "fmcefast.convergence",
     "cqi": "fmcefast.convergence",
@@ -26,6 +27,7 @@ _HOME_OF = {
 __all__ = [
     "FMCENet",
     "FeatureMapDataset",
+    "FeatureMapLoader",
     "FeatureMapWriter",
     "Markers",
     "cqi",

@@ -16,7 +16,8 @@ from fmcefast.config import FIELDS, PRESETS, STAGES, check_name, check_value, fi
 from fmcefast.errors import DiskFullError, FmcefastError, InputError, unknown_name
 from fmcefast.files import FolderLock
 from fmcefast.progress import Progress
-from fmcefast.run_folder import RunFolder, newest_run, open_run
+from fmcefast.ranks import current_ranks
+from fmcefast.run_folder import RunFolder, newest_run, open_run, peek_run
 
 _PICTURES = (".png", ".pdf", ".svg")
 
@@ -127,12 +128,15 @@ def run(run: Path | None, **options: Any) -> int:
     from fmcefast.report.page import report
     from fmcefast.stages.extract import extract
     from fmcefast.stages.fit import fit
+    from fmcefast.stages.maps import recomputes_maps
     from fmcefast.stages.markers import markers
     from fmcefast.stages.train import train
 
     results = {}
     for stage in (train, markers, extract, fit, report):
         if stage in (extract, fit) and not results["markers"].converged:
+            continue
+        if stage is extract and recomputes_maps(folder):
             continue
         results[stage.__name__] = _perform(stage, folder, progress)
         if stage is not report:
@@ -215,6 +219,7 @@ def extract(run: Path | None, **options: Any) -> int:
 
     \b
     fmcefast extract runs/mnist --fp16
+    torchrun --nproc-per-node 8 -m fmcefast extract runs/mnist
     """
     folder, progress, as_json = _open_existing(run, "extract", options)
     from fmcefast.stages.extract import extract
@@ -253,14 +258,56 @@ def report(run: Path | None, **options: Any) -> int:
     return _finish(folder, _perform(report, folder, progress), as_json)
 
 
+@cli.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@_settings(*STAGES)
+@_common
+def plan(run: Path | None, **options: Any) -> int:
+    """What a run will take, in seconds and bytes, and whether the disk has room; measures for a few seconds.
+
+    \b
+    fmcefast plan runs/mine --data folder:my/images --backbone resnet50
+
+    The run need not exist, and is not made. Left out, it is the newest one, or runs/DATA with --data.
+    """
+    if run is None and options["data"] is None and not options["config_file"]:
+        run = newest_run()
+    folder = peek_run(run or _folder_of_data(options), _given(options), options["config_file"])
+    from fmcefast.models.backbones import check_backbone
+    from fmcefast.stages.plan import plan
+
+    check_backbone(folder.config.backbone)
+    _finish(folder, _perform(plan, folder, Progress(quiet=options["quiet"])), options["as_json"])
+    return 0
+
+
+@cli.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@_common
+def verify(run: Path | None, **options: Any) -> int:
+    """Read every file of a run: are checksums, shapes and tables as they were written? Exit code 1 if not.
+
+    \b
+    fmcefast verify runs/mnist
+    """
+    folder, progress, as_json = _open_existing(run, "report", {**options, "force": False})
+    from fmcefast.stages.verify import verify
+
+    result = _perform(verify, folder, progress)
+    _finish(folder, result, as_json)
+    return 0 if result.sound else 1
+
+
 def _open_new(path: Path | None, verb: str, options: dict[str, Any]) -> tuple[RunFolder, Progress, bool]:
     """Like _open_existing, but makes the run when it is not there; it lies at runs/DATA when no path is given."""
-    if path is None:
-        in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
-        data = options["data"] or in_file.get("data") or FIELDS["data"].default
-        name, _, folder = str(data).partition(":")
-        path = Path("runs") / (Path(folder).resolve().name if folder else name)
-    return _open(path, verb, options, create=True)
+    return _open(path or _folder_of_data(options), verb, options, create=True)
+
+
+def _folder_of_data(options: dict[str, Any]) -> Path:
+    in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
+    data = options["data"] or in_file.get("data") or FIELDS["data"].default
+    name, _, folder = str(data).partition(":")
+    return Path("runs") / (Path(folder).resolve().name if folder else name)
 
 
 def _open_existing(path: Path | None, verb: str, options: dict[str, Any]) -> tuple[RunFolder, Progress, bool]:
@@ -285,6 +332,12 @@ def _open(path: Path, verb: str, options: dict[str, Any], *, create: bool) -> tu
 
             check_backbone(run.config.backbone)
 
+    ranks = current_ranks()
+    if ranks.size > 1 and verb != "extract":
+        raise InputError(f"fmcefast {verb} runs as one process: start it without torchrun.")
+    if ranks.rank > 0:
+        ranks.barrier()  # rank 0 has locked, changed and checked the run
+        return open_run(path, {}), Progress(quiet=True), options["as_json"]
     redo = verb if options["force"] else None
     existed = (path / "config.yaml").exists()
     if existed:
@@ -292,6 +345,7 @@ def _open(path: Path, verb: str, options: dict[str, Any], *, create: bool) -> tu
     run = open_run(path, _given(options), options["config_file"], create=create, redo=redo, check=check)
     if not existed:
         click.get_current_context().with_resource(FolderLock(path))
+    ranks.barrier()
     return run, Progress(quiet=options["quiet"]), options["as_json"]
 
 
@@ -366,7 +420,8 @@ def _kept(folder: RunFolder) -> str:
 
 
 def _finish(folder: RunFolder, result: Any, as_json: bool) -> int:
-    _print_json({"run": str(folder), **asdict(result)}) if as_json else click.echo(result.explain())
+    if current_ranks().rank == 0:
+        _print_json({"run": str(folder), **asdict(result)}) if as_json else click.echo(result.explain())
     return 0
 
 

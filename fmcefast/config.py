@@ -58,7 +58,17 @@ class Config:
     smoothing: str = _value("ema", "markers", "The recursion, or the paper's formula as printed.", choices=SMOOTHINGS)
 
     dtype: str = _value("float16", "extract", "Stored feature maps.", choices=("float16", "float32"))
+    strict: bool = _value(False, "extract", "Stop at feature maps with NaN or infinite values.", free=True)
+    row_checksums: bool = _value(False, "extract", "Store the checksum of every feature map as well.")
 
+    store: str = _value(
+        "auto",
+        "fit",
+        "Where FMCE-Net's maps come from: the feature store on disk, all in (GPU) memory, or made again from the "
+        "backbones.",
+        free=True,
+        choices=("auto", "disk", "memory", "recompute"),
+    )
     split: str = _value("image", "fit", "3:1 by image (no image on both sides) or by map.", choices=("image", "map"))
     fmce_epochs: int = _value(10, "fit", "Epochs of FMCE-Net.", at_least=1)
     fmce_batch_size: int = _value(128, "fit", "Feature maps in a batch of FMCE-Net.", at_least=1)

@@ -1,6 +1,8 @@
 """Which device computes, and in which precision."""
 
 import contextlib
+import os
+from pathlib import Path
 
 import torch
 
@@ -10,8 +12,13 @@ _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 
 def pick_device() -> torch.device:
-    """The CUDA device if there is one, else the CPU. CUDA_VISIBLE_DEVICES="" chooses the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The CUDA device if there is one, else the CPU; under torchrun each process of a machine has its own.
+
+    CUDA_VISIBLE_DEVICES="" chooses the CPU.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def amp_type(amp: str, device: torch.device) -> torch.dtype | None:
@@ -36,6 +43,21 @@ def autocast(device: torch.device, dtype: torch.dtype | None):
 def precision_name(dtype: torch.dtype | None) -> str:
     """`bf16`, `fp16` or, without autocast, `fp32`."""
     return {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[dtype]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be used: of the GPU, or of main memory within the limit of a container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        free = min(free, max(0, limit - used))
+    return free
 
 
 def describe(device: torch.device, dtype: torch.dtype | None) -> str:

@@ -122,14 +122,7 @@ def open_run(
         files.write_text(saved_file, to_yaml(run.config))
         return run
 
-    saved = read_yaml(saved_file)
-    try:
-        old = resolve(saved)
-    except InputError as error:
-        raise InputError(f"{saved_file} is damaged: {error}") from error
-    new = resolve(*asked, saved)
-    if new.data != old.data:
-        new = resolve(*asked)  # another data set brings its own preset
+    old, new = _saved_and_wanted(saved_file, asked)
     run = RunFolder(path, new)
     differences = old.differences(new)
     stages = {FIELDS[name].metadata["stage"] for name in differences if not FIELDS[name].metadata["free"]}
@@ -148,6 +141,25 @@ def open_run(
     if differences:
         files.write_text(saved_file, to_yaml(new))
     return run
+
+
+def peek_run(path: Path, flags: Mapping[str, Any], config_file: Path | None = None) -> RunFolder:
+    """The run as `open_run` would give it, whether it exists or not; nothing is made, checked or removed."""
+    asked = [flags] + ([read_yaml(config_file)] if config_file else [])
+    saved_file = path / "config.yaml"
+    wanted = _saved_and_wanted(saved_file, asked)[1] if saved_file.exists() else resolve(*asked)
+    return RunFolder(path, wanted)
+
+
+def _saved_and_wanted(saved_file: Path, asked: list[Mapping[str, Any]]) -> tuple[Config, Config]:
+    saved = read_yaml(saved_file)
+    try:
+        old = resolve(saved)
+    except InputError as error:
+        raise InputError(f"{saved_file} is damaged: {error}") from error
+    new = resolve(*asked, saved)
+    # Another data set brings its own preset.
+    return old, new if new.data == old.data else resolve(*asked)
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

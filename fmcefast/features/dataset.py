@@ -1,13 +1,23 @@
 """Reads the FMCS-Dataset back."""
 
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from fmcefast import _core
-from fmcefast.errors import FmcefastError, InputError
-from fmcefast.features.manifest import DTYPES, Manifest, read_labels, remake
+from fmcefast.device import free_memory
+from fmcefast.errors import InputError
+from fmcefast.features.loader import Batches
+from fmcefast.features.manifest import Manifest, read_labels
+from fmcefast.features.reader import ShardReader
+
+_THREADS = 16  # as many reads are asked of the disk at a time
+_BATCHES_AHEAD = 3
+_ALIGNMENT = 4096
 
 
 class FeatureMapDataset(torch.utils.data.Dataset):
@@ -16,13 +26,24 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         dataset = FeatureMapDataset("runs/digits/features")
         feature_map, target = dataset[0]              # (C, H, W), and score - 1
         maps, targets = dataset.batch([0, 5, 2000])   # (3, C, H, W) channels-last, (3,) int64
+        for maps, targets in dataset.batches(order, 128): ...   # read ahead
 
-    Shards are memory-mapped; each is checked against its checksum when it is first read (`verify=False` skips that).
+    Each shard is checked against its checksum when it is first read, or each row where the store has checksums of rows
+    (`verify=False` skips that). A store that would not fit into half of the free memory is read past the page cache;
+    `direct` decides that otherwise. `threads` read at a time. With `pin_memory` batches can be copied to a GPU at once.
 
-    Raises InputError when the store is incomplete or damaged.
+    Raises InputError when the store is incomplete or its manifest damaged.
     """
 
-    def __init__(self, folder: str | Path, verify: bool = True):
+    def __init__(
+        self,
+        folder: str | Path,
+        verify: bool = True,
+        *,
+        threads: int = _THREADS,
+        direct: bool | None = None,
+        pin_memory: bool = False,
+    ):
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
         if not self.manifest.complete:
@@ -30,15 +51,10 @@ class FeatureMapDataset(torch.utils.data.Dataset):
                 f"The feature store {self.folder} is incomplete. In a run: fmcefast extract {self.folder.parent}"
             )
         self.labels = read_labels(self.folder, self.manifest)
-        self._verify = verify
-        self._shards = [shard for phase in self.manifest.phases for shard in phase.shards]
-        starts = [
-            phase_index * self.samples + shard.first
-            for phase_index, phase in enumerate(self.manifest.phases)
-            for shard in phase.shards
-        ]
-        self._starts = np.array(starts)
-        self._maps: list[np.ndarray | None] = [None] * len(self._shards)
+        self._verify, self._threads, self._pin_memory = verify, threads, pin_memory
+        self._direct = self.bytes > free_memory(torch.device("cpu")) / 2 if direct is None else direct
+        self._reader: ShardReader | None = None
+        self._reader_of: int | None = None  # the process; the core's threads do not follow a fork
 
     @property
     def samples(self) -> int:
@@ -56,6 +72,11 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         height, width, channels = self.manifest.shape
         return channels, height, width
 
+    @property
+    def bytes(self) -> int:
+        """Of all shards."""
+        return self.manifest.bytes
+
     def __len__(self) -> int:
         return self.samples * self.phases
 
@@ -65,37 +86,58 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         maps, targets = self.batch([index % len(self)])
         return maps[0], int(targets[0])
 
-    def batch(self, indices) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None, "_reader_of": None}
+
+    def batch(self, indices: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps (n, C, H, W) in channels-last memory and targets (n,) int64 from 0, in the order of `indices`.
 
         Raises IndexError for an index out of range; FmcefastError for a shard that is missing or damaged.
         """
-        indices = np.asarray(indices, dtype=np.int64)
+        indices = np.ascontiguousarray(indices, dtype=np.int64)
         if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
             raise IndexError(f"indices must lie in 0..{len(self) - 1}, not {indices.min()}..{indices.max()}")
-        rows = np.empty((len(indices), *self.manifest.shape), dtype=DTYPES[self.manifest.dtype])
-        shard_of = np.searchsorted(self._starts, indices, side="right") - 1
-        for number in np.unique(shard_of):
-            chosen = shard_of == number
-            rows[chosen] = self._open(number)[indices[chosen] - self._starts[number]]
-        return torch.from_numpy(rows).permute(0, 3, 1, 2), torch.from_numpy(indices // self.samples)
+        maps_nhwc = self._empty(len(indices))
+        self._open_reader().read(indices, maps_nhwc.numpy())
+        return maps_nhwc.permute(0, 3, 1, 2), torch.from_numpy(indices // self.samples)
 
-    def _open(self, number: int) -> np.ndarray:
-        if self._maps[number] is None:
-            shard = self._shards[number]
-            path = self.folder / shard.file
+    def batches(self, order: np.ndarray, batch_size: int) -> Batches:
+        """`batch` of the next `batch_size` indices of `order`, the last one perhaps smaller, read ahead."""
+        self._open_reader()
+        parts = (order[first : first + batch_size] for first in range(0, len(order), batch_size))
+        reading: deque[Future] = deque()
+        with ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="fmcefast-read") as threads:
             try:
-                if self._verify and path.stat().st_size != shard.bytes:
-                    raise ValueError(f"it is {path.stat().st_size} bytes long instead of {shard.bytes}")
-                if self._verify and _core.crc32c(np.memmap(path, np.uint8, "r")) != shard.crc32c:
-                    raise ValueError("its checksum differs")
-                maps = np.load(path, mmap_mode="r", allow_pickle=False)
-                expected = (shard.rows, *self.manifest.shape)
-                if maps.shape != expected or maps.dtype != np.dtype(DTYPES[self.manifest.dtype]):
-                    raise ValueError(f"it holds {maps.dtype} {maps.shape} instead of {expected}")
-            except (OSError, ValueError) as error:
-                raise FmcefastError(
-                    f"The shard {path} is missing or damaged: {error}. To repair it, {remake(self.folder)}."
-                ) from error
-            self._maps[number] = maps
-        return self._maps[number]
+                for part in parts:
+                    reading.append(threads.submit(self.batch, part))
+                    if len(reading) > _BATCHES_AHEAD:
+                        yield reading.popleft().result()
+                while reading:
+                    yield reading.popleft().result()
+            finally:
+                for batch in reading:
+                    batch.cancel()
+
+    def _empty(self, rows: int) -> torch.Tensor:
+        """(rows, H, W, C), where it matters at an address that can be read into past the page cache."""
+        dtype = getattr(torch, self.manifest.dtype)
+        shape = (rows, *self.manifest.shape)
+        if self._pin_memory or not self._direct:
+            return torch.empty(shape, dtype=dtype, pin_memory=self._pin_memory)
+        size = rows * self.manifest.row_bytes
+        memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
+        first = -memory.data_ptr() % _ALIGNMENT
+        return memory[first : first + size].view(dtype).view(shape)
+
+    def _open_reader(self) -> ShardReader:
+        if self._reader is None or self._reader_of != os.getpid():
+            self._reader = ShardReader(
+                self.folder,
+                self.manifest,
+                self.manifest.shards,
+                verify=self._verify,
+                threads=self._threads,
+                direct=self._direct,
+            )
+            self._reader_of = os.getpid()
+        return self._reader

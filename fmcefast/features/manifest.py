@@ -92,6 +92,11 @@ class Manifest:
         return height * width * channels * int(DTYPES[self.dtype][-1])
 
     @property
+    def bytes(self) -> int:
+        """Of the committed shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
     def rows(self) -> int:
         """Committed rows of all phases."""
         return sum(phase.rows for phase in self.phases)
@@ -129,6 +134,7 @@ class Manifest:
         """Raises InputError when there is no manifest or it is not one we could have written."""
         path = folder / file
         try:
+            _require(not path.is_symlink(), "it is a symbolic link")
             content = json.loads(path.read_text(encoding="utf-8"))
             _require(
                 content["format"] == "fmcs-dataset" and content["version"] == 1,
@@ -206,6 +212,7 @@ def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
     """The class labels (samples,) int64 of a store. Raises InputError when they are missing or damaged."""
     path = folder / LABELS
     try:
+        _require(not path.is_symlink(), "they are a symbolic link")
         labels = np.load(path, allow_pickle=False)
         _require(
             labels.shape == (manifest.samples,) and labels.dtype == np.int64, f"they are {labels.dtype} {labels.shape}"

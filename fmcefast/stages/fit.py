@@ -1,7 +1,6 @@
 """Train FMCE-Net on the FMCS-Dataset and measure it on held-out feature maps ([FMCE] IV-E and V-C)."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,14 +12,15 @@ from torch.nn import functional
 from fmcefast import files
 from fmcefast.device import amp_type, autocast, describe, pick_device
 from fmcefast.errors import FmcefastError, InputError
-from fmcefast.features.dataset import FeatureMapDataset
+from fmcefast.features.loader import FeatureMapLoader, Maps
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.run_folder import RunFolder
+from fmcefast.stages.maps import open_maps
 from fmcefast.stages.markers import require_markers
 from fmcefast.training_state import load_state, save_state, state_epoch
 
-_TEST_PART = 0.25
+TRAIN_PART = 0.75
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,23 @@ class FitResult:
 def fit(run: RunFolder, progress: Progress) -> FitResult:
     """Train FMCE-Net with Adam and cross-entropy on three quarters of the maps and test it on the rest.
 
-    Leaves fit.json and fmce_net.safetensors; goes on after the last finished epoch. Raises InputError when the feature
-    store is missing or incomplete.
+    Leaves fit.json and fmce_net.safetensors; goes on after the last finished epoch. Raises InputError when the maps are
+    neither stored nor to be made again.
     """
     require_markers(run)
     if run.fit_json.exists() and run.fmce_net.exists():
         return load_fit(run)
     config = run.config
-    dataset = FeatureMapDataset(run.features)
     device = pick_device()
     dtype = amp_type(config.amp, device)
-    train_rows, test_rows = split_maps(dataset.samples, dataset.phases, config.split, config.seed)
+    maps_of_run = open_maps(run, device, dtype, progress)
+    samples, phases = maps_of_run.samples, maps_of_run.phases
+    train_rows, test_rows = split_maps(samples, phases, config.split, config.seed)
+    loader = FeatureMapLoader(maps_of_run, train_rows, batch_size=config.fmce_batch_size, seed=config.seed)
 
     torch.manual_seed(config.seed)
-    channels, height, width = dataset.shape
-    net = FMCENet(channels, (height, width), dataset.phases).to(device, memory_format=torch.channels_last)
+    channels, height, width = maps_of_run.shape
+    net = FMCENet(channels, (height, width), phases).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), lr=config.fmce_lr, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     first_epoch = state_epoch(run.fmce_net_resume) + 1
@@ -78,10 +80,10 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
     ):
         facts["hardware"] = describe(device, dtype)
         for epoch in range(first_epoch, config.fmce_epochs + 1):
-            shuffled = np.random.default_rng([config.seed, epoch]).permutation(train_rows)
+            loader.epoch = epoch
             total = torch.zeros((), dtype=torch.float64, device=device)
-            for rows in _batches(shuffled, config.fmce_batch_size):
-                maps, targets = _to_device(*dataset.batch(rows), device)
+            for batch in loader:
+                maps, targets = _to_device(*batch, device)
                 with autocast(device, dtype):
                     logits = net(maps)
                 loss = functional.cross_entropy(logits.float(), targets)
@@ -89,9 +91,9 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
                 scaler.update()
-                total += loss.detach() * len(rows)
-                task.advance(len(rows), note=f"epoch {epoch} of {config.fmce_epochs}")
-            mean_loss = float(total) / len(shuffled)
+                total += loss.detach() * len(maps)
+                task.advance(len(maps), note=f"epoch {epoch} of {config.fmce_epochs}")
+            mean_loss = float(total) / len(train_rows)
             if not np.isfinite(mean_loss):
                 raise FmcefastError(
                     f"FMCE-Net's loss is not finite in epoch {epoch}. Use a smaller --fmce-lr, or --fp32 if "
@@ -100,10 +102,10 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
             save_state(run.fmce_net_resume, epoch, net, optimizer, scaler)
             facts["maps_per_second"] = round(task.rate, 1)
             progress.line(_epoch_line(epoch, config.fmce_epochs, mean_loss, task))
-        predicted = predict(net, dataset, test_rows, config.fmce_batch_size, device, dtype)
+        predicted = predict(net, maps_of_run, test_rows, config.fmce_batch_size, device, dtype)
 
-    true = test_rows // dataset.samples
-    result = measure(true, predicted, dataset.phases, config.split, len(train_rows), config.fmce_epochs)
+    true = test_rows // samples
+    result = measure(true, predicted, phases, config.split, len(train_rows), config.fmce_epochs)
     net.cpu().save_pretrained(run.fmce_net)
     files.write_json(run.fit_json, asdict(result))
     run.fmce_net_resume.unlink(missing_ok=True)
@@ -121,7 +123,9 @@ def split_maps(samples: int, phases: int, split: str, seed: int) -> tuple[np.nda
     train, test = [], []
     for phase in range(phases):
         state = seed if split == "image" else [seed, phase]
-        sides = train_test_split(np.arange(samples), test_size=_TEST_PART, random_state=np.random.RandomState(state))
+        sides = train_test_split(
+            np.arange(samples), test_size=1 - TRAIN_PART, random_state=np.random.RandomState(state)
+        )
         train.append(np.sort(sides[0]) + phase * samples)
         test.append(np.sort(sides[1]) + phase * samples)
     return np.concatenate(train), np.concatenate(test)
@@ -130,7 +134,7 @@ def split_maps(samples: int, phases: int, split: str, seed: int) -> tuple[np.nda
 @torch.inference_mode()
 def predict(
     net: FMCENet,
-    dataset: FeatureMapDataset,
+    maps_of_run: Maps,
     rows: np.ndarray,
     batch_size: int,
     device: torch.device,
@@ -139,8 +143,8 @@ def predict(
     """Predicted classes (score - 1) of the maps at `rows`, (n,) int64."""
     net.eval()
     predicted = []
-    for batch_rows in _batches(rows, batch_size):
-        maps, _ = _to_device(*dataset.batch(batch_rows), device)
+    for batch in maps_of_run.batches(rows, batch_size):
+        maps, _ = _to_device(*batch, device)
         with autocast(device, dtype):
             predicted.append(net(maps).argmax(1))
     return torch.cat(predicted).cpu().numpy()
@@ -178,13 +182,9 @@ def load_fit(run: RunFolder) -> FitResult:
         raise InputError(f"{run.fit_json} is damaged: {error}. Make it again: fmcefast fit {run} --force") from error
 
 
-def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for first in range(0, len(rows), size):
-        yield rows[first : first + size]
-
-
 def _to_device(maps: torch.Tensor, targets: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return maps.to(device, torch.float32, memory_format=torch.channels_last), targets.to(device)
+    maps = maps.to(device, non_blocking=True)  # as stored: half the bytes of float32
+    return maps.to(torch.float32, memory_format=torch.channels_last), targets.to(device, non_blocking=True)
 
 
 def _epoch_line(epoch: int, epochs: int, loss: float, task: Task) -> str:

@@ -1,0 +1,99 @@
+"""Batches of feature maps for a training loop, epoch after epoch."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from fmcefast.errors import InputError
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+
+class Maps(Protocol):
+    """Feature maps of all phases, wherever they are: a FeatureMapDataset, MapsInMemory or RecomputedMaps."""
+
+    samples: int
+    phases: int
+    shape: tuple[int, int, int]
+
+    def batches(self, order: np.ndarray, batch_size: int) -> Batches: ...
+
+
+class FeatureMapLoader:
+    """Maps (n, C, H, W) in channels-last memory and targets (n,) int64 from 0, in an order drawn anew for each epoch.
+
+        loader = FeatureMapLoader(FeatureMapDataset("runs/digits/features"), batch_size=128)
+        for epoch in range(10):
+            for maps, targets in loader: ...
+
+    rows: indices to read, all if left out. shuffle: the order of epoch e follows from `seed` and e alone.
+    rank, ranks: this process's part of every epoch; some rows come twice so that all parts are equally long.
+    `state_dict` may be taken between batches; a loader that loads it goes on with the next batch.
+
+    Raises InputError for sizes that cannot be.
+    """
+
+    def __init__(
+        self,
+        maps: Maps,
+        rows: np.ndarray | None = None,
+        *,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        self.maps = maps
+        self.rows = np.arange(maps.samples * maps.phases) if rows is None else np.asarray(rows, dtype=np.int64)
+        if batch_size < 1 or not 0 <= rank < ranks or not len(self.rows):
+            raise InputError(
+                f"A loader needs rows, a batch size of at least 1 and a rank below ranks, not {len(self.rows)} rows, "
+                f"batch_size={batch_size}, rank={rank}, ranks={ranks}."
+            )
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.rank, self.ranks = rank, ranks
+        self.epoch = 1
+        self._batches_done = 0
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self._order()) // self.batch_size)
+
+    def __iter__(self) -> Batches:
+        """The batches of `epoch` that are left; the next pass is the next epoch."""
+        order = self._order()[self._batches_done * self.batch_size :]
+        for batch in self.maps.batches(order, self.batch_size):
+            self._batches_done += 1
+            yield batch
+        self.epoch += 1
+        self._batches_done = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "batches_done": self._batches_done, **self._settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises InputError for the state of a loader that gives other batches."""
+        differing = [f"{name} is {state.get(name)}, not {value}" for name, value in self._settings().items()
+                     if state.get(name) != value]  # fmt: skip
+        if differing:
+            raise InputError(f"This is the state of another loader: {'; '.join(differing)}.")
+        self.epoch, self._batches_done = state["epoch"], state["batches_done"]
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "rows": len(self.rows),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "ranks": self.ranks,
+        }
+
+    def _order(self) -> np.ndarray:
+        order = self.rows
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        padding = -len(order) % self.ranks
+        return np.concatenate([order, np.resize(order, padding)])[self.rank :: self.ranks]

@@ -1,0 +1,156 @@
+"""Where FMCE-Net's feature maps come from: the store on disk, memory, or the backbones themselves."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fmcefast.data.recipes import recipe_of
+from fmcefast.data.sources import load_source
+from fmcefast.device import free_memory
+from fmcefast.errors import InputError
+from fmcefast.features.dataset import FeatureMapDataset
+from fmcefast.features.loader import Maps
+from fmcefast.features.manifest import FILE, HEADER_BYTES, Manifest
+from fmcefast.features.memory import MapsInMemory
+from fmcefast.features.recompute import RecomputedMaps
+from fmcefast.models.backbones import Backbone, make_backbone
+from fmcefast.progress import Progress, format_bytes
+from fmcefast.run_folder import RunFolder
+from fmcefast.stages.markers import load_markers, require_markers
+
+# Of the free memory: training needs some of it as well.
+_PART_OF_MEMORY = 0.6
+_TRIAL_BATCHES = 8
+
+
+class Choice(NamedTuple):
+    """disk, memory or recompute, and why."""
+
+    store: str
+    why: str
+
+
+def choose_store(run: RunFolder, device: torch.device) -> Choice:
+    """What `--store auto` means for a run, from sizes and measured rates; what was asked for otherwise."""
+    config = run.config
+    if config.store != "auto":
+        return Choice(config.store, "as asked for")
+    if not is_extracted(run):
+        images = len(load_source(config.data, config.data_root, config.subset).train)
+        need, free = bytes_to_extract(run, images), free_disk(run)
+        if need > free:
+            why = f"{format_bytes(need)} of maps do not fit on the disk, which has {format_bytes(free)} free"
+            return Choice("recompute", why)
+        return Choice("disk", "the maps fit on the disk")
+    dataset = FeatureMapDataset(run.features)
+    free = free_memory(device)
+    where = "GPU memory" if device.type == "cuda" else "memory"
+    if dataset.bytes <= _PART_OF_MEMORY * free:
+        return Choice("memory", f"{format_bytes(dataset.bytes)} of maps fit into {format_bytes(free)} of free {where}")
+    why = f"{format_bytes(dataset.bytes)} of maps do not fit into {format_bytes(free)} of free {where}"
+    from_disk, recomputed = _disk_rate(dataset, config.fmce_batch_size), _extraction_rate(run)
+    if recomputed is None:
+        return Choice("disk", f"{why}; the disk gives {from_disk:,.0f} maps/s")
+    rates = f"{why}; the disk gives {from_disk:,.0f} maps/s, the backbones {recomputed:,.0f}"
+    return Choice("recompute" if recomputed > from_disk else "disk", rates)
+
+
+def open_maps(run: RunFolder, device: torch.device, dtype: torch.dtype | None, progress: Progress) -> Maps:
+    """The maps of a run from where `--store` says. Raises InputError when they are neither stored nor to be made."""
+    store, why = choose_store(run, device)
+    if store != "recompute" and not is_extracted(run):
+        raise InputError(
+            f"{run} has no whole feature store. Make it: fmcefast extract {run}; or do without: fmcefast fit {run} "
+            "--store recompute"
+        )
+    progress.line(f"fit: --store {store}, {why}")
+    if store == "recompute":
+        return _recomputed(run, device, dtype)
+    dataset = FeatureMapDataset(run.features, pin_memory=device.type == "cuda")
+    return MapsInMemory(dataset, device) if store == "memory" else dataset
+
+
+def recomputes_maps(run: RunFolder) -> bool:
+    """Whether a run keeps no feature maps: as it was asked to, or because there is no room for them."""
+    return run.config.store == "recompute" or (
+        not is_extracted(run) and choose_store(run, torch.device("cpu")).store == "recompute"
+    )
+
+
+def is_extracted(run: RunFolder) -> bool:
+    return (run.features / FILE).exists() and Manifest.read(run.features).complete
+
+
+def maps_to_extract(run: RunFolder, images: int) -> int:
+    """How many feature maps the store of a run still needs."""
+    phases = load_markers(run).phases if run.markers_json.exists() else run.config.phases
+    done = Manifest.read(run.features).rows if (run.features / FILE).exists() else 0
+    return phases * images - done
+
+
+def bytes_to_extract(run: RunFolder, images: int) -> int:
+    """What they take on the disk."""
+    with torch.random.fork_rng(devices=[]):
+        backbone = make_backbone(run.config.backbone, classes=2)
+    values = int(np.prod(backbone.feature_shape(run.config.image_size)))
+    map_bytes = values * np.dtype(run.config.dtype).itemsize
+    return maps_to_extract(run, images) * map_bytes + run.config.phases * HEADER_BYTES
+
+
+def free_disk(run: RunFolder) -> int:
+    """Bytes free where the run is or will be; what an interrupted shard takes counts as free."""
+    leftovers = sum(path.stat().st_blocks * 512 for path in run.features.glob("*.partial"))
+    return shutil.disk_usage(nearest_folder(run.path)).free + leftovers
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the first one above it that exists."""
+    path = path.resolve()
+    return path if path.is_dir() else nearest_folder(path.parent)
+
+
+def _recomputed(run: RunFolder, device: torch.device, dtype: torch.dtype | None) -> RecomputedMaps:
+    config = run.config
+    source = load_source(config.data, config.data_root, config.subset)
+    return RecomputedMaps(
+        source.train,
+        recipe_of(config.data),
+        [
+            load_backbone(run, len(source.classes), run.weights_of(epoch), device)
+            for epoch in require_markers(run).markers
+        ],
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        device=device,
+        dtype=dtype,
+        stored=getattr(torch, config.dtype),
+        workers=config.workers,
+    )
+
+
+def load_backbone(run: RunFolder, classes: int, weights: Path | None, device: torch.device) -> Backbone:
+    """The run's backbone in eval mode, with these weights or fresh ones."""
+    backbone = make_backbone(run.config.backbone, classes).to(device, memory_format=torch.channels_last).eval()
+    if weights is not None:
+        backbone.load(weights)
+    return backbone
+
+
+def _disk_rate(dataset: FeatureMapDataset, batch_size: int) -> float:
+    """Maps a second in random batches."""
+    dataset = FeatureMapDataset(dataset.folder, verify=False)
+    order = np.random.default_rng(0).integers(0, len(dataset), _TRIAL_BATCHES * batch_size)
+    began = time.monotonic()
+    for _ in dataset.batches(order, batch_size):
+        pass
+    return len(order) / (time.monotonic() - began)
+
+
+def _extraction_rate(run: RunFolder) -> float | None:
+    """Maps a second that the backbones made when they were last measured."""
+    rates = [entry["images_per_second"] for entry in run.history() if entry["stage"] == "extract"]
+    return rates[-1] if rates else None

@@ -1,0 +1,224 @@
+"""What a run will cost in time and disk space, before it starts."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from fmcefast import _core
+from fmcefast.data.sources import load_source
+from fmcefast.device import amp_type, autocast, describe, pick_device
+from fmcefast.losses_csv import read_epochs
+from fmcefast.models.backbones import make_backbone
+from fmcefast.models.fmce_net import FMCENet
+from fmcefast.progress import Progress, format_bytes, format_seconds
+from fmcefast.run_folder import RunFolder
+from fmcefast.stages.fit import TRAIN_PART
+from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted, maps_to_extract, nearest_folder
+
+_TRIAL_SECONDS = 2.0
+_TRIAL_IMAGES = 16
+_TRIAL_BYTES = 128 << 20
+_TRIAL_WRITES = 4
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What is left of a stage: its work, seconds, bytes to write, and the rates that say so."""
+
+    stage: str
+    work: str
+    seconds: float
+    bytes: int
+    rates: str
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """stages: train, extract, fit; bytes: to be written in all; free: bytes on the disk of `place`."""
+
+    hardware: str
+    stages: list[StagePlan]
+    seconds: float
+    bytes: int
+    free: int
+    place: str
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes <= self.free
+
+    def explain(self) -> str:
+        rows = [(each.stage, each.work, each.seconds, each.bytes, each.rates) for each in self.stages]
+        rows.append(("in all", "", self.seconds, self.bytes, ""))
+        lines = [
+            f"{stage:8}{work:40}{format_seconds(seconds):>14}{format_bytes(size):>10}  {rates}".rstrip()
+            for stage, work, seconds, size, rates in rows
+        ]
+        free = f"{format_bytes(self.free)} free at {self.place}"
+        verdict = (
+            f"There is room: {free}."
+            if self.fits
+            else f"There is not enough room: {free}. --store recompute keeps no feature maps, --fp16 halves those of "
+            "--fp32, --subset N uses fewer images."
+        )
+        return "\n".join([f"plan: {self.hardware}", *lines, verdict])
+
+
+def plan(run: RunFolder, progress: Progress) -> PlanResult:
+    """Measure this machine for a few seconds and multiply by what the run has still to do.
+
+    Rates that the run's own stages had are used where there are some. Nothing is written but a short-lived file to
+    measure the disk.
+    """
+    progress.line("plan: measuring for a few seconds")
+    config = run.config
+    device = pick_device()
+    dtype = amp_type(config.amp, device)
+    source = load_source(config.data, config.data_root, config.subset)
+    rates = _Rates(run, len(source.classes), device, dtype)
+    stages = [
+        _plan_train(run, len(source.train), rates),
+        _plan_extract(run, len(source.train), rates),
+        _plan_fit(run, len(source.train), rates),
+    ]
+    seconds, size = sum(stage.seconds for stage in stages), sum(stage.bytes for stage in stages)
+    place = nearest_folder(run.path)
+    return PlanResult(describe(device, dtype), stages, seconds, size, free_disk(run), str(place))
+
+
+def _plan_train(run: RunFolder, images: int, rates: "_Rates") -> StagePlan:
+    config = run.config
+    epochs = config.epochs - len(read_epochs(run.losses_csv))
+    if epochs <= 0 or run.markers_json.exists():
+        return StagePlan("train", "done", 0.0, 0, "")
+    weights = sum(tensor.nbytes for tensor in rates.backbone.state_dict().values())
+    rate, text = rates.of("train", rates.train)
+    most = "at most " if config.until_converged else ""
+    # The state to resume from holds the weights and Adam's two moments, old and new at once.
+    return StagePlan("train", f"{most}{epochs} epochs of {images:,} images", epochs * images / rate,
+                     (epochs + 6) * weights, text)  # fmt: skip
+
+
+def _plan_extract(run: RunFolder, images: int, rates: "_Rates") -> StagePlan:
+    if run.config.store == "recompute":
+        return StagePlan("extract", "nothing: --store recompute", 0.0, 0, "")
+    if is_extracted(run) or run.fit_json.exists():
+        return StagePlan("extract", "done", 0.0, 0, "")
+    maps, size = maps_to_extract(run, images), bytes_to_extract(run, images)
+    rate, text = rates.of("extract", rates.forward)
+    disk = rates.write()
+    limit = "the disk" if size / disk > maps / rate else "the backbone"
+    work = f"{maps:,} feature maps"
+    return StagePlan("extract", work, max(maps / rate, size / disk), size,
+                     f"{text}, disk {format_bytes(disk)}/s: {limit} is the limit")  # fmt: skip
+
+
+def _plan_fit(run: RunFolder, images: int, rates: "_Rates") -> StagePlan:
+    config = run.config
+    if run.fit_json.exists():
+        return StagePlan("fit", "done", 0.0, 0, "")
+    maps = int(TRAIN_PART * config.phases * images)
+    rate, text = rates.of("fit", rates.fit)
+    seconds = config.fmce_epochs * maps / rate
+    if config.store == "recompute":
+        made, how = rates.of("extract", rates.forward)
+        seconds += config.fmce_epochs * maps / made
+        text += f", made again at {how}"
+    return StagePlan("fit", f"{config.fmce_epochs} epochs of {maps:,} maps", seconds, 0, text)
+
+
+class _Rates:
+    """Items a second of each stage: as the run has measured them, or from a trial."""
+
+    def __init__(self, run: RunFolder, classes: int, device: torch.device, dtype: torch.dtype | None):
+        self.run, self.device, self.dtype = run, device, dtype
+        config = run.config
+        self.backbone = make_backbone(config.backbone, classes).to(device, memory_format=torch.channels_last)
+        self.shape = self.backbone.feature_shape(config.image_size)
+        # A CPU is as fast with few images, and a trial of many would take minutes.
+        images = config.batch_size if device.type == "cuda" else min(config.batch_size, _TRIAL_IMAGES)
+        self._images = self._random(images, 3, config.image_size, config.image_size)
+        self._labels = torch.zeros(images, dtype=torch.int64, device=device)
+
+    def of(self, stage: str, trial: Callable[[], float]) -> tuple[float, str]:
+        """The rate, and a text that says where it is from."""
+        for entry in reversed(self.run.history()):
+            for name, value in entry.items():
+                if entry["stage"] == stage and name.endswith("_per_second") and value > 0:
+                    return value, f"{value:,.0f} {name.removesuffix('_per_second')}/s, as measured in this run"
+        rate = trial()
+        return rate, f"{rate:,.0f} {'maps' if stage == 'fit' else 'images'}/s in a trial"
+
+    def train(self) -> float:
+        optimizer = torch.optim.Adam(self.backbone.parameters(), fused=True)
+
+        def step() -> None:
+            with autocast(self.device, self.dtype):
+                logits = self.backbone(self._images)
+            functional.cross_entropy(logits.float(), self._labels).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        self.backbone.train()
+        return self._items_per_second(step, len(self._images))
+
+    @torch.inference_mode()
+    def forward(self) -> float:
+        def step() -> None:
+            with autocast(self.device, self.dtype):
+                self.backbone.features(self._images)
+
+        self.backbone.eval()
+        return self._items_per_second(step, len(self._images))
+
+    def fit(self) -> float:
+        channels, height, width = self.shape
+        config = self.run.config
+        net = FMCENet(channels, (height, width), config.phases).to(self.device, memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(net.parameters(), fused=True)
+        maps = self._random(config.fmce_batch_size, *self.shape)
+        targets = torch.zeros(len(maps), dtype=torch.int64, device=self.device)
+
+        def step() -> None:
+            with autocast(self.device, self.dtype):
+                logits = net(maps)
+            functional.cross_entropy(logits.float(), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return self._items_per_second(step, len(maps))
+
+    def write(self) -> float:
+        """Bytes a second onto the disk of the run, synced."""
+        rows = np.zeros(_TRIAL_BYTES // 2, np.float16)
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=".fmcefast-plan-", dir=nearest_folder(self.run.path)) as folder:
+            pool = _core.WritePool(_TRIAL_BYTES, 2, use_uring=True)
+            shard = _core.ShardWriter(pool, str(Path(folder) / "trial"), b"", _TRIAL_WRITES * _TRIAL_BYTES)
+            for _ in range(_TRIAL_WRITES):
+                shard.submit(rows, "float16", "float16")
+            shard.close()
+            return _TRIAL_WRITES * _TRIAL_BYTES / (time.monotonic() - began)
+
+    def _random(self, *shape: int) -> torch.Tensor:
+        return torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)
+
+    def _items_per_second(self, step: Callable[[], None], items: int) -> float:
+        step()
+        self._wait()
+        steps, began = 0, time.monotonic()
+        while steps == 0 or time.monotonic() - began < _TRIAL_SECONDS:
+            step()
+            self._wait()
+            steps += 1
+        return steps * items / (time.monotonic() - began)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
