@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import json
 import os
 import tempfile
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fmcefast.errors import DiskFullError, FmcefastError
 
@@ -88,6 +91,13 @@ def temporary_space() -> Iterator[None]:
 def write_bytes(path: Path, content: bytes) -> None:
     with replacing(path) as partial:
         partial.write_bytes(content)
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    # Not straight into the file: NumPy does not notice when its last bytes cannot be written.
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    write_bytes(path, content.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:

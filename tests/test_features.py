@@ -303,13 +303,13 @@ def test_damage_is_found_on_the_first_read(tmp_path, maps):
     content[-1] ^= 1
     shard.write_bytes(content)
     dataset.batch([0])
-    with pytest.raises(FmcefastError, match=r"score-02-001.npy is missing or damaged: its checksum differs"):
+    with pytest.raises(FmcefastError, match=r"score-02-001.npy is damaged: its checksum differs"):
         dataset.batch([23 + 12])
     shard.write_bytes(content[:-2])
     with pytest.raises(FmcefastError, match="bytes long"):
         FeatureMapDataset(tmp_path).batch([23 + 12])
     shard.unlink()
-    with pytest.raises(FmcefastError, match="missing or damaged"):
+    with pytest.raises(FmcefastError, match=r"is (missing|damaged)"):
         FeatureMapDataset(tmp_path).batch([23 + 12])
 
 
@@ -320,7 +320,7 @@ def test_labels_that_are_gone_or_damaged_are_refused(tmp_path, maps, content):
     if content is not None:
         (tmp_path / "labels.npy").write_bytes(content)
     for use in (FeatureMapDataset, open_writer):
-        with pytest.raises(InputError, match=r"labels\.npy are missing or damaged"):
+        with pytest.raises(InputError, match=r"labels\.npy are (missing|damaged)"):
             use(tmp_path)
 
 
@@ -366,5 +366,5 @@ def test_hostile_manifests_are_refused(tmp_path, maps, damage):
 def test_a_shard_that_would_need_pickle_is_refused(tmp_path, maps):
     dataset = FeatureMapDataset(write_all(tmp_path, maps), verify=False)
     np.save(tmp_path / "score-01-000.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(FmcefastError, match="missing or damaged"):
+    with pytest.raises(FmcefastError, match=r"is (missing|damaged)"):
         dataset.batch([0])

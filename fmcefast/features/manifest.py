@@ -5,6 +5,7 @@ A shard counts only when the manifest names it, and the manifest is replaced as 
 
 import bisect
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fmcefast import files
-from fmcefast.errors import InputError
+from fmcefast.errors import FmcefastError, InputError
 
 FILE = "manifest.json"
 LABELS = "labels.npy"
@@ -156,7 +157,9 @@ class Manifest:
             raise InputError(
                 f"There is no feature store at {folder} (no {FILE} in it). In a run: fmcefast extract {folder.parent}"
             ) from error
-        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"The manifest {path} is damaged: {error}. To repair it, {remake(folder)}.") from error
         return manifest
 
@@ -217,9 +220,13 @@ def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
         _require(
             labels.shape == (manifest.samples,) and labels.dtype == np.int64, f"they are {labels.dtype} {labels.shape}"
         )
-    except (OSError, ValueError, EOFError) as error:
+    except FileNotFoundError as error:
+        raise InputError(f"The labels {path} are missing. To repair them, {remake(folder)}.") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, EOFError) as error:
         raise InputError(
-            f"The labels {path} are missing or damaged: {error}. To repair them, {remake(folder)}."
+            f"The labels {path} are damaged: {error}. To repair them, {remake(folder)}."
         ) from error
     return labels
 
@@ -227,6 +234,12 @@ def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
 def remake(folder: Path) -> str:
     """What to do about a store that cannot be used."""
     return f"remove {folder} and write it again (in a run: fmcefast extract {folder.parent} --force)"
+
+
+def unreadable(path: Path, error: OSError) -> FmcefastError:
+    """For a file that may be whole, but cannot be read now."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return FmcefastError(f"{path} cannot be read: {reason}. Look after the disk and its permissions, then run again.")
 
 
 def _count(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Reads rows of a store's shards, and checks the shards before they are trusted."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import numpy as np
 
 from fmcefast import _core
 from fmcefast.errors import FmcefastError
-from fmcefast.features.manifest import DTYPES, HEADER_BYTES, Manifest, Shard, remake
+from fmcefast.features.manifest import DTYPES, HEADER_BYTES, Manifest, Shard, remake, unreadable
 from fmcefast.features.shards import npy_header, row_checksums_path
 
 
@@ -51,7 +52,9 @@ class ShardReader:
                         self._unchecked.remove(number)
         try:
             self._core.read(rows, out)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise unreadable(Path(error.filename), error) from error
+        except ValueError as error:
             raise FmcefastError(
                 f"The feature store {self.folder} is damaged: {error}. To repair it, {remake(self.folder)}."
             ) from error
@@ -66,13 +69,17 @@ class ShardReader:
 @contextmanager
 def damage(folder: Path, shard: Shard) -> Iterator[None]:
     """Turns what is wrong with a shard into an FmcefastError that names it and says what to do."""
+    path = folder / shard.file
     try:
         yield
-    except (OSError, ValueError, EOFError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise FmcefastError(
-            f"The shard {folder / shard.file} is missing or damaged: {reason}. To repair it, {remake(folder)}."
-        ) from error
+    except FileNotFoundError as error:
+        raise FmcefastError(f"{error.filename or path} is missing. To repair the store, {remake(folder)}.") from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise unreadable(path, error) from error
+        raise FmcefastError(f"The shard {path} is a symbolic link. Put the file itself there.") from error
+    except (ValueError, EOFError) as error:
+        raise FmcefastError(f"The shard {path} is damaged: {error}. To repair it, {remake(folder)}.") from error
 
 
 def check_header(path: Path, shard: Shard, manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
 """Shards: how the rows of a phase are cut into `.npy` files, and one such file on its way to the disk."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +72,8 @@ class OpenShard:
         try:
             self.core = _core.ShardWriter(pool, str(self._partial), header, file_bytes, row_bytes)
         except BaseException:
-            self._partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._partial.unlink()
             raise
 
     @property
@@ -101,8 +102,7 @@ class OpenShard:
         checksums = self.core.row_crc32c
         with self._nothing_left():
             if len(checksums):
-                with files.replacing(row_checksums_path(self.path)) as partial, partial.open("wb") as file:
-                    np.save(file, checksums)
+                files.write_npy(row_checksums_path(self.path), checksums)
             self._partial.rename(self.path)
             files.sync_folder(self.path.parent)
         core = self.core
@@ -120,7 +120,8 @@ class OpenShard:
         """Remove what there is of it; not for a shard that may have been committed."""
         self.core.abandon()
         for path in (self._partial, self.path, row_checksums_path(self.path)):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # what stays is removed when the store is next opened
+                path.unlink()
 
     def _refuse_not_finite(self) -> None:
         if self._strict and self.not_finite:

@@ -100,7 +100,7 @@ class FeatureMapWriter:
         self._copies = DeviceCopies()
         self._lock: files.FolderLock | None = None
         self._closed = False
-        self._recorded = True  # all of the manifest is on the disk
+        self._recorded_rows = 0  # of the manifest on the disk
         self._overflowed = 0
         self.not_finite = 0
         self.past_page_cache = True
@@ -186,8 +186,7 @@ class FeatureMapWriter:
                 merge_ranks(self.folder, found)
                 self._continue(found, labels)
             else:
-                with files.replacing(self.folder / LABELS) as partial, partial.open("wb") as file:
-                    np.save(file, labels)
+                files.write_npy(self.folder / LABELS, labels)
                 self._manifest.write(self.folder)
                 files.sync_folder(self.folder.parent)
             committed = {shard.file for shard in self._manifest.shards}
@@ -195,6 +194,7 @@ class FeatureMapWriter:
                 shard = path.name.replace(".crc32c", "")
                 if _OUR_FILE.fullmatch(path.name) and shard not in committed:
                     path.unlink()
+        self._recorded_rows = self._manifest.rows
         self._to_begin: dict[int, deque[Span]] = {}
         self._left: dict[int, deque[Span]] = {}  # the same rows, adjacent shards joined
         for phase in self._manifest.phases:
@@ -277,12 +277,11 @@ class FeatureMapWriter:
         """On the committer's thread."""
         shard.finish()
         self._manifest.phases[shard.span.score - 1].add(shard.publish())
-        self._recorded = False
         self._record()
 
     def _record(self) -> None:
         self._manifest.write(self.folder, FILE if self._rank == 0 else rank_file(self._rank))
-        self._recorded = True
+        self._recorded_rows = self._manifest.rows
 
     def _finish_commit(self) -> None:
         shard, commit = self._commits[0]
@@ -300,7 +299,7 @@ class FeatureMapWriter:
             self._abandon()
             reason = os.strerror(error.errno) if error.errno else str(error)
             total = self._manifest.samples * len(self._manifest.phases)
-            kept = self._manifest.rows if self._recorded else Manifest.read(self.folder).rows
+            kept = self._recorded_rows
             safe = f"{kept:,} of {total:,} feature maps are safe"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 need = (total - kept) * self._manifest.row_bytes
@@ -327,7 +326,7 @@ class FeatureMapWriter:
         self._shard = None
         self._committer.shutdown(wait=True)
         self._commits.clear()
-        if not self._recorded:
+        if self._recorded_rows < self._manifest.rows:
             with suppress(OSError):  # there may be room for it, now that the last shard is gone
                 self._record()
         if self._lock is not None:
