@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <unistd.h>
+
 #include <chrono>
 #include <memory>
 #include <mutex>
@@ -52,6 +54,18 @@ class ContiguousBuffer {
   Py_buffer view_{};
 };
 
+// Threads do not follow a fork, and a child that joined them would wait forever: there the object is left as it is.
+template <typename T>
+class ExceptAfterFork {
+ public:
+  void operator()(T* object) const {
+    if (::getpid() == owner_) delete object;
+  }
+
+ private:
+  pid_t owner_ = ::getpid();
+};
+
 // Buffers that the workers are done with; they are released by a thread that holds the GIL.
 class FinishedBuffers {
  public:
@@ -76,8 +90,7 @@ class PyShardWriter {
   PyShardWriter(std::shared_ptr<WritePool> pool, std::string path, const py::bytes& header, std::uint64_t file_bytes,
                 std::size_t row_bytes, bool direct)
       : pool_(pool),
-        shard_(std::make_unique<ShardWriter>(std::move(pool), std::move(path), std::string(header), file_bytes,
-                                             row_bytes, direct)) {}
+        shard_(new ShardWriter(std::move(pool), std::move(path), std::string(header), file_bytes, row_bytes, direct)) {}
 
   ~PyShardWriter() {
     {
@@ -130,7 +143,7 @@ class PyShardWriter {
  private:
   const std::shared_ptr<WritePool> pool_;
   const std::shared_ptr<FinishedBuffers> finished_ = std::make_shared<FinishedBuffers>();
-  std::unique_ptr<ShardWriter> shard_;
+  std::unique_ptr<ShardWriter, ExceptAfterFork<ShardWriter>> shard_;
 };
 
 using Rows = py::array_t<std::int64_t, py::array::c_style>;
@@ -183,7 +196,11 @@ PYBIND11_MODULE(_core, m) {
   });
 
   py::class_<WritePool, std::shared_ptr<WritePool>>(m, "WritePool")
-      .def(py::init<std::size_t, unsigned, bool>(), py::arg("memory_bytes"), py::arg("threads"), py::arg("use_uring"))
+      .def(py::init([](std::size_t memory_bytes, unsigned threads, bool use_uring) {
+             return std::shared_ptr<WritePool>(new WritePool(memory_bytes, threads, use_uring),
+                                               ExceptAfterFork<WritePool>());
+           }),
+           py::arg("memory_bytes"), py::arg("threads"), py::arg("use_uring"))
       .def_property_readonly("uses_uring", &WritePool::uses_uring);
 
   py::class_<PyShardWriter>(m, "ShardWriter")
@@ -203,7 +220,7 @@ PYBIND11_MODULE(_core, m) {
         return py::array_t<std::uint32_t>(static_cast<py::ssize_t>(checksums.size()), checksums.data());
       });
 
-  py::class_<FeatureReader>(m, "FeatureReader")
+  py::class_<FeatureReader, std::unique_ptr<FeatureReader, ExceptAfterFork<FeatureReader>>>(m, "FeatureReader")
       .def(py::init<std::size_t, unsigned, bool>(), py::arg("row_bytes"), py::arg("threads"), py::arg("direct"))
       .def("add", &FeatureReader::add, py::arg("path"), py::arg("rows"), py::arg("header_bytes"),
            py::arg("row_checksums") = std::vector<std::uint32_t>())

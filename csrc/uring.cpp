@@ -60,9 +60,6 @@ class KernelUring : public Uring {
         params_(params) {}
 
   void write(int file, const void* data, std::size_t size, std::uint64_t offset, std::uint64_t tag) override {
-    unsigned* tail = queues_.at<unsigned>(params_.sq_off.tail);
-    const unsigned mask = *queues_.at<unsigned>(params_.sq_off.ring_mask);
-    const unsigned slot = *tail & mask;
     io_uring_sqe entry{};
     entry.opcode = IORING_OP_WRITE;
     entry.fd = file;
@@ -70,6 +67,13 @@ class KernelUring : public Uring {
     entry.len = static_cast<unsigned>(size);
     entry.off = offset;
     entry.user_data = tag;
+    submit(entry);
+  }
+
+  void submit(const io_uring_sqe& entry) {
+    unsigned* tail = queues_.at<unsigned>(params_.sq_off.tail);
+    const unsigned mask = *queues_.at<unsigned>(params_.sq_off.ring_mask);
+    const unsigned slot = *tail & mask;
     entries_.at<io_uring_sqe>(0)[slot] = entry;
     queues_.at<unsigned>(params_.sq_off.array)[slot] = slot;
     store(tail, *tail + 1);
@@ -120,7 +124,12 @@ std::unique_ptr<Uring> Uring::open(unsigned depth) {
     return nullptr;
   }
   try {
-    return std::make_unique<KernelUring>(static_cast<int>(ring), params);
+    auto opened = std::make_unique<KernelUring>(static_cast<int>(ring), params);
+    io_uring_sqe nothing{};  // a sandbox may allow the setup and forbid the use
+    nothing.opcode = IORING_OP_NOP;
+    opened->submit(nothing);
+    opened->wait();
+    return opened;
   } catch (const std::system_error&) {
     return nullptr;
   }

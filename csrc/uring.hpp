@@ -18,6 +18,7 @@ class Uring {
   static std::unique_ptr<Uring> open(unsigned depth);
   virtual ~Uring() = default;
 
+  // Both throw std::system_error when the kernel does not take or give entries any more.
   // At most `depth` writes may be on their way. `data` must stay until the completion with this tag.
   virtual void write(int file, const void* data, std::size_t size, std::uint64_t offset, std::uint64_t tag) = 0;
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <system_error>
 #include <utility>
 
 #include "aligned_buffer.hpp"
@@ -22,6 +23,15 @@ struct WritePool::Slot {
   const unsigned char* data = nullptr;
   std::size_t written = 0;
   bool refused = false;  // by O_DIRECT, once
+
+  // False when there is nothing to write.
+  bool begin(std::unique_ptr<WriteJob> next) {
+    job = std::move(next);
+    written = 0;
+    refused = false;
+    data = job->prepare(buffer.get());
+    return data != nullptr;
+  }
 
   // 0 when the write is whole, EAGAIN when the rest is to be written, or what went wrong.
   int account(long result) {
@@ -99,38 +109,51 @@ std::unique_ptr<WriteJob> WritePool::take(bool wait) {
 
 void WritePool::work(std::unique_ptr<Uring> ring) {
   std::vector<Slot> slots(ring ? kWritesInFlight : 1);
+  if (ring) {
+    try {
+      work_through(*ring, slots);
+      return;
+    } catch (const std::system_error& error) {
+      for (Slot& slot : slots) {
+        if (slot.job) finish(slot, error.code().value());
+      }
+    }
+  }
+  while (std::unique_ptr<WriteJob> job = take(/*wait=*/true)) {
+    if (slots[0].begin(std::move(job))) {
+      finish(slots[0], write_out(slots[0]));
+    } else {
+      finish(slots[0], 0);
+    }
+  }
+}
+
+void WritePool::work_through(Uring& ring, std::vector<Slot>& slots) {
   std::vector<std::size_t> free(slots.size());
   for (std::size_t i = 0; i < slots.size(); ++i) free[i] = i;
-  const auto start = [&](std::size_t i) {
-    Slot& slot = slots[i];
-    ring->write(slot.job->file, slot.data + slot.written, slot.job->size - slot.written,
-                slot.job->offset + slot.written, i);
+  const auto write_rest = [&](std::size_t i) {
+    const Slot& slot = slots[i];
+    ring.write(slot.job->file, slot.data + slot.written, slot.job->size - slot.written,
+               slot.job->offset + slot.written, i);
   };
   for (;;) {
     const bool idle = free.size() == slots.size();
     if (std::unique_ptr<WriteJob> job = free.empty() ? nullptr : take(/*wait=*/idle)) {
       const std::size_t i = free.back();
-      Slot& slot = slots[i];
-      slot.job = std::move(job);
-      slot.written = 0;
-      slot.refused = false;
-      slot.data = slot.job->prepare(slot.buffer.get());
-      if (slot.data == nullptr) {
-        finish(slot, 0);
-      } else if (ring) {
+      if (slots[i].begin(std::move(job))) {
         free.pop_back();
-        start(i);
+        write_rest(i);
       } else {
-        finish(slot, write_out(slot));
+        finish(slots[i], 0);
       }
       continue;
     }
     if (idle) return;
-    const Uring::Completion completion = ring->wait();
+    const Uring::Completion completion = ring.wait();
     const auto i = static_cast<std::size_t>(completion.tag);
     const int outcome = slots[i].account(completion.result);
     if (outcome == EAGAIN) {
-      start(i);
+      write_rest(i);
     } else {
       finish(slots[i], outcome);
       free.push_back(i);

@@ -55,6 +55,7 @@ class WritePool {
   struct Slot;
   std::unique_ptr<WriteJob> take(bool wait);
   void work(std::unique_ptr<Uring> ring);
+  void work_through(Uring& ring, std::vector<Slot>& slots);
   static int write_out(Slot& slot);
   void finish(Slot& slot, int error_number);
 

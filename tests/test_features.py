@@ -12,6 +12,7 @@ import torch
 from fmcefast import FeatureMapDataset, FeatureMapWriter
 from fmcefast.errors import FmcefastError, InputError
 from fmcefast.features.manifest import Manifest
+from fmcefast.features.verify import verify_store
 
 SHAPE = (3, 2, 8)
 SAMPLES = 23
@@ -38,9 +39,9 @@ def open_writer(folder, **changes):
 
 def write_all(folder, maps, batch=7, convert=lambda part: part, **changes):
     with open_writer(folder, **changes) as writer:
-        for score in range(1, len(EPOCHS) + 1):
-            for first in range(writer.rows(score), SAMPLES, batch):
-                writer.write(score, convert(maps[score - 1, first : first + batch]))
+        for score, first, rows in writer.spans():
+            for start in range(first, first + rows, batch):
+                writer.write(score, convert(maps[score - 1, start : min(start + batch, first + rows)]))
     return folder
 
 
@@ -162,6 +163,7 @@ def test_a_killed_writer_leaves_a_store_that_can_be_finished(tmp_path, maps):
 import os, time, numpy as np
 from fmcefast import FeatureMapWriter
 from fmcefast.features.manifest import Manifest
+from fmcefast.features.verify import verify_store
 maps = np.load({str(tmp_path / "maps.npy")!r})
 writer = FeatureMapWriter({str(tmp_path / "cut")!r}, shape={SHAPE}, samples={SAMPLES}, epochs={EPOCHS},
                           labels=np.arange({SAMPLES}) % 4, shard_bytes={4096 + 10 * 96}, source={{"data": "test"}})
@@ -368,3 +370,152 @@ def test_a_shard_that_would_need_pickle_is_refused(tmp_path, maps):
     np.save(tmp_path / "score-01-000.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(FmcefastError, match=r"is (missing|damaged)"):
         dataset.batch([0])
+
+
+def write_in_ranks(folder, maps, ranks, order=None, **changes):
+    """Every rank in turn, as far as the store is concerned like processes at the same time."""
+    writers = [open_writer(folder, rank=rank, ranks=ranks, **changes) for rank in range(ranks)]
+    for rank in order if order is not None else range(ranks):
+        writer = writers[rank]
+        for score, first, rows in writer.spans():
+            for start in range(first, first + rows, 7):
+                writer.write(score, maps[score - 1, start : min(start + 7, first + rows)])
+        writer.close()
+    writers[0].merge()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 20])
+def test_ranks_write_the_same_store_as_one_process(tmp_path, maps, ranks):
+    whole = contents(write_all(tmp_path / "whole", maps))
+    write_in_ranks(tmp_path / "shared", maps, ranks)
+    assert contents(tmp_path / "shared") == whole
+
+
+def test_a_rank_that_failed_is_made_up_for_by_any_number_of_ranks(tmp_path, maps):
+    whole = contents(write_all(tmp_path / "whole", maps))
+    write_in_ranks(tmp_path / "shared", maps, 3, order=[2, 1])  # rank 0 wrote nothing
+    half = Manifest.read(tmp_path / "shared")
+    assert not half.complete and half.rows == 39
+    with pytest.raises(InputError, match="incomplete"):
+        FeatureMapDataset(tmp_path / "shared")
+    write_in_ranks(tmp_path / "shared", maps, 2)
+    assert contents(tmp_path / "shared") == whole
+
+
+def test_ranks_that_died_before_the_merge_lose_nothing(tmp_path, maps):
+    whole = contents(write_all(tmp_path / "whole", maps))
+    writers = [open_writer(tmp_path / "shared", rank=rank, ranks=2) for rank in (0, 1)]
+    span = writers[1].spans()[0]
+    writers[1].write(span.score, maps[span.score - 1, span.first : span.end])
+    with pytest.raises(InputError, match="write the others"):
+        writers[1].close()
+    with pytest.raises(InputError):
+        writers[0].close()
+    assert (tmp_path / "shared" / "manifest.rank-1.json").exists()
+    assert contents(write_all(tmp_path / "shared", maps)) == whole
+
+
+def test_two_writers_of_one_store_are_kept_apart(tmp_path, maps):
+    first = open_writer(tmp_path)
+    with pytest.raises(FmcefastError, match="Another fmcefast is at work"):
+        open_writer(tmp_path)
+    with pytest.raises(InputError):
+        first.close()
+    write_all(tmp_path, maps)
+
+
+def test_values_that_are_not_finite_are_counted_or_refused(tmp_path, maps):
+    maps[1, 12, 0, 0, :4] = np.nan, np.inf, -np.inf, 1e6
+    write_all(tmp_path / "counted", maps)
+    manifest = Manifest.read(tmp_path / "counted")
+    assert [shard.not_finite for shard in manifest.shards] == [0, 0, 0, 0, 4, 0, 0, 0, 0]
+    np.testing.assert_array_equal(stored(tmp_path / "counted"), maps.astype(np.float16))
+    with pytest.raises(FmcefastError, match=r"phase 2 \(epoch 5\), rows 10 to \d+, have 4 values that are NaN or inf"):
+        write_all(tmp_path / "strict", maps, strict=True)
+    kept = Manifest.read(tmp_path / "strict").shards
+    assert len(kept) < 9 and all(shard.not_finite == 0 for shard in kept)
+    write_all(tmp_path / "strict", np.nan_to_num(maps, posinf=0, neginf=0).clip(-10, 10), strict=True)
+
+
+def test_shards_cut_otherwise_are_not_continued(tmp_path, maps):
+    with pytest.raises(InputError), open_writer(tmp_path) as writer:
+        writer.write(1, maps[0])
+    with pytest.raises(InputError, match="cut otherwise"):
+        open_writer(tmp_path, shard_bytes=4096 + 9 * 96)
+
+
+def test_a_closed_writer_takes_no_more(tmp_path, maps):
+    writer = open_writer(tmp_path)
+    for score in (1, 2, 3):
+        writer.write(score, maps[score - 1])
+    writer.close()
+    writer.close()
+    with pytest.raises(InputError, match="is closed"):
+        writer.write(1, maps[0])
+
+
+def test_links_out_of_the_store_are_not_followed(tmp_path, maps):
+    write_all(tmp_path / "store", maps)
+    for name in ("score-01-001.npy", "labels.npy", "manifest.json"):
+        path = tmp_path / "store" / name
+        path.rename(tmp_path / name)
+        path.symlink_to(tmp_path / name)
+        with pytest.raises(FmcefastError, match="symbolic link"):
+            FeatureMapDataset(tmp_path / "store").batch([12])
+        path.unlink()
+        (tmp_path / name).rename(path)
+
+
+def test_a_pipe_in_a_shards_place_does_not_make_us_wait(tmp_path, maps):
+    write_all(tmp_path, maps)
+    (tmp_path / "score-01-001.npy").unlink()
+    os.mkfifo(tmp_path / "score-01-001.npy")
+    with pytest.raises(FmcefastError, match="not a regular file"):
+        FeatureMapDataset(tmp_path).batch([12])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\x93NUMPY\x01\x00\xf6\x0f{'descr': '|O', 'fortran_order': False, 'shape': (10, 3, 2, 8), }",
+        b"\x93NUMPY\x01\x00\xf6\x0f{'descr': '<f2', 'fortran_order': False, 'shape': (-10, 3, 2, 8), }",
+        b"\x93NUMPY\x01\x00\xf6\x0f{'descr': '<f2', 'fortran_order': False, 'shape': (10000000000000, 3, 2, 8), }",
+        b"\x93NUMPY\x01\x00\xf6\x0f{'descr': '<f4', 'fortran_order': True, 'shape': (10, 3, 2, 8), }",
+        b"\x93NUMPY\x03\x00",
+        b"",
+    ],
+)
+def test_hostile_headers_are_refused(tmp_path, maps, header):
+    write_all(tmp_path, maps)
+    path = tmp_path / "score-01-000.npy"
+    path.write_bytes(header.ljust(4095) + b"\n" + path.read_bytes()[4096:])
+    for verify in (True, False):
+        with pytest.raises(FmcefastError, match="its header is not that of"):
+            FeatureMapDataset(tmp_path, verify=verify).batch([0])
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"Cannot write to .*file"):
+        open_writer(tmp_path / "file")
+    with pytest.raises(InputError, match=r"Cannot write to .*file"):
+        open_writer(tmp_path / "file" / "store")
+
+
+def test_what_is_wrong_with_a_store_is_listed(tmp_path, maps):
+    assert verify_store(write_all(tmp_path, maps)) == []
+    (tmp_path / "score-01-000.npy").unlink()
+    (tmp_path / "labels.npy").write_bytes(b"")
+    (tmp_path / "score-09-000.npy.partial").write_text("")
+    content = bytearray((tmp_path / "score-02-001.npy").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "score-02-001.npy").write_bytes(content)
+    seen = []
+    problems = verify_store(tmp_path, seen.append)
+    assert sum(seen) == Manifest.read(tmp_path).bytes
+    assert [
+        any(word in line for line in problems) for word in ("labels", "score-01-000", "score-02-001", "score-09-000")
+    ] == [True] * 4
+    assert len(problems) == 4
+    (tmp_path / "manifest.json").write_text("{}")
+    assert len(verify_store(tmp_path)) == 1

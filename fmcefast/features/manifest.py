@@ -225,9 +225,7 @@ def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, EOFError) as error:
-        raise InputError(
-            f"The labels {path} are damaged: {error}. To repair them, {remake(folder)}."
-        ) from error
+        raise InputError(f"The labels {path} are damaged: {error}. To repair them, {remake(folder)}.") from error
     return labels
 
 

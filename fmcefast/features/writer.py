@@ -42,8 +42,8 @@ class FeatureMapWriter:
     """Writes the feature maps of every phase, in data set order, into a feature store.
 
         with FeatureMapWriter(folder, shape=(7, 7, 1024), samples=len(y), epochs=[7, 13, 20], labels=y) as writer:
-            for score in (1, 2, 3):
-                for maps in batches_of(score):          # from row writer.rows(score) on
+            for score, first, rows in writer.spans():   # what is not there yet
+                for maps in batches_of(score, first, rows):
                     writer.write(score, maps)
 
     `write` returns at once: conversion, checksums and writing happen on threads of the core, past the page cache where
@@ -239,8 +239,9 @@ class FeatureMapWriter:
                 )
         left = self._left[score]
         if rows > (left[0].rows if left else 0):
+            wanted = f"rows {left[0].first} to {left[0].end - 1} next" if left else "no more rows"
             raise InputError(
-                f"Phase {score} has {self.rows(score)} of {self._manifest.samples} rows; {rows} more do not fit."
+                f"Phase {score} of {self.folder} takes {wanted}; {rows} do not fit. writer.spans() lists what it takes."
             )
         if rows:
             span = left.popleft()
@@ -301,6 +302,8 @@ class FeatureMapWriter:
             total = self._manifest.samples * len(self._manifest.phases)
             kept = self._recorded_rows
             safe = f"{kept:,} of {total:,} feature maps are safe"
+            if self._ranks > 1:
+                safe = f"{kept:,} feature maps of this process are safe"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 need = (total - kept) * self._manifest.row_bytes
                 raise DiskFullError(
