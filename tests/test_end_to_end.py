@@ -221,7 +221,64 @@ def test_a_damaged_shard_stops_fit_with_its_name(finished, tmp_path):
     content[5000] ^= 1
     shard.write_bytes(content)
     failed = fmcefast("fit", "run", "--force", cwd=tmp_path, code=1)
-    assert "score-02-000.npy is missing or damaged: its checksum differs" in failed.stderr
+    assert "score-02-000.npy is damaged: its checksum differs" in failed.stderr
+
+
+def test_fmce_net_is_the_same_from_disk_and_memory_and_nearly_so_without_a_store(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    nets = {}
+    for store in ("disk", "memory", "recompute"):
+        if store == "recompute":
+            shutil.rmtree(tmp_path / "run" / "features")
+        done = fmcefast("fit", "run", "--store", store, "--force", cwd=tmp_path)
+        assert f"fit: --store {store}, as asked for" in done.stderr
+        nets[store] = (tmp_path / "run" / "fmce_net.safetensors").read_bytes()
+    assert nets["disk"] == nets["memory"] == (finished[0] / "fmce_net.safetensors").read_bytes()
+    accuracy = json.loads((tmp_path / "run" / "fit.json").read_text())["accuracy"]
+    assert accuracy == pytest.approx(json.loads((finished[0] / "fit.json").read_text())["accuracy"], abs=0.05)
+    refused = fmcefast("fit", "run", "--store", "disk", "--force", cwd=tmp_path, code=2)
+    assert "fmcefast extract run" in refused.stderr and "--store recompute" in refused.stderr
+    whole = fmcefast("run", "run", "--store", "recompute", "--force", cwd=tmp_path)
+    assert "extract:" not in whole.stderr and not (tmp_path / "run" / "features").exists()
+
+
+def test_processes_of_torchrun_extract_the_same_store(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["-m", "fmcefast", "extract", "run", "--force", "--json"]
+    done = subprocess.run([*torchrun, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["samples"] == 100
+    for path in (finished[0] / "features").iterdir():
+        assert (tmp_path / "run" / "features" / path.name).read_bytes() == path.read_bytes()
+    refused = subprocess.run([*torchrun, "-m", "fmcefast", "fit", "run"], capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode != 0 and "fmcefast fit runs as one process" in refused.stderr
+
+
+def test_verify_reads_every_file(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    sound = fmcefast("verify", "run", cwd=tmp_path)
+    assert "nothing wrong" in sound.stdout
+    weights = tmp_path / "run" / "weights" / "epoch-0003.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (tmp_path / "run" / "features" / "score-01-000.npy").unlink()
+    (tmp_path / "run" / "fit.json").write_text("{")
+    found = json.loads(fmcefast("verify", "run", "--json", cwd=tmp_path, code=1).stdout)
+    for name in ("epoch-0003.safetensors", "score-01-000.npy", "fit.json"):
+        assert sum(name in problem for problem in found["problems"]) == 1
+    assert len(found["problems"]) == 3
+
+
+def test_plan_measures_and_makes_nothing(finished, tmp_path):
+    done = fmcefast("plan", "new", *FLAGS[:8], "--epochs", "7", "--backbone", "shufflenet_v2_x1_0", cwd=tmp_path)
+    assert "7 epochs of 100 images" in done.stdout and "There is room" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    found = json.loads(fmcefast("plan", "new", *FLAGS, "--json", cwd=tmp_path).stdout)
+    stages = {stage["stage"]: stage for stage in found["stages"]}
+    assert stages["extract"]["bytes"] == 3 * (100 * 1024 * 2 + 4096)
+    assert all(stage["seconds"] > 0 for stage in stages.values())
+    made = json.loads(fmcefast("plan", "runs/digits", "--json", cwd=finished[0].parents[1]).stdout)
+    assert {stage["work"] for stage in made["stages"]} == {"done"} and made["seconds"] == 0
 
 
 def test_a_run_that_does_not_converge_still_gets_a_report(tmp_path):

@@ -7,14 +7,20 @@ import pytest
 import sklearn.metrics
 import torch
 
+from fmcefast import FeatureMapDataset, files
 from fmcefast.config import resolve
 from fmcefast.convergence import find_markers
 from fmcefast.data.loaders import epoch_seed
 from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type
-from fmcefast.errors import FmcefastError, InputError
+from fmcefast.errors import DiskFullError, FmcefastError, InputError
 from fmcefast.losses_csv import Epoch
+from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Progress
+from fmcefast.run_folder import RunFolder
+from fmcefast.stages import extract as stage_extract
+from fmcefast.stages import maps
+from fmcefast.stages.extract import extract
 from fmcefast.stages.fit import measure, split_maps
 from fmcefast.stages.train import Trainer, is_trained
 from fmcefast.training_state import load_state, save_state, state_epoch
@@ -179,3 +185,68 @@ def test_precision_follows_the_device(monkeypatch):
     assert amp_type("auto", cuda) is torch.float16
     with pytest.raises(InputError, match="slower"):
         amp_type("fp16", cpu)
+
+
+@pytest.fixture
+def extracted(tmp_path):
+    """A run that has markers, whose store needs 2 * (60 * 4096 + 4096) bytes."""
+    config = resolve({**SMALL, "phases": 2, "backbone": "shufflenet_v2_x0_5", "image_size": 64, "mu": 10.0})
+    run = RunFolder(tmp_path / "run", config)
+    run.weights.mkdir(parents=True)
+    found = find_markers(np.geomspace(2, 1e-3, 30), mu=10.0, phases=2)
+    files.write_json(run.markers_json, dataclasses.asdict(found))
+    source = load_source(config.data, subset=config.subset)
+    for epoch in found.markers:
+        make_backbone(config.backbone, len(source.classes)).save(run.weights_of(epoch))
+    return run
+
+
+def quiet():
+    return Progress(quiet=True)
+
+
+def test_extraction_that_cannot_fit_is_refused_before_it_starts(extracted, monkeypatch):
+    need = 2 * (60 * 2 * 2 * 1024 * 2 + 4096)
+    monkeypatch.setattr(maps, "free_disk", lambda run: need - 1)
+    monkeypatch.setattr(stage_extract, "free_disk", lambda run: need - 1)
+    with pytest.raises(DiskFullError, match=r"need 991 kB and the disk has 991 kB free.*--store recompute"):
+        extract(extracted, quiet())
+    assert not extracted.features.exists()
+    assert maps.recomputes_maps(extracted)
+    monkeypatch.setattr(stage_extract, "free_disk", lambda run: need)
+    assert extract(extracted, quiet()).bytes == need
+    assert not maps.recomputes_maps(extracted)
+
+
+def test_what_auto_chooses_and_why(extracted, monkeypatch, cpu):
+    extract(extracted, quiet())
+    assert maps.choose_store(extracted, cpu).store == "memory"
+    monkeypatch.setattr(maps, "free_memory", lambda device: 1000)
+    for disk, recomputed, expected in [(500.0, 400.0, "disk"), (300.0, 400.0, "recompute")]:
+        monkeypatch.setattr(maps, "_disk_rate", lambda dataset, size, rate=disk: rate)
+        monkeypatch.setattr(maps, "_extraction_rate", lambda run, rate=recomputed: rate)
+        store, why = maps.choose_store(extracted, cpu)
+        assert store == expected
+        assert f"the disk gives {disk:.0f} maps/s, the backbones 400" in why and "1 kB of free memory" in why
+    monkeypatch.setattr(maps, "_extraction_rate", lambda run: None)
+    assert maps.choose_store(extracted, cpu).store == "disk"
+    asked = RunFolder(extracted.path, dataclasses.replace(extracted.config, store="recompute"))
+    assert maps.choose_store(asked, cpu) == ("recompute", "as asked for")
+
+
+def test_the_disk_rate_is_measured(extracted):
+    extract(extracted, quiet())
+    assert maps._disk_rate(FeatureMapDataset(extracted.features), 16) > 0
+
+
+def test_strict_extraction_stops_at_maps_that_are_not_finite(extracted):
+    epoch = maps.load_markers(extracted).markers[1]
+    backbone = make_backbone(extracted.config.backbone, 10)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.fill_(float("nan"))
+    backbone.save(extracted.weights_of(epoch))
+    strict = RunFolder(extracted.path, dataclasses.replace(extracted.config, strict=True))
+    with pytest.raises(FmcefastError, match=r"phase 2 .* NaN or infinite"):
+        extract(strict, quiet())
+    assert extract(extracted, quiet()).not_finite == 60 * 2 * 2 * 1024
