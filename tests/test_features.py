@@ -520,3 +520,26 @@ def test_what_is_wrong_with_a_store_is_listed(tmp_path, maps):
     assert len(problems) == 4
     (tmp_path / "manifest.json").write_text("{}")
     assert len(verify_store(tmp_path)) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("target", ["float16", "float32"])
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_maps_on_a_gpu_are_stored_as_those_on_a_cpu(tmp_path, maps, dtype, target, channels_first):
+    maps[1, 12, 0, 0, :2] = np.inf, 1e6
+
+    def on_gpu(part):
+        batch = torch.from_numpy(part).to("cuda", dtype).permute(0, 3, 1, 2)
+        return batch.contiguous() if channels_first else batch
+
+    with open_writer(tmp_path / "gpu", dtype=target) as writer:
+        for score, first, rows in writer.spans():
+            for start in range(first, first + rows, 7):
+                batch = on_gpu(maps[score - 1, start : min(start + 7, first + rows)])
+                writer.write(score, batch)
+                batch.zero_()  # in the order of the stream: the copy is of what was there before
+    on_cpu = write_all(tmp_path / "cpu", maps, convert=lambda part: torch.from_numpy(part).to(dtype), dtype=target)
+    assert contents(tmp_path / "gpu") == contents(on_cpu)
+    assert writer.overflowed == (1 if target == "float16" and dtype is not torch.float16 else 0)

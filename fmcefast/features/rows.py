@@ -64,28 +64,28 @@ class DeviceCopies:
     def __init__(self):
         self._waiting: deque[tuple[Any, Any, int]] = deque()
         self._stream = None
-        self._overflowed: list[Any] = []  # one count for each device
+        self._overflowed: Any = 0  # counted on the GPU
 
     @property
     def overflowed(self) -> int:
         """Finite values that became infinite in float16. Waits for the GPU."""
-        return sum(int(count) for count in self._overflowed)
+        return int(self._overflowed)
 
     def start(self, maps_nhwc: Any, target: str, score: int) -> None:
         """Convert maps (n, H, W, C) to the type named `target` and begin to copy them."""
         import torch
 
-        rows = maps_nhwc.to(getattr(torch, target)).contiguous()
+        # Always a copy: the caller may change the maps before they have left.
+        rows = maps_nhwc.to(getattr(torch, target), copy=True, memory_format=torch.contiguous_format)
         if rows.dtype != maps_nhwc.dtype and target == "float16":
-            count = (rows.isinf() & maps_nhwc.isfinite()).sum()
-            self._overflowed = [sum(self._overflowed) + count]
+            self._overflowed = self._overflowed + (rows.isinf() & maps_nhwc.isfinite()).sum()
         with torch.cuda.device(rows.device):
             self._stream = self._stream or torch.cuda.Stream()
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
                 pinned.copy_(rows, non_blocking=True)
-                rows.record_stream(self._stream)  # its memory must not be given away before the copy is done
+                rows.record_stream(self._stream)  # keeps its memory until the copy is done
                 copied = torch.cuda.Event()
                 copied.record()
         self._waiting.append((copied, pinned, score))
