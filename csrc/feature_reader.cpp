@@ -38,13 +38,19 @@ bool may_ask_what_is_cached(int file) {
          found.st_uid == ::geteuid();
 }
 
+// The file system refused O_DIRECT after all; false when it was left already.
+bool leave_direct(int file) {
+  const int flags = ::fcntl(file, F_GETFL);
+  return (flags & O_DIRECT) != 0 && ::fcntl(file, F_SETFL, flags & ~O_DIRECT) == 0;
+}
+
 // At least `needed` bytes, asking for `wanted`.
 void read_fully(int file, const std::string& path, std::uint64_t offset, std::size_t needed, std::size_t wanted,
                 unsigned char* to) {
   std::size_t done = 0;
   while (done < needed) {
     const ssize_t got = ::pread(file, to + done, wanted - done, static_cast<off_t>(offset + done));
-    if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && (errno == EINTR || (errno == EINVAL && leave_direct(file)))) continue;
     if (got <= 0) throw IoError(got < 0 ? errno : EIO, path);
     done += static_cast<std::size_t>(got);
   }
@@ -108,7 +114,7 @@ FeatureReader::~FeatureReader() {
   job_arrived_.notify_all();
   for (std::thread& thread : threads_) thread.join();
   for (const File& file : files_) {
-    ::close(file.cached);
+    if (file.cached >= 0) ::close(file.cached);
     if (file.direct >= 0) ::close(file.direct);
     if (file.mapped != nullptr) ::munmap(const_cast<unsigned char*>(file.mapped), file.bytes);
   }
@@ -124,9 +130,10 @@ void FeatureReader::add(const std::string& path, std::uint64_t rows, std::size_t
     file.alignment = direct_alignment(file.cached);
     if (file.alignment != 0) file.direct = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_DIRECT);
   }
+  if (file.direct >= 0) ::close(std::exchange(file.cached, -1));
 #if defined(POSIX_FADV_RANDOM)
   // Rows are read in any order: reading ahead would be wasted.
-  ::posix_fadvise(file.cached, 0, 0, POSIX_FADV_RANDOM);
+  if (file.cached >= 0) ::posix_fadvise(file.cached, 0, 0, POSIX_FADV_RANDOM);
 #endif
   if (file.direct < 0 && may_ask_what_is_cached(file.cached)) {
     void* mapped = ::mmap(nullptr, file.bytes, PROT_READ, MAP_SHARED, file.cached, 0);

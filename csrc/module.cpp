@@ -84,13 +84,23 @@ class FinishedBuffers {
   std::vector<std::shared_ptr<ContiguousBuffer>> buffers_;
 };
 
+// A WritePool, and the buffers that all its shards are done with.
+struct PyWritePool {
+  PyWritePool(std::size_t memory_bytes, unsigned threads, bool use_uring)
+      : pool(new WritePool(memory_bytes, threads, use_uring), ExceptAfterFork<WritePool>()) {}
+
+  const std::shared_ptr<WritePool> pool;
+  const std::shared_ptr<FinishedBuffers> finished = std::make_shared<FinishedBuffers>();
+};
+
 // A ShardWriter whose batches are Python's buffers.
 class PyShardWriter {
  public:
-  PyShardWriter(std::shared_ptr<WritePool> pool, std::string path, const py::bytes& header, std::uint64_t file_bytes,
+  PyShardWriter(const PyWritePool& pool, std::string path, const py::bytes& header, std::uint64_t file_bytes,
                 std::size_t row_bytes, bool direct)
-      : pool_(pool),
-        shard_(new ShardWriter(std::move(pool), std::move(path), std::string(header), file_bytes, row_bytes, direct)) {}
+      : pool_(pool.pool),
+        finished_(pool.finished),
+        shard_(new ShardWriter(pool_, std::move(path), std::string(header), file_bytes, row_bytes, direct)) {}
 
   ~PyShardWriter() {
     {
@@ -103,6 +113,7 @@ class PyShardWriter {
   void submit(const py::object& maps, const std::string& from, const std::string& to) {
     const Values values = parse_values(from, to);
     auto buffer = std::make_shared<ContiguousBuffer>(maps);
+    finished_->release();
     const void* data = buffer->data();
     const std::size_t size = buffer->size();
     for (;;) {
@@ -125,9 +136,11 @@ class PyShardWriter {
   void close() {
     {
       const py::gil_scoped_release release;
-      shard_->close();
+      shard_->flush();
     }
-    finished_->release();
+    finished_->release();  // before the disk is waited for
+    const py::gil_scoped_release release;
+    shard_->close();
   }
 
   void abandon() {
@@ -142,7 +155,7 @@ class PyShardWriter {
 
  private:
   const std::shared_ptr<WritePool> pool_;
-  const std::shared_ptr<FinishedBuffers> finished_ = std::make_shared<FinishedBuffers>();
+  const std::shared_ptr<FinishedBuffers> finished_;
   std::unique_ptr<ShardWriter, ExceptAfterFork<ShardWriter>> shard_;
 };
 
@@ -195,16 +208,12 @@ PYBIND11_MODULE(_core, m) {
     }
   });
 
-  py::class_<WritePool, std::shared_ptr<WritePool>>(m, "WritePool")
-      .def(py::init([](std::size_t memory_bytes, unsigned threads, bool use_uring) {
-             return std::shared_ptr<WritePool>(new WritePool(memory_bytes, threads, use_uring),
-                                               ExceptAfterFork<WritePool>());
-           }),
-           py::arg("memory_bytes"), py::arg("threads"), py::arg("use_uring"))
-      .def_property_readonly("uses_uring", &WritePool::uses_uring);
+  py::class_<PyWritePool>(m, "WritePool")
+      .def(py::init<std::size_t, unsigned, bool>(), py::arg("memory_bytes"), py::arg("threads"), py::arg("use_uring"))
+      .def_property_readonly("uses_uring", [](const PyWritePool& self) { return self.pool->uses_uring(); });
 
   py::class_<PyShardWriter>(m, "ShardWriter")
-      .def(py::init<std::shared_ptr<WritePool>, std::string, py::bytes, std::uint64_t, std::size_t, bool>(),
+      .def(py::init<const PyWritePool&, std::string, py::bytes, std::uint64_t, std::size_t, bool>(),
            py::arg("pool"), py::arg("path"), py::arg("header"), py::arg("file_bytes"), py::arg("row_bytes") = 0,
            py::arg("direct") = true)
       .def("submit", &PyShardWriter::submit, py::arg("maps"), py::arg("source"), py::arg("target"))

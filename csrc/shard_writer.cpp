@@ -67,7 +67,6 @@ struct ShardWriter::Written {
 class ShardWriter::Job : public WriteJob {
  public:
   Job(ShardWriter& shard, std::size_t index) : shard_(shard), index_(index) {
-    file = shard.file_;
     offset = std::uint64_t{index} * kBytes;
   }
 
@@ -79,7 +78,8 @@ class ShardWriter::Job : public WriteJob {
   }
 
   const unsigned char* prepare(unsigned char* buffer) override {
-    if (shard_.failed()) return nullptr;
+    if (!shard_.open_once()) return nullptr;
+    file = shard_.file_;
     const std::size_t padded = shard_.direct_ ? round_up_to_page(written_.size) : written_.size;
     size = padded;
     if (const unsigned char* in_place = as_it_lies(padded)) {
@@ -182,16 +182,12 @@ class ShardWriter::Job : public WriteJob {
 
 ShardWriter::ShardWriter(std::shared_ptr<WritePool> pool, std::string path, std::string header,
                          std::uint64_t file_bytes, std::size_t row_bytes, bool direct)
-    : pool_(std::move(pool)), path_(std::move(path)), header_(std::move(header)), row_bytes_(row_bytes) {
-  constexpr int kFlags = O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW;
-  file_ = ::open(path_.c_str(), kFlags, 0644);
-  if (file_ < 0) throw IoError(errno, path_);
-  alignment_ = direct ? direct_alignment(file_) : 0;
-  direct_ = alignment_ != 0 && ::fcntl(file_, F_SETFL, ::fcntl(file_, F_GETFL) | O_DIRECT) == 0;
-  if (const int error = allocate(file_, round_up_to_page(file_bytes)); error != 0) {
-    ::close(file_);
-    throw IoError(error, path_);
-  }
+    : pool_(std::move(pool)),
+      path_(std::move(path)),
+      header_(std::move(header)),
+      file_bytes_(file_bytes),
+      row_bytes_(row_bytes),
+      direct_(direct) {
   submit(std::make_shared<Batch>(header_.data(), header_.size(), Values::kBytes, [] {}));
 }
 
@@ -199,7 +195,7 @@ ShardWriter::~ShardWriter() { abandon(); }
 
 void ShardWriter::submit(std::shared_ptr<Batch> batch) {
   throw_if_failed();
-  if (file_ < 0) throw std::logic_error("the file is closed");
+  if (closed_) throw std::logic_error("the file is closed");
   for (std::size_t done = 0; done < batch->stored_bytes;) {
     if (!filling_) filling_ = std::make_unique<Job>(*this, bytes_ / WriteJob::kBytes);
     const std::size_t part = std::min(filling_->room(), batch->stored_bytes - done);
@@ -210,35 +206,61 @@ void ShardWriter::submit(std::shared_ptr<Batch> batch) {
   }
 }
 
-void ShardWriter::close() {
-  if (file_ < 0) return;
+void ShardWriter::flush() {
   if (filling_) hand_over(std::move(filling_));
   wait_until_written();
+}
+
+void ShardWriter::close() {
+  if (std::exchange(closed_, true)) return;
+  flush();
   const auto attempt = [&](int result) {
     if (result != 0 && error_number_ == 0) error_number_ = errno;
   };
   // Never twice: after a failed fsync the kernel takes the pages for written.
   if (error_number_ == 0) attempt(::ftruncate(file_, static_cast<off_t>(bytes_)));
   if (error_number_ == 0) attempt(::fsync(file_));
-  attempt(::close(std::exchange(file_, -1)));
+  if (file_ >= 0) attempt(::close(std::exchange(file_, -1)));
   throw_if_failed();
   join_checksums();
 }
 
 void ShardWriter::abandon() {
-  if (file_ < 0) return;
+  if (std::exchange(closed_, true)) return;
   filling_.reset();
   {
     const std::lock_guard lock(mutex_);
     if (error_number_ == 0) error_number_ = ECANCELED;  // jobs that wait are skipped
   }
   wait_until_written();
-  ::close(std::exchange(file_, -1));
+  if (file_ >= 0) ::close(std::exchange(file_, -1));
 }
 
 Flaws ShardWriter::flaws() const {
   const std::lock_guard lock(mutex_);
   return flaws_;
+}
+
+bool ShardWriter::open_once() {
+  const std::lock_guard turn(opening_);
+  if (file_ < 0 && !failed()) {
+    if (const int error = open_file(); error != 0) {
+      const std::lock_guard lock(mutex_);
+      error_number_ = error;
+    }
+  }
+  return !failed();
+}
+
+// 0 or an error number.
+int ShardWriter::open_file() {
+  file_ = ::open(path_.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0644);
+  if (file_ < 0) return errno;
+  if (direct_) {
+    alignment_ = direct_alignment(file_);
+    direct_ = alignment_ != 0 && ::fcntl(file_, F_SETFL, ::fcntl(file_, F_GETFL) | O_DIRECT) == 0;
+  }
+  return allocate(file_, round_up_to_page(file_bytes_));
 }
 
 bool ShardWriter::failed() const {

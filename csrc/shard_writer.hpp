@@ -18,7 +18,7 @@ namespace fmcefast {
 // What a batch holds, and what becomes of it on its way to the file.
 enum class Values { kBytes, kFloat16, kFloat32, kFloat32ToFloat16, kBFloat16ToFloat16 };
 
-// Rows to be written; the producer must not change them before `release` is called, from a worker.
+// Rows to be written; the producer must not change them before `release` is called, from whatever thread.
 struct Batch {
   Batch(const void* data, std::size_t bytes, Values values, std::function<void()> release);
   ~Batch();
@@ -34,7 +34,8 @@ struct Batch {
 };
 
 // One file of rows after a header of one page, written by a pool: past the page cache (O_DIRECT) where the file system
-// allows it, in space allocated beforehand. The first failure is thrown by the next submit and by close.
+// allows it, in space allocated beforehand. The first failure, opening included, is thrown by the next submit and by
+// close.
 class ShardWriter {
  public:
   // `file_bytes` is the size that the file will have. With `row_bytes` every row gets a checksum of its own.
@@ -46,13 +47,16 @@ class ShardWriter {
 
   void submit(std::shared_ptr<Batch> batch);
 
-  // Waits for every write, makes the file durable and closes it.
+  // Waits for every write; nothing may be submitted after it.
+  void flush();
+
+  // flush(), then makes the file durable and closes it.
   void close();
 
-  // False where the file system refuses O_DIRECT.
   // Closes the file as it is; what waits is not written.
   void abandon();
 
+  // False where the file system refuses O_DIRECT; settled by close().
   bool direct() const { return direct_; }
   Flaws flaws() const;
 
@@ -65,6 +69,8 @@ class ShardWriter {
   class Job;
   struct Written;
   void hand_over(std::unique_ptr<Job> job);
+  bool open_once();
+  int open_file();
   bool failed() const;
   void wait_until_written();
   void join_checksums();
@@ -73,9 +79,12 @@ class ShardWriter {
   const std::shared_ptr<WritePool> pool_;
   const std::string path_;
   const std::string header_;
+  const std::uint64_t file_bytes_;
   const std::size_t row_bytes_;
-  int file_ = -1;
-  std::atomic<bool> direct_{false};
+  std::mutex opening_;
+  int file_ = -1;  // opened by the first job: the producer does not wait for that
+  std::atomic<bool> direct_;
+  bool closed_ = false;
   std::size_t alignment_ = 0;  // of memory that is written past the page cache
 
   std::uint64_t bytes_ = 0;

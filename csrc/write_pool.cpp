@@ -1,5 +1,7 @@
 #include "write_pool.hpp"
 
+#include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +16,14 @@ namespace fmcefast {
 namespace {
 
 constexpr unsigned kWritesInFlight = 4;  // of one worker, through io_uring
+
+// A worker that wakes up must not take the processor from the thread that woke it.
+void leave_processor_to_producer() {
+#if defined(SCHED_BATCH)
+  const sched_param unchanged{};
+  ::pthread_setschedparam(::pthread_self(), SCHED_BATCH, &unchanged);
+#endif
+}
 
 }  // namespace
 
@@ -57,13 +67,20 @@ WritePool::WritePool(std::size_t memory_bytes, unsigned threads, bool use_uring)
   }
   const std::size_t buffers = rings.size() * (uses_uring_ ? kWritesInFlight : 1) * WriteJob::kBytes;
   queue_bytes_ = memory_bytes - std::min(memory_bytes, buffers);
-  for (auto& ring : rings) {
-    if (!uses_uring_) ring.reset();
-    workers_.emplace_back(&WritePool::work, this, std::move(ring));
+  try {
+    for (auto& ring : rings) {
+      if (!uses_uring_) ring.reset();
+      workers_.emplace_back(&WritePool::work, this, std::move(ring));
+    }
+  } catch (const std::system_error&) {
+    stop();
+    throw;
   }
 }
 
-WritePool::~WritePool() {
+WritePool::~WritePool() { stop(); }
+
+void WritePool::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -90,12 +107,15 @@ void WritePool::release(std::size_t bytes) {
 }
 
 void WritePool::submit(std::unique_ptr<WriteJob> job) {
+  bool first;
   {
     const std::lock_guard lock(mutex_);
+    first = queue_.empty();
     queue_.push_back(std::move(job));
     ++unfinished_jobs_;
   }
-  work_arrived_.notify_one();
+  // Waking costs the producer more than queueing: workers wake each other for the rest.
+  if (first) work_arrived_.notify_one();
 }
 
 std::unique_ptr<WriteJob> WritePool::take(bool wait) {
@@ -104,10 +124,12 @@ std::unique_ptr<WriteJob> WritePool::take(bool wait) {
   if (queue_.empty()) return nullptr;
   std::unique_ptr<WriteJob> job = std::move(queue_.front());
   queue_.pop_front();
+  if (!queue_.empty()) work_arrived_.notify_one();
   return job;
 }
 
 void WritePool::work(std::unique_ptr<Uring> ring) {
+  leave_processor_to_producer();
   std::vector<Slot> slots(ring ? kWritesInFlight : 1);
   if (ring) {
     try {

@@ -43,7 +43,8 @@ class WritePool {
   WritePool(const WritePool&) = delete;
   WritePool& operator=(const WritePool&) = delete;
 
-  // False when there was still no room after `patience`. What is larger than the budget gets room when all is written.
+  // False when there was still no room after `patience`. When no job is waiting any bytes get room: those that are held
+  // then are of a job that is not full yet, and larger ones than the budget would never get any.
   bool reserve(std::size_t bytes, std::chrono::milliseconds patience);
   void release(std::size_t bytes);
 
@@ -53,6 +54,7 @@ class WritePool {
 
  private:
   struct Slot;
+  void stop();
   std::unique_ptr<WriteJob> take(bool wait);
   void work(std::unique_ptr<Uring> ring);
   void work_through(Uring& ring, std::vector<Slot>& slots);

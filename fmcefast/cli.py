@@ -283,17 +283,21 @@ def plan(run: Path | None, **options: Any) -> int:
 
 @cli.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@_common
-def verify(run: Path | None, **options: Any) -> int:
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on standard error.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
+def verify(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
     """Read every file of a run: are checksums, shapes and tables as they were written? Exit code 1 if not.
 
     \b
     fmcefast verify runs/mnist
     """
-    folder, progress, as_json = _open_existing(run, "report", {**options, "force": False})
+    folder = peek_run(run or newest_run(), {})
+    if not folder.config_yaml.exists():
+        raise InputError(f"{folder} is not a run folder (no config.yaml in it).")
     from fmcefast.stages.verify import verify
 
-    result = _perform(verify, folder, progress)
+    result = _perform(verify, folder, Progress(quiet=quiet))
     _finish(folder, result, as_json)
     return 0 if result.sound else 1
 
@@ -409,13 +413,12 @@ def _perform(stage: Callable, folder: RunFolder, progress: Progress) -> Any:
 
 
 def _kept(folder: RunFolder) -> str:
-    from fmcefast.features.manifest import FILE, Manifest
+    from fmcefast.features.manifest import FILE, read_committed
     from fmcefast.stages.train import committed_epochs
 
     kept = f"{len(committed_epochs(folder))} epochs"
     if (folder.features / FILE).exists():
-        phases = Manifest.read(folder.features).phases
-        kept += f" and {sum(phase.rows for phase in phases):,} feature maps"
+        kept += f" and {read_committed(folder.features).rows:,} feature maps"
     return kept
 
 

@@ -18,7 +18,9 @@ def pick_device() -> torch.device:
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
 
 
 def amp_type(amp: str, device: torch.device) -> torch.dtype | None:
@@ -53,9 +55,12 @@ def free_memory(device: torch.device) -> int:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, StopIteration):
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+        # Pages of files that the kernel gives up when somebody needs the memory.
+        used -= next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         free = min(free, max(0, limit - used))
     return free
 

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
     finally:
         os.close(descriptor)
 
@@ -31,6 +34,7 @@ def sync_folder(folder: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; on success it is synced and renamed to `path`, on failure it is removed."""
     partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)  # a link there would lead the content elsewhere
     try:
         yield partial
         with partial.open("rb") as written:
@@ -53,6 +57,7 @@ class FolderLock:
     def __init__(self, folder: Path):
         # A file of its own: network file systems do not lock folders.
         self._file = (folder / LOCK).open("ab")
+        self._owner = os.getpid()
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -66,6 +71,9 @@ class FolderLock:
                 raise
 
     def release(self) -> None:
+        if self._owner == os.getpid():
+            with suppress(OSError, ValueError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)  # a forked process may have the file open still
         self._file.close()
 
     def __enter__(self) -> "FolderLock":

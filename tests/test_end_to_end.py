@@ -270,15 +270,13 @@ def test_verify_reads_every_file(finished, tmp_path):
 
 
 def test_plan_measures_and_makes_nothing(finished, tmp_path):
-    done = fmcefast("plan", "new", *FLAGS[:8], "--epochs", "7", "--backbone", "shufflenet_v2_x1_0", cwd=tmp_path)
-    assert "7 epochs of 100 images" in done.stdout and "There is room" in done.stdout
-    assert list(tmp_path.iterdir()) == []
     found = json.loads(fmcefast("plan", "new", *FLAGS, "--json", cwd=tmp_path).stdout)
     stages = {stage["stage"]: stage for stage in found["stages"]}
     assert stages["extract"]["bytes"] == 3 * (100 * 1024 * 2 + 4096)
     assert all(stage["seconds"] > 0 for stage in stages.values())
-    made = json.loads(fmcefast("plan", "runs/digits", "--json", cwd=finished[0].parents[1]).stdout)
-    assert {stage["work"] for stage in made["stages"]} == {"done"} and made["seconds"] == 0
+    assert list(tmp_path.iterdir()) == []
+    done = fmcefast("plan", "runs/digits", cwd=finished[0].parents[1]).stdout
+    assert done.count(" done ") == 3 and "There is room" in done
 
 
 def test_a_run_that_does_not_converge_still_gets_a_report(tmp_path):

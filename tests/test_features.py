@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -173,7 +175,7 @@ while not Manifest.read(writer.folder).shards:
 os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path).returncode == -9
-    assert (tmp_path / "cut" / "score-01-001.npy.partial").exists()
+    (tmp_path / "cut" / "score-01-001.npy.partial").write_bytes(b"begun")
     with open_writer(tmp_path / "cut") as writer:
         assert writer.rows(1) == 10
         for score in (1, 2, 3):
@@ -210,7 +212,7 @@ def test_another_data_set_is_not_continued(tmp_path, maps, changes, complaint):
 
 
 def test_maps_that_do_not_fit_are_refused(tmp_path, maps):
-    with pytest.raises(InputError, match=r"Phase 1 of .* has 5 of 23"), open_writer(tmp_path) as writer:
+    with pytest.raises(InputError, match=r"Phase 1 of .* is not whole: rows 0 to 9"), open_writer(tmp_path) as writer:
         for wrong in (maps[0, :, :, :, :4], maps[0, 0], maps[0].astype(np.int32)):
             with pytest.raises(InputError, match="Feature maps must be"):
                 writer.write(1, wrong)
@@ -381,6 +383,8 @@ def write_in_ranks(folder, maps, ranks, order=None, **changes):
             for start in range(first, first + rows, 7):
                 writer.write(score, maps[score - 1, start : min(start + 7, first + rows)])
         writer.close()
+    with suppress(InputError):  # rows are missing when rank 0 has no part in it
+        writers[0].close()
     writers[0].merge()
 
 
@@ -393,7 +397,8 @@ def test_ranks_write_the_same_store_as_one_process(tmp_path, maps, ranks):
 
 def test_a_rank_that_failed_is_made_up_for_by_any_number_of_ranks(tmp_path, maps):
     whole = contents(write_all(tmp_path / "whole", maps))
-    write_in_ranks(tmp_path / "shared", maps, 3, order=[2, 1])  # rank 0 wrote nothing
+    with pytest.raises(FmcefastError, match="has 39 feature maps and needs 69"):
+        write_in_ranks(tmp_path / "shared", maps, 3, order=[2, 1])  # rank 0 wrote nothing
     half = Manifest.read(tmp_path / "shared")
     assert not half.complete and half.rows == 39
     with pytest.raises(InputError, match="incomplete"):
@@ -407,12 +412,100 @@ def test_ranks_that_died_before_the_merge_lose_nothing(tmp_path, maps):
     writers = [open_writer(tmp_path / "shared", rank=rank, ranks=2) for rank in (0, 1)]
     span = writers[1].spans()[0]
     writers[1].write(span.score, maps[span.score - 1, span.first : span.end])
-    with pytest.raises(InputError, match="write the others"):
+    with pytest.raises(InputError, match="is not whole"):
         writers[1].close()
     with pytest.raises(InputError):
         writers[0].close()
     assert (tmp_path / "shared" / "manifest.rank-1.json").exists()
     assert contents(write_all(tmp_path / "shared", maps)) == whole
+
+
+def test_notes_of_ranks_of_another_store_do_no_harm(tmp_path, maps):
+    write_in_ranks(tmp_path / "other", maps, 1, labels=np.zeros(SAMPLES))
+    note = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    note["samples"] = 22
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "manifest.rank-1.json").write_text(json.dumps(note))
+    write_all(tmp_path / "store", maps)  # a new store: whatever was there is not its own
+    note["samples"] = 23
+    note["phases"][0]["epoch"] = 1
+    (tmp_path / "store" / "manifest.rank-1.json").write_text(json.dumps(note))
+    with pytest.raises(InputError, match=r"rank-1.json is of another data set: epochs is \[1, 5, 9\]"):
+        open_writer(tmp_path / "store")
+    assert FeatureMapDataset(tmp_path / "store").manifest.complete
+
+
+def test_a_forked_process_does_not_keep_the_store(tmp_path, maps):
+    writer = open_writer(tmp_path)
+    ready, end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end)
+        os.read(ready, 1)
+        os._exit(0)
+    with pytest.raises(InputError):
+        writer.close()
+    write_all(tmp_path, maps)
+    os.close(ready)
+    os.close(end)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_memory_stays_within_the_budget_from_shard_to_shard(tmp_path, rng):
+    """Finished batches are let go at the next one, whatever shard they went to."""
+    batch_bytes, budget = 7 * 7 * 64 * 4 * 100, 40 << 20
+    alive = []
+
+    class Batch(np.ndarray):
+        pass
+
+    with FeatureMapWriter(
+        tmp_path, shape=(7, 7, 64), samples=20_000, epochs=[1], labels=np.zeros(20_000), shard_bytes=10 << 20,
+        memory_bytes=budget,
+    ) as writer:  # fmt: skip
+        most = 0
+        for _ in range(200):
+            batch = np.zeros((100, 7, 7, 64), np.float32).view(Batch)
+            alive.append(weakref.ref(batch))
+            writer.write(1, batch)
+            del batch
+            most = max(most, sum(ref() is not None for ref in alive))
+    assert 0 < most * batch_bytes <= budget
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ctrl_c_at_any_moment_leaves_a_store_that_can_be_finished(tmp_path, maps, seed):
+    """Signals that raise at random moments; neither a hang nor damage, and at last the same bytes."""
+    script = f"""
+import random, signal, sys, numpy as np
+from fmcefast import FeatureMapWriter
+maps = np.load({str(tmp_path / "maps.npy")!r})
+draw = random.Random({seed})
+def interrupt(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+interrupted = 0
+for attempt in range(60):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.0005, 0.03))
+        with FeatureMapWriter({str(tmp_path / "cut")!r}, shape={SHAPE}, samples={SAMPLES}, epochs={EPOCHS},
+                              labels=np.arange({SAMPLES}) % 4, shard_bytes={4096 + 10 * 96},
+                              source={{"data": "test"}}) as writer:
+            for score, first, rows in writer.spans():
+                for row in range(first, first + rows):
+                    writer.write(score, maps[score - 1, row : row + 1])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        break
+    except KeyboardInterrupt:
+        interrupted += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        writer = None
+print(interrupted, attempt)
+"""
+    np.save(tmp_path / "maps.npy", maps)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    write_all(tmp_path / "cut", maps)
+    assert contents(tmp_path / "cut") == contents(write_all(tmp_path / "whole", maps))
 
 
 def test_two_writers_of_one_store_are_kept_apart(tmp_path, maps):

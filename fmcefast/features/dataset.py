@@ -1,8 +1,6 @@
 """Reads the FMCS-Dataset back."""
 
 import os
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from fmcefast.device import free_memory
 from fmcefast.errors import InputError
 from fmcefast.features.loader import Batches
 from fmcefast.features.manifest import Manifest, read_labels
+from fmcefast.features.read_ahead import read_ahead
 from fmcefast.features.reader import ShardReader
 
 _THREADS = 16  # as many reads are asked of the disk at a time
@@ -105,18 +104,7 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         """`batch` of the next `batch_size` indices of `order`, the last one perhaps smaller, read ahead."""
         self._open_reader()
         parts = (order[first : first + batch_size] for first in range(0, len(order), batch_size))
-        reading: deque[Future] = deque()
-        with ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="fmcefast-read") as threads:
-            try:
-                for part in parts:
-                    reading.append(threads.submit(self.batch, part))
-                    if len(reading) > _BATCHES_AHEAD:
-                        yield reading.popleft().result()
-                while reading:
-                    yield reading.popleft().result()
-            finally:
-                for batch in reading:
-                    batch.cancel()
+        return read_ahead(self.batch, parts, _BATCHES_AHEAD)
 
     def _empty(self, rows: int) -> torch.Tensor:
         """(rows, H, W, C), where it matters at an address that can be read into past the page cache."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from fmcefast import _core
 from fmcefast.errors import InputError
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
@@ -60,16 +61,18 @@ class FeatureMapLoader:
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return -(-len(self._order()) // self.batch_size)
+        rows_of_rank = -(-len(self.rows) // self.ranks)
+        return -(-rows_of_rank // self.batch_size)
 
     def __iter__(self) -> Batches:
         """The batches of `epoch` that are left; the next pass is the next epoch."""
+        if self._batches_done == len(self):  # the pass before was not run to its end, but had no more batches
+            self._next_epoch()
         order = self._order()[self._batches_done * self.batch_size :]
         for batch in self.maps.batches(order, self.batch_size):
             self._batches_done += 1
             yield batch
-        self.epoch += 1
-        self._batches_done = 0
+        self._next_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "batches_done": self._batches_done, **self._settings()}
@@ -82,9 +85,13 @@ class FeatureMapLoader:
             raise InputError(f"This is the state of another loader: {'; '.join(differing)}.")
         self.epoch, self._batches_done = state["epoch"], state["batches_done"]
 
+    def _next_epoch(self) -> None:
+        self.epoch += 1
+        self._batches_done = 0
+
     def _settings(self) -> dict[str, Any]:
         return {
-            "rows": len(self.rows),
+            "rows": f"{len(self.rows)} rows, crc32c {_core.crc32c(np.ascontiguousarray(self.rows)):08x}",
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "seed": self.seed,

@@ -4,6 +4,7 @@ A shard counts only when the manifest names it, and the manifest is replaced as 
 """
 
 import bisect
+import errno
 import json
 import os
 import re
@@ -15,11 +16,14 @@ import numpy as np
 
 from fmcefast import files
 from fmcefast.errors import FmcefastError, InputError
+from fmcefast.features.guarded import read_bytes, read_npy, require
 
 FILE = "manifest.json"
 LABELS = "labels.npy"
 DTYPES = {"float16": "<f2", "float32": "<f4"}
 HEADER_BYTES = 4096
+_MANIFEST_BYTES = 1 << 30
+_MOST = 1 << 62  # bytes of a phase
 _SHARD_NAME = re.compile(r"[\w.-]+\.npy", re.ASCII)
 
 
@@ -135,13 +139,12 @@ class Manifest:
         """Raises InputError when there is no manifest or it is not one we could have written."""
         path = folder / file
         try:
-            _require(not path.is_symlink(), "it is a symbolic link")
-            content = json.loads(path.read_text(encoding="utf-8"))
-            _require(
+            content = json.loads(read_bytes(path, _MANIFEST_BYTES))
+            require(
                 content["format"] == "fmcs-dataset" and content["version"] == 1,
                 "it is not an fmcs-dataset of version 1",
             )
-            _require(content["layout"] == "NHWC" and content["labels"] == LABELS, "its layout is unknown")
+            require(content["layout"] == "NHWC" and content["labels"] == LABELS, "its layout is unknown")
             manifest = cls(
                 dtype=content["dtype"],
                 shape=tuple(content["shape"]),
@@ -165,32 +168,33 @@ class Manifest:
 
     def check(self) -> None:
         """Raise ValueError when the values contradict each other or the format."""
-        _require(self.dtype in DTYPES, f"dtype {self.dtype!r} is unknown")
-        _require(len(self.shape) == 3 and all(_positive(n) for n in self.shape), f"shape {self.shape} is not (H, W, C)")
-        _require(_positive(self.samples), "samples is not a positive number")
-        _require(len(self.phases) > 0, "there are no phases")
-        _require(
+        require(self.dtype in DTYPES, f"dtype {self.dtype!r} is unknown")
+        require(len(self.shape) == 3 and all(_positive(n) for n in self.shape), f"shape {self.shape} is not (H, W, C)")
+        require(_positive(self.samples), "samples is not a positive number")
+        require(self.samples * self.row_bytes < _MOST, f"{self.samples} samples of {self.shape} are too large")
+        require(len(self.phases) > 0, "there are no phases")
+        require(
             [phase.score for phase in self.phases] == list(range(1, len(self.phases) + 1)), "scores do not run from 1"
         )
-        _require(all(_positive(phase.epoch) for phase in self.phases), "an epoch is not a positive number")
-        _require(isinstance(self.source, dict), "source is not an object")
+        require(all(_positive(phase.epoch) for phase in self.phases), "an epoch is not a positive number")
+        require(isinstance(self.source, dict), "source is not an object")
         for phase in self.phases:
             last = 0
             for shard in phase.shards:
                 plain_name = isinstance(shard.file, str) and _SHARD_NAME.fullmatch(shard.file)
-                _require(plain_name, f"{shard.file!r} is not a shard's name")
-                _require(_positive(shard.rows) and _count(shard.first), f"{shard.file} has impossible rows")
-                _require(shard.first >= last, f"{shard.file} is out of order")
-                _require(
+                require(plain_name, f"{shard.file!r} is not a shard's name")
+                require(_positive(shard.rows) and _count(shard.first), f"{shard.file} has impossible rows")
+                require(shard.first >= last, f"{shard.file} is out of order")
+                require(
                     shard.bytes == HEADER_BYTES + shard.rows * self.row_bytes, f"{shard.file} has an impossible size"
                 )
-                _require(_count(shard.crc32c), f"{shard.file} has an impossible checksum")
-                _require(isinstance(shard.row_checksums, bool), f"{shard.file} has an unknown kind of row checksums")
-                _require(_count(shard.not_finite), f"{shard.file} has an impossible number of values")
+                require(_count(shard.crc32c) and shard.crc32c < 1 << 32, f"{shard.file} has an impossible checksum")
+                require(isinstance(shard.row_checksums, bool), f"{shard.file} has an unknown kind of row checksums")
+                require(_count(shard.not_finite), f"{shard.file} has an impossible number of values")
                 last = shard.end
-            _require(last <= self.samples, f"phase {phase.score} has more rows than samples")
+            require(last <= self.samples, f"phase {phase.score} has more rows than samples")
         names = [shard.file for shard in self.shards]
-        _require(len(set(names)) == len(names), "a shard is named twice")
+        require(len(set(names)) == len(names), "a shard is named twice")
 
 
 def rank_file(rank: int | str) -> str:
@@ -198,35 +202,37 @@ def rank_file(rank: int | str) -> str:
     return f"manifest.rank-{rank}.json"
 
 
-def merge_ranks(folder: Path, manifest: Manifest) -> None:
-    """Add to `manifest`, and to the one in the folder, what other ranks have committed there."""
-    for path in sorted(folder.glob(rank_file("*"))):
+def read_committed(folder: Path) -> Manifest:
+    """The manifest with what other ranks have committed and rank 0 has not merged yet. Raises InputError."""
+    manifest = Manifest.read(folder)
+    known = {shard.file for shard in manifest.shards}
+    for path in rank_files(folder):
         theirs = Manifest.read(folder, path.name)
-        known = {shard.file for shard in manifest.shards}
+        differences = theirs.differences(manifest)
+        if differences:
+            raise InputError(f"{path} is of another data set: {'; '.join(differences)}. Remove it.")
         for phase, theirs_of_phase in zip(manifest.phases, theirs.phases, strict=True):
             for shard in theirs_of_phase.shards:
                 if shard.file not in known:
                     phase.add(shard)
-        manifest.write(folder)
-        path.unlink()
+    return manifest
+
+
+def rank_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob(rank_file("*")))
 
 
 def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
     """The class labels (samples,) int64 of a store. Raises InputError when they are missing or damaged."""
     path = folder / LABELS
     try:
-        _require(not path.is_symlink(), "they are a symbolic link")
-        labels = np.load(path, allow_pickle=False)
-        _require(
-            labels.shape == (manifest.samples,) and labels.dtype == np.int64, f"they are {labels.dtype} {labels.shape}"
-        )
+        return read_npy(path, manifest.samples, np.int64)
     except FileNotFoundError as error:
         raise InputError(f"The labels {path} are missing. To repair them, {remake(folder)}.") from error
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, EOFError) as error:
         raise InputError(f"The labels {path} are damaged: {error}. To repair them, {remake(folder)}.") from error
-    return labels
 
 
 def remake(folder: Path) -> str:
@@ -236,6 +242,8 @@ def remake(folder: Path) -> str:
 
 def unreadable(path: Path, error: OSError) -> FmcefastError:
     """For a file that may be whole, but cannot be read now."""
+    if error.errno == errno.ELOOP:
+        return FmcefastError(f"{path} is a symbolic link. Put the file itself there.")
     reason = os.strerror(error.errno) if error.errno else str(error)
     return FmcefastError(f"{path} cannot be read: {reason}. Look after the disk and its permissions, then run again.")
 
@@ -246,8 +254,3 @@ def _count(value: Any) -> bool:
 
 def _positive(value: Any) -> bool:
     return _count(value) and value > 0
-
-
-def _require(condition: bool, complaint: str) -> None:
-    if not condition:
-        raise ValueError(complaint)

@@ -6,7 +6,7 @@ import torch
 from fmcefast.features.dataset import FeatureMapDataset
 from fmcefast.features.loader import Batches
 
-_ROWS_AT_A_TIME = 4096
+_BYTES_AT_A_TIME = 32 << 20
 
 
 class MapsInMemory:
@@ -17,8 +17,8 @@ class MapsInMemory:
         height, width, channels = dataset.manifest.shape
         dtype = getattr(torch, dataset.manifest.dtype)
         self._maps_nhwc = torch.empty((len(dataset), height, width, channels), dtype=dtype, device=device)
-        first = 0
-        for maps, _ in dataset.batches(np.arange(len(dataset)), _ROWS_AT_A_TIME):
+        first, rows = 0, max(1, _BYTES_AT_A_TIME // dataset.manifest.row_bytes)
+        for maps, _ in dataset.batches(np.arange(len(dataset)), rows):
             self._maps_nhwc[first : first + len(maps)] = maps.permute(0, 2, 3, 1)
             first += len(maps)
 

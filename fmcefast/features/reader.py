@@ -2,9 +2,9 @@
 
 import errno
 import os
-import stat
+import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from fmcefast import _core
 from fmcefast.errors import FmcefastError
+from fmcefast.features.guarded import open_regular, read_npy, require
 from fmcefast.features.manifest import DTYPES, HEADER_BYTES, Manifest, Shard, remake, unreadable
 from fmcefast.features.shards import npy_header, row_checksums_path
 
@@ -29,6 +30,7 @@ class ShardReader:
         self.folder = folder
         self._shards = shards
         self._ends = np.cumsum([shard.rows for shard in self._shards])
+        _allow_open_files(len(shards))
         self._core = _core.FeatureReader(manifest.row_bytes, threads, direct)
         self._unchecked: set[int] = set()
         self._checking = Lock()
@@ -37,7 +39,7 @@ class ShardReader:
                 check_header(folder / shard.file, shard, manifest)
                 checksums = np.empty(0, np.uint32)
                 if verify and shard.row_checksums:
-                    checksums = read_row_checksums(folder / shard.file, shard)
+                    checksums = read_npy(row_checksums_path(folder / shard.file), shard.rows, np.uint32)
                 elif verify:
                     self._unchecked.add(number)
                 self._core.add(str(folder / shard.file), shard.rows, HEADER_BYTES, checksums)
@@ -63,7 +65,7 @@ class ShardReader:
         """Compare a whole shard with its checksum."""
         shard = self._shards[number]
         with damage(self.folder, shard):
-            _require(self._core.checksum(number) == shard.crc32c, "its checksum differs")
+            require(self._core.checksum(number) == shard.crc32c, "its checksum differs")
 
 
 @contextmanager
@@ -84,38 +86,21 @@ def damage(folder: Path, shard: Shard) -> Iterator[None]:
 
 def check_header(path: Path, shard: Shard, manifest: Manifest) -> None:
     """Raise OSError or ValueError unless the file is a plain one of the right size and begins as ours do."""
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        _require(size == shard.bytes, f"it is {size} bytes long instead of {shard.bytes}")
+        require(size == shard.bytes, f"it is {size} bytes long instead of {shard.bytes}")
         expected = (shard.rows, *manifest.shape)
         header = file.read(HEADER_BYTES)
-        _require(
+        require(
             header == npy_header(expected, DTYPES[manifest.dtype]),
             f"its header is not that of {manifest.dtype} {expected}",
         )
 
 
-def read_row_checksums(path: Path, shard: Shard) -> np.ndarray:
-    """(rows,) uint32. Raises OSError or ValueError when the file beside the shard is missing or damaged."""
-    with _open_regular(row_checksums_path(path)) as file:
-        checksums = np.load(file, allow_pickle=False)
-    _require(
-        checksums.shape == (shard.rows,) and checksums.dtype == np.uint32,
-        f"its row checksums are {checksums.dtype} {checksums.shape}",
-    )
-    return checksums
-
-
-def _open_regular(path: Path):
-    # Neither a link out of the store nor a pipe that would have us wait.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    file = os.fdopen(descriptor, "rb")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise ValueError("it is not a regular file")
-    return file
-
-
-def _require(condition: bool, complaint: str) -> None:
-    if not condition:
-        raise ValueError(complaint)
+def _allow_open_files(files: int) -> None:
+    """Every shard stays open; a store may have more of them than a process may by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files + 512
+    if soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard > 0 else wanted, hard))

@@ -47,8 +47,8 @@ class RecomputedMaps:
     @torch.no_grad()
     def _make(self, rows: np.ndarray) -> torch.Tensor:
         """(n, C, H, W) in channels-last memory, in the order of `rows`."""
-        maps = torch.empty((len(rows), *self.shape), dtype=self._stored, device=self._device)
-        maps = maps.contiguous(memory_format=torch.channels_last)
+        shape = (len(rows), *self.shape)
+        maps = torch.empty(shape, dtype=self._stored, device=self._device, memory_format=torch.channels_last)
         phase_of = rows // self.samples
         for phase in np.unique(phase_of):
             places = np.flatnonzero(phase_of == phase)

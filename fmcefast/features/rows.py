@@ -1,5 +1,6 @@
 """Feature maps as the rows (n, H, W, C) that a store holds, from NumPy or torch, from a CPU or a GPU."""
 
+import sys
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,8 @@ import numpy as np
 
 from fmcefast.errors import InputError
 
+# What the core takes as it is. Looked up first: a producer should be held up as little as possible.
+_STORABLE = {np.dtype(name): name for name in ("float16", "float32")}
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -16,7 +19,9 @@ def channels_last(maps: Any, shape: tuple[int, int, int]) -> Any:
 
     Raises InputError for another shape or type.
     """
-    if hasattr(maps, "detach"):
+    if isinstance(maps, np.ndarray) and maps.shape[1:] == shape and maps.dtype in _STORABLE:
+        return maps
+    if _is_torch(maps):
         maps = maps.detach()
     height, width, channels = shape
     layouts = {"NHWC": (height, width, channels), "NCHW": (channels, height, width)}
@@ -40,6 +45,10 @@ def as_rows(maps_nhwc: Any, target: str) -> tuple[np.ndarray, str]:
 
     Not copied when they are contiguous and of a type that the core converts itself; bfloat16 comes as raw uint16.
     """
+    if isinstance(maps_nhwc, np.ndarray):
+        name = _STORABLE.get(maps_nhwc.dtype)
+        if name and (name == target or target == "float16") and maps_nhwc.flags.c_contiguous:
+            return maps_nhwc, name
     name = _type_name(maps_nhwc)
     if _is_torch(maps_nhwc):
         import torch
@@ -63,13 +72,16 @@ class DeviceCopies:
 
     def __init__(self):
         self._waiting: deque[tuple[Any, Any, int]] = deque()
-        self._stream = None
-        self._overflowed: Any = 0  # counted on the GPU
+        self._streams: dict[Any, Any] = {}
+        self._overflowed: dict[Any, Any] = {}  # counted on each device
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     @property
     def overflowed(self) -> int:
         """Finite values that became infinite in float16. Waits for the GPU."""
-        return int(self._overflowed)
+        return sum(int(count) for count in self._overflowed.values())
 
     def start(self, maps_nhwc: Any, target: str, score: int) -> None:
         """Convert maps (n, H, W, C) to the type named `target` and begin to copy them."""
@@ -78,14 +90,17 @@ class DeviceCopies:
         # Always a copy: the caller may change the maps before they have left.
         rows = maps_nhwc.to(getattr(torch, target), copy=True, memory_format=torch.contiguous_format)
         if rows.dtype != maps_nhwc.dtype and target == "float16":
-            self._overflowed = self._overflowed + (rows.isinf() & maps_nhwc.isfinite()).sum()
+            count = (rows.isinf() & maps_nhwc.isfinite()).sum()
+            self._overflowed[rows.device] = self._overflowed.get(rows.device, 0) + count
         with torch.cuda.device(rows.device):
-            self._stream = self._stream or torch.cuda.Stream()
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
+            if rows.device not in self._streams:
+                self._streams[rows.device] = torch.cuda.Stream()
+            stream = self._streams[rows.device]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
                 pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
                 pinned.copy_(rows, non_blocking=True)
-                rows.record_stream(self._stream)  # keeps its memory until the copy is done
+                rows.record_stream(stream)  # keeps its memory until the copy is done
                 copied = torch.cuda.Event()
                 copied.record()
         self._waiting.append((copied, pinned, score))
@@ -99,7 +114,8 @@ class DeviceCopies:
 
 
 def _is_torch(maps: Any) -> bool:
-    return type(maps).__module__.partition(".")[0] == "torch"
+    torch = sys.modules.get("torch")  # whoever has a tensor has loaded it
+    return torch is not None and isinstance(maps, torch.Tensor)
 
 
 def _type_name(maps: Any) -> str:

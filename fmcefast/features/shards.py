@@ -69,12 +69,7 @@ class OpenShard:
         header = npy_header((span.rows, *manifest.shape), DTYPES[manifest.dtype])
         file_bytes = HEADER_BYTES + span.rows * manifest.row_bytes
         row_bytes = manifest.row_bytes if row_checksums else 0
-        try:
-            self.core = _core.ShardWriter(pool, str(self._partial), header, file_bytes, row_bytes)
-        except BaseException:
-            with suppress(OSError):
-                self._partial.unlink()
-            raise
+        self.core = _core.ShardWriter(pool, str(self._partial), header, file_bytes, row_bytes)
 
     @property
     def room(self) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from fmcefast import files
 from fmcefast.errors import FmcefastError
-from fmcefast.features.manifest import FILE, LABELS, Manifest, Shard, read_labels
+from fmcefast.features.manifest import FILE, LABELS, Shard, rank_files, read_committed, read_labels
 from fmcefast.features.reader import ShardReader
 from fmcefast.features.shards import row_checksums_path
 
@@ -21,7 +21,7 @@ def verify_store(folder: Path, advance: Callable[[int], None] = lambda size: Non
     Shards are read past the page cache. `advance` is called with the bytes of each shard that was read.
     """
     try:
-        manifest = Manifest.read(folder)
+        manifest = read_committed(folder)
     except FmcefastError as error:
         return [str(error)]
     problems = []
@@ -44,7 +44,7 @@ def verify_store(folder: Path, advance: Callable[[int], None] = lambda size: Non
         except FmcefastError as error:
             problems.append(str(error))
         advance(shard.bytes)
-    named = {FILE, LABELS, files.LOCK}
+    named = {FILE, LABELS, files.LOCK, *(path.name for path in rank_files(folder))}
     for shard in manifest.shards:
         named |= {shard.file} | ({row_checksums_path(Path(shard.file)).name} if shard.row_checksums else set())
     for path in sorted(folder.iterdir()):

@@ -6,28 +6,30 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fmcefast import _core, files
 from fmcefast.errors import DiskFullError, FmcefastError, InputError
+from fmcefast.features.committer import Committer
 from fmcefast.features.manifest import (
     FILE,
     LABELS,
     Manifest,
     Phase,
-    merge_ranks,
     rank_file,
+    rank_files,
+    read_committed,
     read_labels,
     remake,
 )
 from fmcefast.features.rows import DeviceCopies, as_rows, channels_last
 from fmcefast.features.shards import Layout, OpenShard, Span
+from fmcefast.progress import format_bytes
 
 _SHARD_BYTES = 2 << 30
 _MEMORY_BYTES = 256 << 20
@@ -96,7 +98,7 @@ class FeatureMapWriter:
         self._rank, self._ranks = rank, ranks
         self._layout = Layout.of(self._manifest, shard_bytes)
         self._shard: OpenShard | None = None
-        self._commits: deque[tuple[OpenShard, Future]] = deque()
+        self._begun: Span | None = None  # what is left of a phase that stopped within a shard
         self._copies = DeviceCopies()
         self._lock: files.FolderLock | None = None
         self._closed = False
@@ -104,10 +106,11 @@ class FeatureMapWriter:
         self._overflowed = 0
         self.not_finite = 0
         self.past_page_cache = True
-        self._committer = ThreadPoolExecutor(1, thread_name_prefix="fmcefast-commit")
-        with self._explaining():
+        self._committer: Committer | None = None
+        with self._giving_up_on_errors():
             self._open(labels)
-        self._pool = _core.WritePool(memory_bytes, _THREADS, use_uring=True)
+            self._pool = _core.WritePool(memory_bytes, _THREADS, use_uring=True)
+            self._committer = Committer(self._commit)
 
     @property
     def overflowed(self) -> int:
@@ -122,6 +125,11 @@ class FeatureMapWriter:
             self._abandon()
         else:
             self.close()
+
+    def __del__(self) -> None:
+        # After a Ctrl-C at a bad moment the store must not stay locked.
+        if getattr(self, "_lock", None) is not None:
+            self._abandon()
 
     def rows(self, score: int) -> int:
         """The data set index of the next row that this writer takes for a phase; `samples` when it needs no more."""
@@ -141,13 +149,16 @@ class FeatureMapWriter:
         """
         maps_nhwc = channels_last(maps, self._manifest.shape)
         self._accept(score, len(maps_nhwc))
-        with self._explaining():
-            if getattr(maps_nhwc, "is_cuda", False):
+        try:
+            if not isinstance(maps_nhwc, np.ndarray) and maps_nhwc.is_cuda:
                 self._copies.start(maps_nhwc, self._manifest.dtype, score)
                 self._append_copies(keep=_COPIES_IN_FLIGHT)
             else:
-                self._append_copies()
+                if self._copies:
+                    self._append_copies()
                 self._append(score, *as_rows(maps_nhwc, self._manifest.dtype))
+        except BaseException as error:
+            self._give_up(error)
 
     def close(self) -> None:
         """Wait until everything is committed and check that nothing is missing.
@@ -156,21 +167,37 @@ class FeatureMapWriter:
         """
         if self._closed:
             return
-        with self._explaining():
+        with self._giving_up_on_errors():
             self._append_copies()
-            while self._commits:
-                self._finish_commit()
+            while shard := self._committer.finished(wait=True):
+                self._count(shard)
         self._abandon()
-        for span in self.spans():
-            raise InputError(
-                f"Phase {span.score} of {self.folder} has {span.first} of {self._manifest.samples} rows; write the "
-                f"others, from row {span.first} on."
-            )
+        committed = {shard.file for shard in self._manifest.shards}
+        for phase in self._manifest.phases:
+            for span in self._layout.spans(phase.score):
+                if self._is_mine(span) and self._layout.name(span) not in committed | self._committed_before:
+                    raise InputError(
+                        f"Phase {phase.score} of {self.folder} is not whole: rows {span.first} to {span.end - 1} are "
+                        "missing. Make another writer and write what its spans() lists."
+                    )
 
     def merge(self) -> None:
         """Put the shards of all ranks into the manifest; for rank 0, when all writers are closed."""
-        with self._explaining():
-            merge_ranks(self.folder, self._manifest)
+        with self._giving_up_on_errors():
+            self._merge()
+        if not self._manifest.complete:
+            raise FmcefastError(
+                f"{self.folder} has {self._manifest.rows:,} feature maps and needs "
+                f"{self._manifest.samples * len(self._manifest.phases):,}: another process has not finished. Run again."
+            )
+
+    def _merge(self) -> None:
+        merged = read_committed(self.folder)
+        if rank_files(self.folder):
+            merged.write(self.folder)
+            for path in rank_files(self.folder):
+                path.unlink()
+        self._manifest = merged
 
     def _open(self, labels: np.ndarray) -> None:
         if self._rank > 0:
@@ -182,18 +209,22 @@ class FeatureMapWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = files.FolderLock(self.folder)
             if (self.folder / FILE).exists():
-                found = Manifest.read(self.folder)
-                merge_ranks(self.folder, found)
+                wanted = self._manifest
+                self._merge()
+                found, self._manifest = self._manifest, wanted
                 self._continue(found, labels)
             else:
+                for path in rank_files(self.folder):
+                    path.unlink()
                 files.write_npy(self.folder / LABELS, labels)
                 self._manifest.write(self.folder)
                 files.sync_folder(self.folder.parent)
             committed = {shard.file for shard in self._manifest.shards}
             for path in self.folder.iterdir():
                 shard = path.name.replace(".crc32c", "")
-                if _OUR_FILE.fullmatch(path.name) and shard not in committed:
+                if _OUR_FILE.fullmatch(path.name) and shard not in committed and not path.is_dir():
                     path.unlink()
+        self._committed_before = committed
         self._recorded_rows = self._manifest.rows
         self._to_begin: dict[int, deque[Span]] = {}
         self._left: dict[int, deque[Span]] = {}  # the same rows, adjacent shards joined
@@ -201,10 +232,13 @@ class FeatureMapWriter:
             mine = [
                 span
                 for span in self._layout.spans(phase.score)
-                if self._layout.writer_of(span, self._ranks) == self._rank and self._layout.name(span) not in committed
+                if self._is_mine(span) and self._layout.name(span) not in committed
             ]
             self._to_begin[phase.score] = deque(mine)
             self._left[phase.score] = _joined(mine)
+
+    def _is_mine(self, span: Span) -> bool:
+        return self._layout.writer_of(span, self._ranks) == self._rank
 
     def _continue(self, found: Manifest, labels: np.ndarray) -> None:
         differences = found.differences(self._manifest)
@@ -216,10 +250,18 @@ class FeatureMapWriter:
                 if any(cut.get(shard.file) != (shard.first, shard.rows) for shard in phase.shards):
                     differences.append("its shards are cut otherwise (shard_bytes)")
                     break
+        if any(shard.row_checksums != self._row_checksums for shard in found.shards):
+            differences.append(f"row_checksums is {not self._row_checksums}, not {self._row_checksums}")
         if differences:
             raise InputError(
                 f"{self.folder} holds another data set: {'; '.join(differences)}. Name another folder, or "
                 f"{remake(self.folder)}."
+            )
+        flawed = sum(shard.not_finite for shard in found.shards)
+        if self._strict and flawed:
+            raise FmcefastError(
+                f"{self.folder} already holds {flawed:,} values that are NaN or infinite. Without --strict they count "
+                f"as they are; to be rid of them, {remake(self.folder)}."
             )
         self._manifest = found
 
@@ -231,22 +273,27 @@ class FeatureMapWriter:
         if self._closed:
             raise InputError(f"This writer of {self.folder} is closed. Make another one to go on.")
         self._check_score(score)
-        for other, left in self._left.items():
-            if other != score and left and left[0].first % self._layout.rows_per_shard:
-                raise InputError(
-                    f"Phase {other} has {left[0].first} of {self._manifest.samples} rows; finish it before phase "
-                    f"{score}."
-                )
+        begun = self._begun
+        if begun is not None and begun.score != score:
+            raise InputError(
+                f"Phase {begun.score} has {begun.first} of {self._manifest.samples} rows; finish it before phase "
+                f"{score}."
+            )
         left = self._left[score]
-        if rows > (left[0].rows if left else 0):
-            wanted = f"rows {left[0].first} to {left[0].end - 1} next" if left else "no more rows"
+        span = left[0] if left else Span(score, self._manifest.samples, 0)
+        if rows > span.rows:
+            wanted = f"rows {span.first} to {span.end - 1} next" if span.rows else "no more rows"
             raise InputError(
                 f"Phase {score} of {self.folder} takes {wanted}; {rows} do not fit. writer.spans() lists what it takes."
             )
-        if rows:
-            span = left.popleft()
-            if rows < span.rows:
-                left.appendleft(Span(score, span.first + rows, span.rows - rows))
+        if rows == 0:
+            return
+        rest = Span(score, span.first + rows, span.rows - rows)
+        if rest.rows:
+            left[0] = rest
+        else:
+            left.popleft()
+        self._begun = rest if rest.rows and rest.first % self._layout.rows_per_shard else None
 
     def _append_copies(self, keep: int = 0) -> None:
         for score, rows in self._copies.finished(keep):
@@ -265,14 +312,13 @@ class FeatureMapWriter:
                     row_checksums=self._row_checksums,
                     strict=self._strict,
                 )
-                self.past_page_cache &= self._shard.core.direct
             part, rows = rows[: self._shard.room], rows[self._shard.room :]
             self._shard.append(part, source)
             if self._shard.room == 0:
-                shard, self._shard = self._shard, None
-                self._commits.append((shard, self._committer.submit(self._commit, shard)))
-        while self._commits and (self._commits[0][1].done() or len(self._commits) > _COMMITS_IN_FLIGHT):
-            self._finish_commit()
+                self._committer.submit(self._shard)
+                self._shard = None
+        while shard := self._committer.finished(wait=self._committer.pending > _COMMITS_IN_FLIGHT):
+            self._count(shard)
 
     def _commit(self, shard: OpenShard) -> None:
         """On the committer's thread."""
@@ -284,42 +330,42 @@ class FeatureMapWriter:
         self._manifest.write(self.folder, FILE if self._rank == 0 else rank_file(self._rank))
         self._recorded_rows = self._manifest.rows
 
-    def _finish_commit(self) -> None:
-        shard, commit = self._commits[0]
-        commit.result()
-        self._commits.popleft()
+    def _count(self, shard: OpenShard) -> None:
+        self.past_page_cache &= shard.core.direct
         self._overflowed += shard.core.overflowed
         self.not_finite += shard.not_finite
 
     @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Give up on any error; those of the system say what is safe and what to do."""
+    def _giving_up_on_errors(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            self._abandon()
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            total = self._manifest.samples * len(self._manifest.phases)
-            kept = self._recorded_rows
-            safe = f"{kept:,} of {total:,} feature maps are safe"
-            if self._ranks > 1:
-                safe = f"{kept:,} feature maps of this process are safe"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                need = (total - kept) * self._manifest.row_bytes
-                raise DiskFullError(
-                    f"The disk of {self.folder} is full. {safe}; the others need {need / 1e9:.3g} GB."
-                ) from error
-            if error.errno in _NOT_WRITABLE:
-                raise InputError(
-                    f"Cannot write to {error.filename or self.folder}: {reason}. Name a folder that can be written to."
-                ) from error
-            raise FmcefastError(
-                f"Writing {error.filename or self.folder} failed: {reason}. {safe}. Run again to go on there; if it "
-                "fails again, look after the disk."
+        except BaseException as error:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> NoReturn:
+        """Let go of everything and raise; errors of the system say what is safe and what to do."""
+        self._abandon()
+        if not isinstance(error, OSError):
+            raise error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        total = self._manifest.samples * len(self._manifest.phases)
+        kept = self._recorded_rows
+        safe = f"{kept:,} of {total:,} feature maps are safe"
+        if self._ranks > 1:
+            safe = f"{kept:,} feature maps of this process are safe"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            need = (total - kept) * self._manifest.row_bytes
+            raise DiskFullError(
+                f"The disk of {self.folder} is full. {safe}; the others need {format_bytes(need)}."
             ) from error
-        except BaseException:
-            self._abandon()
-            raise
+        if error.errno in _NOT_WRITABLE:
+            raise InputError(
+                f"Cannot write to {error.filename or self.folder}: {reason}. Name a folder that can be written to."
+            ) from error
+        raise FmcefastError(
+            f"Writing {error.filename or self.folder} failed: {reason}. {safe}. Run again to go on there; if it fails "
+            "again, look after the disk."
+        ) from error
 
     def _abandon(self) -> None:
         """Let go of everything. Whole shards are still committed; those that cannot be are removed."""
@@ -327,13 +373,14 @@ class FeatureMapWriter:
         if self._shard is not None:
             self._shard.discard()
         self._shard = None
-        self._committer.shutdown(wait=True)
-        self._commits.clear()
+        if self._committer is not None:
+            self._committer.stop()
         if self._recorded_rows < self._manifest.rows:
             with suppress(OSError):  # there may be room for it, now that the last shard is gone
                 self._record()
         if self._lock is not None:
             self._lock.release()
+            self._lock = None
 
 
 def _joined(spans: list[Span]) -> deque[Span]:

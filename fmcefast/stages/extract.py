@@ -11,7 +11,7 @@ from fmcefast.data.loaders import make_loader
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type, autocast, describe, pick_device, precision_name
-from fmcefast.errors import DiskFullError
+from fmcefast.errors import DiskFullError, FmcefastError
 from fmcefast.features.manifest import Manifest
 from fmcefast.features.writer import FeatureMapWriter
 from fmcefast.progress import Progress, format_bytes
@@ -49,9 +49,10 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
     markers, DiskFullError before it starts when the disk has not enough room, and what FeatureMapWriter raises.
     """
     markers = require_markers(run)
+    config, ranks = run.config, current_ranks()
     if is_extracted(run):
         return _result(run)
-    config, ranks = run.config, current_ranks()
+    ranks.barrier()  # before rank 0 may change what the others ask
     device = pick_device()
     dtype = amp_type(config.amp, device)
     source = load_source(config.data, config.data_root, config.subset)
@@ -82,7 +83,7 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
         progress.task("extract", total=sum(span.rows for span in todo), unit="images") as task,
         torch.inference_mode(),
     ):
-        facts["hardware"] = describe(device, dtype) + (f", {ranks.size} processes" if ranks.size > 1 else "")
+        facts["hardware"], facts["processes"] = describe(device, dtype), ranks.size
         for span in todo:
             epoch = markers.markers[span.score - 1]
             backbone.load(run.weights_of(epoch))
@@ -102,8 +103,9 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
                 with autocast(device, dtype):
                     maps = backbone.features(batch)
                 writer.write(span.score, maps[max(0, span.first - first) : span.end - first])
+                asked = min(first + len(batch), span.end) - max(first, span.first)
                 first += len(batch)
-                task.advance(len(batch), note=f"phase {span.score} of {markers.phases} (epoch {epoch})")
+                task.advance(asked, note=f"phase {span.score} of {markers.phases} (epoch {epoch})")
                 facts["images_per_second"] = round(task.rate * ranks.size, 1)
     ranks.barrier()
     if ranks.rank == 0:
@@ -145,6 +147,11 @@ def _rank_0_first(ranks: Ranks) -> Iterator[None]:
 def _result(run: RunFolder) -> ExtractResult:
     manifest = Manifest.read(run.features)
     not_finite = sum(shard.not_finite for shard in manifest.shards)
+    if run.config.strict and not_finite:
+        raise FmcefastError(
+            f"The feature maps of {run} hold {not_finite:,} values that are NaN or infinite. Train with --amp off, or "
+            "go on without --strict."
+        )
     return ExtractResult(
         manifest.samples, len(manifest.phases), manifest.shape, manifest.dtype, manifest.bytes, not_finite
     )

@@ -14,7 +14,7 @@ from fmcefast.device import free_memory
 from fmcefast.errors import InputError
 from fmcefast.features.dataset import FeatureMapDataset
 from fmcefast.features.loader import Maps
-from fmcefast.features.manifest import FILE, HEADER_BYTES, Manifest
+from fmcefast.features.manifest import FILE, HEADER_BYTES, Manifest, read_committed
 from fmcefast.features.memory import MapsInMemory
 from fmcefast.features.recompute import RecomputedMaps
 from fmcefast.models.backbones import Backbone, make_backbone
@@ -88,7 +88,7 @@ def is_extracted(run: RunFolder) -> bool:
 def maps_to_extract(run: RunFolder, images: int) -> int:
     """How many feature maps the store of a run still needs."""
     phases = load_markers(run).phases if run.markers_json.exists() else run.config.phases
-    done = Manifest.read(run.features).rows if (run.features / FILE).exists() else 0
+    done = read_committed(run.features).rows if (run.features / FILE).exists() else 0
     return phases * images - done
 
 
@@ -152,5 +152,9 @@ def _disk_rate(dataset: FeatureMapDataset, batch_size: int) -> float:
 
 def _extraction_rate(run: RunFolder) -> float | None:
     """Maps a second that the backbones made when they were last measured."""
-    rates = [entry["images_per_second"] for entry in run.history() if entry["stage"] == "extract"]
+    rates = [
+        entry["images_per_second"] / entry.get("processes", 1)
+        for entry in run.history()
+        if entry["stage"] == "extract" and "images_per_second" in entry
+    ]
     return rates[-1] if rates else None

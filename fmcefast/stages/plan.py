@@ -1,5 +1,6 @@
 """What a run will cost in time and disk space, before it starts."""
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,8 +24,8 @@ from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted, maps
 
 _TRIAL_SECONDS = 2.0
 _TRIAL_IMAGES = 16
-_TRIAL_BYTES = 128 << 20
-_TRIAL_WRITES = 4
+_TRIAL_BYTES = 32 << 20
+_TRIAL_WRITES = 16
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class PlanResult:
         verdict = (
             f"There is room: {free}."
             if self.fits
-            else f"There is not enough room: {free}. --store recompute keeps no feature maps, --fp16 halves those of "
-            "--fp32, --subset N uses fewer images."
+            else f"There is not enough room: {free}. --store recompute keeps no feature maps (`run` chooses it "
+            "when only they do not fit), --fp16 halves those of --fp32, --subset N uses fewer images."
         )
         return "\n".join([f"plan: {self.hardware}", *lines, verdict])
 
@@ -113,8 +114,10 @@ def _plan_extract(run: RunFolder, images: int, rates: "_Rates") -> StagePlan:
     maps, size = maps_to_extract(run, images), bytes_to_extract(run, images)
     rate, text = rates.of("extract", rates.forward)
     disk = rates.write()
-    limit = "the disk" if size / disk > maps / rate else "the backbone"
     work = f"{maps:,} feature maps"
+    if disk is None:
+        return StagePlan("extract", work, maps / rate, size, f"{text}; the disk is too full to measure it")
+    limit = "the disk" if size / disk > maps / rate else "the backbone"
     return StagePlan("extract", work, max(maps / rate, size / disk), size,
                      f"{text}, disk {format_bytes(disk)}/s: {limit} is the limit")  # fmt: skip
 
@@ -194,17 +197,22 @@ class _Rates:
 
         return self._items_per_second(step, len(maps))
 
-    def write(self) -> float:
-        """Bytes a second onto the disk of the run, synced."""
-        rows = np.zeros(_TRIAL_BYTES // 2, np.float16)
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix=".fmcefast-plan-", dir=nearest_folder(self.run.path)) as folder:
-            pool = _core.WritePool(_TRIAL_BYTES, 2, use_uring=True)
-            shard = _core.ShardWriter(pool, str(Path(folder) / "trial"), b"", _TRIAL_WRITES * _TRIAL_BYTES)
-            for _ in range(_TRIAL_WRITES):
+    def write(self) -> float | None:
+        """Bytes a second onto the disk of the run, synced; None when it is too full to try."""
+        folder = nearest_folder(self.run.path)
+        batches = min(_TRIAL_WRITES, shutil.disk_usage(folder).free // (4 * _TRIAL_BYTES))
+        if batches == 0:
+            return None
+        # Noise: some file systems store zeros as nothing.
+        rows = np.frombuffer(np.random.default_rng(0).bytes(_TRIAL_BYTES), np.float16)
+        with tempfile.TemporaryDirectory(prefix=".fmcefast-plan-", dir=folder) as place:
+            pool = _core.WritePool(4 * _TRIAL_BYTES, 2, use_uring=True)
+            shard = _core.ShardWriter(pool, str(Path(place) / "trial"), b"", batches * _TRIAL_BYTES)
+            began = time.monotonic()
+            for _ in range(batches):
                 shard.submit(rows, "float16", "float16")
             shard.close()
-            return _TRIAL_WRITES * _TRIAL_BYTES / (time.monotonic() - began)
+            return batches * _TRIAL_BYTES / (time.monotonic() - began)
 
     def _random(self, *shape: int) -> torch.Tensor:
         return torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)

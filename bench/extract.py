@@ -1,0 +1,141 @@
+r"""Extraction against the bare forward loop, and against the same loop with other ways to save.
+
+    pip install '.[bench]'
+    python bench/extract.py                 # about 12 minutes on two cores, 1 GB of disk
+    python bench/extract.py --images 512 --rounds 3
+
+ShuffleNetV2 x1.0 at 224 px on the bundled digits, two phases, as `fmcefast extract` runs it. `bare` makes the same
+feature maps and keeps none. First the stored maps are compared with those of the loop. Everybody reads the images and
+loads the weights; files are synced. Writes bench/results/extract.json.
+"""
+
+import argparse
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from cqi import RESULTS, seconds
+from environment import document, row, write
+from writer import BATCH, CONTESTANTS, table
+
+from fmcefast import FeatureMapDataset, files, find_markers
+from fmcefast.config import resolve
+from fmcefast.data.loaders import make_loader
+from fmcefast.data.recipes import recipe_of
+from fmcefast.data.sources import load_source
+from fmcefast.device import amp_type, autocast, pick_device
+from fmcefast.models.backbones import make_backbone
+from fmcefast.progress import Progress
+from fmcefast.run_folder import RunFolder
+from fmcefast.stages.extract import extract
+from fmcefast.stages.maps import load_backbone
+from fmcefast.stages.markers import load_markers
+
+PHASES = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1024, help=f"of each phase, whole batches of {BATCH}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to write to")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="extract-bench-") as folder:
+        run = make_run(Path(folder) / "run", arguments.images)
+        check(run)
+        rows = speed_rows(run, Path(folder) / "files", arguments.images, arguments.rounds)
+    write(RESULTS / "extract.json", document("extract", rows, packages=("zarr", "safetensors")))
+    print(table(rows))
+
+
+def make_run(path: Path, images: int) -> RunFolder:
+    """A run that has markers and the weights they name, as training would leave them."""
+    config = resolve(
+        {"subset": images, "image_size": 224, "backbone": "shufflenet_v2_x1_0", "batch_size": BATCH, "phases": PHASES}
+    )
+    run = RunFolder(path, config)
+    run.weights.mkdir(parents=True)
+    markers = find_markers(np.geomspace(2, 1e-3, 30), mu=1.0, phases=PHASES)
+    files.write_json(run.markers_json, dataclasses.asdict(markers))
+    for epoch in markers.markers:
+        torch.manual_seed(epoch)
+        make_backbone(config.backbone, 10).save(run.weights_of(epoch))
+    return run
+
+
+def forward(run: RunFolder) -> Iterator[torch.Tensor]:
+    """The feature maps (n, C, H, W) of every phase, batch by batch: the bare loop."""
+    config, device = run.config, pick_device()
+    dtype = amp_type(config.amp, device)
+    source = load_source(config.data, config.data_root, config.subset)
+    backbone = load_backbone(run, len(source.classes), None, device)
+    for epoch in load_markers(run).markers:
+        backbone.load(run.weights_of(epoch))
+        loader = make_loader(
+            source.train,
+            recipe_of(config.data),
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            training=False,
+            device=device,
+        )
+        for images, _ in loader:
+            with torch.inference_mode(), autocast(device, dtype):
+                maps = backbone.features(images)
+            yield maps
+
+
+def with_fmcefast(run: RunFolder) -> None:
+    shutil.rmtree(run.features, ignore_errors=True)
+    extract(run, Progress(quiet=True))
+
+
+def bare(run: RunFolder) -> None:
+    for _ in forward(run):
+        pass
+
+
+def with_peer(run: RunFolder, folder: Path, begin: Callable) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    save, finish = begin(folder, PHASES * run.config.subset // BATCH)
+    for number, maps in enumerate(forward(run)):
+        save(number, maps.permute(0, 2, 3, 1).float().cpu().numpy())
+    finish()
+
+
+def check(run: RunFolder) -> None:
+    with_fmcefast(run)
+    dataset = FeatureMapDataset(run.features)
+    found = dataset.batches(np.arange(len(dataset)), BATCH)
+    for (stored, _), made in zip(found, forward(run), strict=True):
+        assert torch.equal(stored, made.cpu().half()), "the stored maps are not the backbone's"
+
+
+def speed_rows(run: RunFolder, folder: Path, images: int, rounds: int) -> list[dict]:
+    ways: dict[str, Callable[[], None]] = {"bare loop": lambda: bare(run), "fmcefast": lambda: with_fmcefast(run)}
+    for name, peer in CONTESTANTS.items():
+        if name != "fmcefast":
+            ways[name] = lambda begin=peer.begin: with_peer(run, folder, begin)
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            taken[name].append(seconds(way))
+    # Of each round: the machine's speed changes slowly.
+    shares = {
+        name: median(loop / value for loop, value in zip(taken["bare loop"], values, strict=True))
+        for name, values in taken.items()
+    }
+    return [
+        row(f"extract: {name}", [PHASES * images / value for value in values], "images/s", part_of_bare=shares[name])
+        for name, values in taken.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+r"""Feature maps to disk: FeatureMapWriter against np.save, torch.save, safetensors, zarr and the disk itself.
+
+    pip install '.[bench]'
+    python bench/writer.py                  # 2.06 GB a contestant, about 15 minutes, 3 GB of disk and 2 GB of memory
+    python bench/writer.py --batches 20 --rounds 2 --folder /mnt/nvme
+
+Batches of 256 float32 maps of 7x7x1024, channels last, are stored as float16. First the files of every contestant are
+read back and checked. Then all of them take turns, round by round, each in an empty folder on a synced file system.
+Conversion and fsync of every file and folder count for everybody. `the disk` is O_DIRECT writes of 4 MiB from memory
+into allocated files, with the better of 1 and 2 threads. A producer that has slept finds cold caches: `a line of JSON`
+is what the least of calls costs it. Writes bench/results/writer.json.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from statistics import fmean, median
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+import zarr
+from cqi import RESULTS, ratios, seconds, status
+from environment import document, row, write
+
+from fmcefast import _core
+from fmcefast.features.writer import FeatureMapWriter
+
+BATCH, SHAPE = 256, (7, 7, 1024)
+STORED_BYTES = BATCH * 7 * 7 * 1024 * 2  # of a batch
+PIECE_BYTES = 4 << 20  # of a raw write
+MEMORY_BYTES = 256_000_000
+PRODUCER_SECONDS = (0.02, 0.05)  # both leave the disk time to keep up
+PRODUCER_BATCHES = 40
+
+Save = Callable[[int, np.ndarray], object]
+Finish = Callable[[], object]
+
+
+class Contestant(NamedTuple):
+    """begin: in an empty folder, for so many batches. read: the float16 batches from there."""
+
+    begin: Callable[[Path, int], tuple[Save, Finish]]
+    read: Callable[[Path], Iterable[np.ndarray]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
+    parser.add_argument("--memory", choices=("writer", "nothing"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    batches, rounds, folder = arguments.batches, arguments.rounds, arguments.folder
+    if arguments.memory:
+        print(json.dumps(memory_growth(arguments.memory == "writer", batches, folder)))
+        return
+
+    maps = [relu_noise(seed) for seed in range(4)]
+    check(maps, folder)
+    rows = []
+    for made in (
+        speed_rows(maps, batches, rounds, folder),
+        *(held_up_rows(maps, pause, rounds, folder) for pause in PRODUCER_SECONDS),
+        [memory_row(batches, rounds, folder)],
+    ):
+        print(table(made), flush=True)
+        rows += made
+    write(RESULTS / "writer.json", document("writer", rows, packages=("zarr", "safetensors"), batches=batches))
+
+
+def relu_noise(seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal((BATCH, *SHAPE), dtype=np.float32)
+    return np.maximum(noise, 0, out=noise)
+
+
+@contextmanager
+def empty_folder(parent: Path) -> Iterator[Path]:
+    """A new folder, with nothing left to write for the disk."""
+    with tempfile.TemporaryDirectory(dir=parent, prefix="writer-bench-") as folder:
+        (Path(folder) / ".gitignore").write_text("*")  # a commit meanwhile must not take it in
+        inside = Path(folder) / "files"
+        inside.mkdir()
+        os.sync()
+        yield inside
+
+
+def with_fmcefast(folder: Path, batches: int, **options) -> tuple[Save, Finish]:
+    samples = batches * BATCH
+    labels = np.zeros(samples, np.int64)
+    writer = FeatureMapWriter(folder / "store", shape=SHAPE, samples=samples, epochs=[1], labels=labels, **options)
+    return lambda number, maps: writer.write(1, maps), writer.close
+
+
+def read_fmcefast(folder: Path) -> Iterator[np.ndarray]:
+    store = folder / "store"
+    for shard in json.loads((store / "manifest.json").read_text())["phases"][0]["shards"]:
+        path = store / shard["file"]
+        assert _core.crc32c(path.read_bytes()) == shard["crc32c"], f"the checksum of {path} is wrong"
+        rows = np.load(path, mmap_mode="r")
+        yield from np.split(rows, len(rows) // BATCH)
+
+
+def files(save: Callable[[Path, int, torch.Tensor], object]) -> Callable[[Path, int], tuple[Save, Finish]]:
+    def begin(folder: Path, batches: int) -> tuple[Save, Finish]:
+        return lambda number, maps: save(folder, number, torch.from_numpy(maps).half()), lambda: sync_all(folder)
+
+    return begin
+
+
+def save_samples(folder: Path, number: int, maps: torch.Tensor) -> None:
+    for index, sample in enumerate(maps.numpy(), start=number * BATCH):
+        np.save(folder / f"{index:07}.npy", sample)
+
+
+def read_samples(folder: Path) -> Iterator[np.ndarray]:
+    paths = sorted(folder.iterdir())
+    for first in range(0, len(paths), BATCH):
+        yield np.stack([np.load(path) for path in paths[first : first + BATCH]])
+
+
+def with_zarr(**config: bool) -> Contestant:
+    def begin(folder: Path, batches: int) -> tuple[Save, Finish]:
+        array = zarr.create_array(
+            folder / "maps.zarr",
+            shape=(batches * BATCH, *SHAPE),
+            chunks=(BATCH, *SHAPE),
+            dtype="float16",
+            compressors=None,
+            filters=None,
+            zarr_format=3,
+            config=config,
+        )
+
+        def save(number: int, maps: np.ndarray) -> None:
+            array[number * BATCH : (number + 1) * BATCH] = torch.from_numpy(maps).half().numpy()
+
+        return save, lambda: sync_all(folder)
+
+    def read(folder: Path) -> list[np.ndarray]:
+        maps = zarr.open_array(folder / "maps.zarr", mode="r")[:]
+        return np.split(maps, len(maps) // BATCH)
+
+    return Contestant(begin, read)
+
+
+def sync_all(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for path in (*(Path(parent) / name for name in names), parent):
+            opened = os.open(path, os.O_RDONLY)
+            os.fsync(opened)
+            os.close(opened)
+
+
+def read_each(load: Callable[[Path], np.ndarray]) -> Callable[[Path], Iterable[np.ndarray]]:
+    return lambda folder: map(load, sorted(folder.iterdir()))
+
+
+CONTESTANTS = {
+    "fmcefast": Contestant(with_fmcefast, read_fmcefast),
+    "np.save": Contestant(
+        files(lambda folder, number, maps: np.save(folder / f"{number:03}.npy", maps.numpy())), read_each(np.load)
+    ),
+    "torch.save": Contestant(
+        files(lambda folder, number, maps: torch.save(maps, folder / f"{number:03}.pt")),
+        read_each(lambda path: torch.load(path, weights_only=True).numpy()),
+    ),
+    "safetensors": Contestant(
+        files(lambda folder, number, maps: safetensors.torch.save_file({"maps": maps}, folder / f"{number:03}")),
+        read_each(lambda path: safetensors.torch.load_file(path)["maps"].numpy()),
+    ),
+    "zarr": with_zarr(),
+    "zarr, write_empty_chunks": with_zarr(write_empty_chunks=True),
+    "np.save of each sample": Contestant(files(save_samples), read_samples),
+}
+
+
+def check(maps: list[np.ndarray], folder: Path) -> None:
+    wanted = [batch.astype(np.float16) for batch in maps[:3]]
+    for name, contestant in CONTESTANTS.items():
+        with empty_folder(folder) as inside:
+            save, finish = contestant.begin(inside, len(wanted))
+            for number in range(len(wanted)):
+                save(number, maps[number])
+            finish()
+            for expected, found in zip(wanted, contestant.read(inside), strict=True):
+                same = found.dtype == np.float16 and np.array_equal(found.view(np.uint16), expected.view(np.uint16))
+                assert same, f"{name} does not give the maps back"
+
+
+def speed_rows(maps: list[np.ndarray], batches: int, rounds: int, folder: Path) -> list[dict]:
+    raw: dict[str, list[float]] = {"raw writes, 1 thread": [], "raw writes, 2 threads": []}
+    taken: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    for _ in range(rounds):
+        for threads, values in enumerate(raw.values(), start=1):
+            with empty_folder(folder) as inside:
+                values.append(raw_seconds(inside, batches * STORED_BYTES, threads))
+        for name, contestant in CONTESTANTS.items():
+            with empty_folder(folder) as inside:
+                values = taken[name]
+                values.append(seconds(lambda begin=contestant.begin, to=inside: save_all(begin, to, maps, batches)))
+    disk = min(median(values) for values in raw.values())
+    return [
+        row(
+            f"to disk: {name}",
+            [batches * STORED_BYTES / 1e9 / value for value in values],
+            "GB/s",
+            part_of_disk=disk / median(values),
+            **ratios(name, taken),
+        )
+        for name, values in (raw | taken).items()
+    ]
+
+
+def save_all(begin: Callable, folder: Path, maps: list[np.ndarray], batches: int) -> None:
+    save, finish = begin(folder, batches)
+    for number in range(batches):
+        save(number, maps[number % len(maps)])
+    finish()
+
+
+def raw_seconds(folder: Path, size: int, threads: int) -> float:
+    """To write `size` bytes past the page cache into allocated space, from one buffer."""
+    with mmap.mmap(-1, PIECE_BYTES) as buffer:  # O_DIRECT needs whole pages
+        buffer.write(np.random.default_rng(0).bytes(PIECE_BYTES))
+        file = os.open(folder / "raw", os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
+        os.posix_fallocate(file, 0, size)
+        os.sync()
+
+        def write_pieces(thread: int) -> None:
+            with memoryview(buffer) as memory:
+                for first in range(thread * PIECE_BYTES, size, threads * PIECE_BYTES):
+                    length = min(PIECE_BYTES, size - first)
+                    with memory[:length] as piece:
+                        written = os.pwrite(file, piece, first)
+                    assert written == length, "the disk took only a part"
+
+        def write_all() -> None:
+            list(pool.map(write_pieces, range(threads)))
+            os.fsync(file)
+
+        with ThreadPoolExecutor(threads) as pool:
+            taken = seconds(write_all)
+        os.close(file)
+    return taken
+
+
+def held_up_rows(maps: list[np.ndarray], pause: float, rounds: int, folder: Path) -> list[dict]:
+    """How long saving holds up a producer that makes a batch each `pause` seconds."""
+    begins = {name: contestant.begin for name, contestant in CONTESTANTS.items()}
+    begins["a line of JSON, to compare"] = with_json
+    held: dict[str, list[list[float]]] = {name: [] for name in begins}  # by round, ms of each batch
+    closing: dict[str, list[float]] = {name: [] for name in begins}
+    for _ in range(rounds):
+        for name, begin in begins.items():
+            with empty_folder(folder) as inside:
+                save, finish = begin(inside, PRODUCER_BATCHES)
+                held[name].append([])
+                for number in range(PRODUCER_BATCHES):
+                    time.sleep(pause)
+                    began = time.perf_counter()
+                    save(number, maps[number % len(maps)])
+                    held[name][-1].append((time.perf_counter() - began) * 1e3)
+                closing[name].append(seconds(finish))
+    means = {name: [fmean(batches) for batches in held[name]] for name in begins}
+    return [
+        row(
+            f"producer of a batch each {pause * 1e3:.0f} ms: {name}",
+            means[name],
+            "ms held up a batch",
+            typical_ms=median(chain(*held[name])),
+            first_ms=median(batches[0] for batches in held[name]),
+            last_ms=median(batches[-1] for batches in held[name]),
+            longest_ms=max(chain(*held[name])),
+            close_seconds=median(closing[name]),
+            **ratios(name, {peer: means[peer] for peer in CONTESTANTS}),
+        )
+        for name in begins
+    ]
+
+
+def with_json(folder: Path, batches: int) -> tuple[Save, Finish]:
+    return lambda number, maps: json.dumps({"batch": number, "shape": maps.shape}), lambda: None
+
+
+def memory_row(batches: int, rounds: int, folder: Path) -> dict:
+    """The peak of new processes whose producer is as fast as it can be."""
+    settings = ["--batches", str(batches), "--folder", str(folder)]
+
+    def measured(what: str) -> dict:
+        return json.loads(subprocess.check_output([sys.executable, __file__, "--memory", what, *settings]))
+
+    runs = [(measured("nothing"), measured("writer")) for _ in range(rounds)]
+    return row(
+        f"memory of fmcefast beyond its {MEMORY_BYTES / 1e6:.0f} MB",
+        [ours["growth_mb"] - alone["growth_mb"] - MEMORY_BYTES / 1e6 for alone, ours in runs],
+        "MB over the budget",
+        producer_mb=median(alone["growth_mb"] for alone, _ in runs),
+        held_up_ms=median(ours["held_up_ms"] for _, ours in runs),
+    )
+
+
+def memory_growth(with_writer: bool, batches: int, folder: Path) -> dict:
+    """Megabytes at the peak while new batches are made and written, or only made."""
+    with empty_folder(folder) as inside:
+        held = 0.0
+        Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+        before = status("VmRSS")
+        save, finish = (lambda number, maps: None), (lambda: None)
+        if with_writer:
+            save, finish = with_fmcefast(inside, batches, memory_bytes=MEMORY_BYTES)
+        for number in range(batches):
+            batch = np.zeros((BATCH, *SHAPE), np.float32)
+            batch.reshape(-1)[:: mmap.PAGESIZE // 4] = 1  # the quickest batch there is: new memory, each page touched
+            began = time.perf_counter()
+            save(number, batch)
+            held += time.perf_counter() - began
+            del batch
+        finish()
+        return {"growth_mb": (status("VmHWM") - before) * 1024 / 1e6, "held_up_ms": held / batches * 1e3}
+
+
+def table(rows: list[dict]) -> str:
+    lines = []
+    for each in rows:
+        share = f"{each['part_of_disk']:5.0%}" if "part_of_disk" in each else " " * 5
+        others = ", ".join(f"{ratio:.1f}x {peer}" for peer, ratio in each.get("ratio", {}).items())
+        lines.append(f"{each['name']:60} {each['value']:8.3f} {each['unit']:18} {share} {others}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
