@@ -218,12 +218,8 @@ class _Rates:
         return torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)
 
     def _items_per_second(self, step: Callable[[], None], items: int) -> float:
-        began = time.monotonic()
-        step()
+        step()  # kernels are chosen and compiled in the first one
         self._wait()
-        first = time.monotonic() - began
-        if first > _TRIAL_SECONDS:  # slow enough for its warming up not to matter
-            return items / first
         steps, began = 0, time.monotonic()
         while steps == 0 or time.monotonic() - began < _TRIAL_SECONDS:
             step()
