@@ -137,9 +137,8 @@ def speed_rows(folder: Path, contestants: dict[str, Read], warm: bool, arguments
         for name, values in raw.items():
             values.append(raw_seconds(folder / "maps.npy", order, int(name.split()[2])))
         for name, read in contestants.items():
-            for path in folder.rglob("*"):
-                if path.is_file():
-                    (fill if warm and in_use(name, path) else drop)(path)
+            for path in files_of(name, folder):
+                (fill if warm else drop)(path)
             taken[name].append(seconds(lambda read=read, order=order: [None for _ in read(order)]))
     disk = min((median(values) for values in raw.values()), default=None)
     return [
@@ -154,10 +153,10 @@ def speed_rows(folder: Path, contestants: dict[str, Read], warm: bool, arguments
     ]
 
 
-def in_use(name: str, path: Path) -> bool:
+def files_of(name: str, folder: Path) -> list[Path]:
     place = {"fmcefast": "store", "memmap": "maps.npy", "torch.load(mmap=True)": "maps.pt", "zarr": "maps.zarr",
-             "safetensors": "maps.safetensors", "np.load of each sample": "samples"}  # fmt: skip
-    return place[name.split(",")[0]] in path.parts
+             "safetensors": "maps.safetensors", "np.load of each sample": "samples"}[name.split(",")[0]]  # fmt: skip
+    return [path for path in (folder / place, *(folder / place).rglob("*")) if path.is_file()]
 
 
 def drop(path: Path) -> None:

@@ -70,11 +70,12 @@ def main() -> None:
     maps = [relu_noise(seed) for seed in range(4)]
     check(maps, folder)
     rows = []
-    for made in (
-        speed_rows(maps, batches, rounds, folder),
-        *(held_up_rows(maps, pause, rounds, folder) for pause in PRODUCER_SECONDS),
-        [memory_row(batches, rounds, folder)],
+    for measure in (
+        lambda: speed_rows(maps, batches, rounds, folder),
+        *(lambda pause=pause: held_up_rows(maps, pause, rounds, folder) for pause in PRODUCER_SECONDS),
+        lambda: [memory_row(batches, rounds, folder)],
     ):
+        made = measure()
         print(table(made), flush=True)
         rows += made
     write(RESULTS / "writer.json", document("writer", rows, packages=("zarr", "safetensors"), batches=batches))

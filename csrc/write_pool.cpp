@@ -16,6 +16,7 @@ namespace fmcefast {
 namespace {
 
 constexpr unsigned kWritesInFlight = 4;  // of one worker, through io_uring
+constexpr unsigned kJobsBeforeHelp = 16;  // taken in a row without a wait for the disk
 
 // A worker that wakes up must not take the processor from the thread that woke it.
 void leave_processor_to_producer() {
@@ -70,7 +71,8 @@ WritePool::WritePool(std::size_t memory_bytes, unsigned threads, bool use_uring)
   try {
     for (auto& ring : rings) {
       if (!uses_uring_) ring.reset();
-      workers_.emplace_back(&WritePool::work, this, std::move(ring));
+      const bool helper = uses_uring_ && !workers_.empty();
+      workers_.emplace_back(&WritePool::work, this, std::move(ring), helper);
     }
   } catch (const std::system_error&) {
     stop();
@@ -86,6 +88,7 @@ void WritePool::stop() {
     stopping_ = true;
   }
   work_arrived_.notify_all();
+  help_wanted_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
@@ -118,22 +121,35 @@ void WritePool::submit(std::unique_ptr<WriteJob> job) {
   if (first) work_arrived_.notify_one();
 }
 
-std::unique_ptr<WriteJob> WritePool::take(bool wait) {
+std::unique_ptr<WriteJob> WritePool::take(bool wait, bool helper) {
   std::unique_lock lock(mutex_);
-  if (wait) work_arrived_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+  const auto help_is_wanted = [&] { return !queue_.empty() && jobs_without_wait_ >= kJobsBeforeHelp; };
+  if (helper) {
+    if (wait) help_wanted_.wait(lock, [&] { return stopping_ || help_is_wanted(); });
+    if (!help_is_wanted()) return nullptr;
+  } else if (wait) {
+    work_arrived_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+  }
   if (queue_.empty()) return nullptr;
   std::unique_ptr<WriteJob> job = std::move(queue_.front());
   queue_.pop_front();
-  if (!queue_.empty()) work_arrived_.notify_one();
+  ++jobs_without_wait_;
+  if (!uses_uring_ && !queue_.empty()) work_arrived_.notify_one();
+  if (uses_uring_ && help_is_wanted()) help_wanted_.notify_one();
   return job;
 }
 
-void WritePool::work(std::unique_ptr<Uring> ring) {
+void WritePool::note_wait_for_disk() {
+  const std::lock_guard lock(mutex_);
+  jobs_without_wait_ = 0;
+}
+
+void WritePool::work(std::unique_ptr<Uring> ring, bool helper) {
   leave_processor_to_producer();
   std::vector<Slot> slots(ring ? kWritesInFlight : 1);
   if (ring) {
     try {
-      work_through(*ring, slots);
+      work_through(*ring, slots, helper);
       return;
     } catch (const std::system_error& error) {
       for (Slot& slot : slots) {
@@ -141,7 +157,7 @@ void WritePool::work(std::unique_ptr<Uring> ring) {
       }
     }
   }
-  while (std::unique_ptr<WriteJob> job = take(/*wait=*/true)) {
+  while (std::unique_ptr<WriteJob> job = take(/*wait=*/true, helper)) {
     if (slots[0].begin(std::move(job))) {
       finish(slots[0], write_out(slots[0]));
     } else {
@@ -150,7 +166,7 @@ void WritePool::work(std::unique_ptr<Uring> ring) {
   }
 }
 
-void WritePool::work_through(Uring& ring, std::vector<Slot>& slots) {
+void WritePool::work_through(Uring& ring, std::vector<Slot>& slots, bool helper) {
   std::vector<std::size_t> free(slots.size());
   for (std::size_t i = 0; i < slots.size(); ++i) free[i] = i;
   const auto write_rest = [&](std::size_t i) {
@@ -160,7 +176,7 @@ void WritePool::work_through(Uring& ring, std::vector<Slot>& slots) {
   };
   for (;;) {
     const bool idle = free.size() == slots.size();
-    if (std::unique_ptr<WriteJob> job = free.empty() ? nullptr : take(/*wait=*/idle)) {
+    if (std::unique_ptr<WriteJob> job = free.empty() ? nullptr : take(/*wait=*/idle, helper)) {
       const std::size_t i = free.back();
       if (slots[i].begin(std::move(job))) {
         free.pop_back();
@@ -171,6 +187,7 @@ void WritePool::work_through(Uring& ring, std::vector<Slot>& slots) {
       continue;
     }
     if (idle) return;
+    if (free.empty()) note_wait_for_disk();
     const Uring::Completion completion = ring.wait();
     const auto i = static_cast<std::size_t>(completion.tag);
     const int outcome = slots[i].account(completion.result);

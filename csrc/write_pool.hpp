@@ -35,7 +35,8 @@ class WriteJob {
 };
 
 // Workers that prepare and write jobs, and the memory budget of what waits for them. Jobs are written through io_uring,
-// several at a time for each worker, or with pwrite where the kernel does not allow it.
+// several at a time for each worker, or with pwrite where the kernel does not allow it. With io_uring the first worker
+// does it all while the disk is the limit; the others help when it is not.
 class WritePool {
  public:
   WritePool(std::size_t memory_bytes, unsigned threads, bool use_uring);
@@ -55,9 +56,10 @@ class WritePool {
  private:
   struct Slot;
   void stop();
-  std::unique_ptr<WriteJob> take(bool wait);
-  void work(std::unique_ptr<Uring> ring);
-  void work_through(Uring& ring, std::vector<Slot>& slots);
+  std::unique_ptr<WriteJob> take(bool wait, bool helper);
+  void note_wait_for_disk();
+  void work(std::unique_ptr<Uring> ring, bool helper);
+  void work_through(Uring& ring, std::vector<Slot>& slots, bool helper);
   static int write_out(Slot& slot);
   void finish(Slot& slot, int error_number);
 
@@ -66,10 +68,12 @@ class WritePool {
 
   std::mutex mutex_;
   std::condition_variable work_arrived_;
+  std::condition_variable help_wanted_;
   std::condition_variable room_changed_;
   std::deque<std::unique_ptr<WriteJob>> queue_;
   std::size_t reserved_bytes_ = 0;
   std::size_t unfinished_jobs_ = 0;
+  unsigned jobs_without_wait_ = 0;  // for the disk
   bool stopping_ = false;
 
   std::vector<std::thread> workers_;
