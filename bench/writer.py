@@ -7,8 +7,8 @@ r"""Feature maps to disk: FeatureMapWriter against np.save, torch.save, safetens
 Batches of 256 float32 maps of 7x7x1024, channels last, are stored as float16. First the files of every contestant are
 read back and checked. Then all of them take turns, round by round, each in an empty folder on a synced file system.
 Conversion and fsync of every file and folder count for everybody. `the disk` is O_DIRECT writes of 4 MiB from memory
-into allocated files, with the better of 1 and 2 threads. A producer that has slept finds cold caches: `a line of JSON`
-is what the least of calls costs it. Writes bench/results/writer.json.
+into allocated files, with the better of 1 and 2 threads. A producer that has computed finds cold caches: `a line of
+JSON` is what the least of calls costs it. Writes bench/results/writer.json.
 """
 
 import argparse
@@ -269,7 +269,7 @@ def held_up_rows(maps: list[np.ndarray], pause: float, rounds: int, folder: Path
                 save, finish = begin(inside, PRODUCER_BATCHES)
                 held[name].append([])
                 for number in range(PRODUCER_BATCHES):
-                    time.sleep(pause)
+                    compute(pause)
                     began = time.perf_counter()
                     save(number, maps[number % len(maps)])
                     held[name][-1].append((time.perf_counter() - began) * 1e3)
@@ -289,6 +289,14 @@ def held_up_rows(maps: list[np.ndarray], pause: float, rounds: int, folder: Path
         )
         for name in begins
     ]
+
+
+def compute(duration: float) -> None:
+    """Keep one core busy, as a producer on a CPU does."""
+    tile = np.ones((64, 64), np.float32)
+    end = time.perf_counter() + duration
+    while time.perf_counter() < end:
+        tile @ tile
 
 
 def with_json(folder: Path, batches: int) -> tuple[Save, Finish]:
