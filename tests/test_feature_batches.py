@@ -12,6 +12,7 @@ from fmcefast import FeatureMapDataset, FeatureMapLoader, FeatureMapWriter
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.errors import FmcefastError, InputError
+from fmcefast.features.buffers import Buffers
 from fmcefast.features.memory import MapsInMemory
 from fmcefast.features.recompute import RecomputedMaps
 from fmcefast.features.verify import verify_store
@@ -55,6 +56,34 @@ def test_batches_come_in_order_from_the_disk(store, rng, direct, threads):
     for order in (rng.permutation(len(maps)), np.zeros(0, np.int64), np.full(30, 68)):
         assert_batches(dataset.batches(order, 7), maps, order, 7)
     next(dataset.batches(np.arange(60), 7))  # left early, it does not hang
+
+
+def test_batches_that_are_held_keep_their_maps(store):
+    dataset, maps = FeatureMapDataset(store[0]), store[1]
+    order = np.arange(len(dataset))
+    held = list(dataset.batches(order, 4))[::2]
+    parts = [maps_of_batch[1:2] for maps_of_batch, _ in dataset.batches(order, 4)]  # views keep them too
+    list(dataset.batches(order[::-1], 5))
+    for number, (found, _) in enumerate(held):
+        assert np.array_equal(found.numpy(), maps[8 * number : 8 * number + 4])
+    for number, part in enumerate(parts):
+        assert np.array_equal(part.numpy(), maps[4 * number + 1 : 4 * number + 2])
+
+
+def test_memory_of_batches_is_used_again():
+    buffers = Buffers(keep=2)
+    first = buffers.take(5000)
+    address = first.data_ptr()
+    assert address % 4096 == 0 and first.shape == (5000,)
+    held = first.view(50, 100)[3]
+    del first
+    second = buffers.take(5000)
+    assert second.data_ptr() != address
+    del held
+    assert buffers.take(10).data_ptr() == address
+    assert buffers.take(6000).data_ptr() % 4096 == 0
+    del second  # too small now
+    assert len(buffers.take(6000)) == 6000
 
 
 def test_batches_come_from_memory(store, rng, cpu):

@@ -9,14 +9,14 @@ import torch
 
 from fmcefast.device import free_memory
 from fmcefast.errors import InputError
+from fmcefast.features.buffers import Buffers
 from fmcefast.features.loader import Batches
 from fmcefast.features.manifest import Manifest, read_labels
 from fmcefast.features.read_ahead import read_ahead
 from fmcefast.features.reader import ShardReader
 
-_THREADS = 16  # as many reads are asked of the disk at a time
+_THREADS = 24  # as many reads are asked of the disk at a time
 _BATCHES_AHEAD = 3
-_ALIGNMENT = 4096
 
 
 class FeatureMapDataset(torch.utils.data.Dataset):
@@ -52,6 +52,7 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         self.labels = read_labels(self.folder, self.manifest)
         self._verify, self._threads, self._pin_memory = verify, threads, pin_memory
         self._direct = self.bytes > free_memory(torch.device("cpu")) / 2 if direct is None else direct
+        self._buffers = Buffers(keep=_BATCHES_AHEAD + 2)
         self._reader: ShardReader | None = None
         self._reader_of: int | None = None  # the process; the core's threads do not follow a fork
 
@@ -86,7 +87,7 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         return maps[0], int(targets[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None, "_reader_of": None}
+        return {**self.__dict__, "_buffers": Buffers(keep=_BATCHES_AHEAD + 2), "_reader": None, "_reader_of": None}
 
     def batch(self, indices: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps (n, C, H, W) in channels-last memory and targets (n,) int64 from 0, in the order of `indices`.
@@ -107,15 +108,11 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         return read_ahead(self.batch, parts, _BATCHES_AHEAD)
 
     def _empty(self, rows: int) -> torch.Tensor:
-        """(rows, H, W, C), where it matters at an address that can be read into past the page cache."""
         dtype = getattr(torch, self.manifest.dtype)
         shape = (rows, *self.manifest.shape)
-        if self._pin_memory or not self._direct:
-            return torch.empty(shape, dtype=dtype, pin_memory=self._pin_memory)
-        size = rows * self.manifest.row_bytes
-        memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8)
-        first = -memory.data_ptr() % _ALIGNMENT
-        return memory[first : first + size].view(dtype).view(shape)
+        if self._pin_memory:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return self._buffers.take(rows * self.manifest.row_bytes).view(dtype).view(shape)
 
     def _open_reader(self) -> ShardReader:
         if self._reader is None or self._reader_of != os.getpid():
