@@ -1,7 +1,7 @@
 r"""Random batches of feature maps from disk and from the page cache: FeatureMapDataset against what people read with.
 
     pip install '.[bench]'
-    python bench/reader.py                  # 1 GB a format, about 5 minutes, 6 GB of disk
+    python bench/reader.py                  # 1 GB a format, about 4 minutes, 6 GB of disk
     python bench/reader.py --rows 2560 --rounds 2 --folder /mnt/nvme
 
 Batches of 256 rows of 7x7x1024 float16 (100,352 bytes) in random order. First every contestant's batches are compared.
@@ -41,8 +41,8 @@ Read = Callable[[np.ndarray], Batches]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_240)
-    parser.add_argument("--batches", type=int, default=20, help="read in each round")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=40, help="read in each round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ import argparse
 import json
 import mmap
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -205,16 +206,19 @@ def speed_rows(maps: list[np.ndarray], batches: int, rounds: int, folder: Path) 
     # Seconds of a batch.
     raw: dict[str, list[float]] = {"raw writes, 1 thread": [], "raw writes, 2 threads": []}
     taken: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    for _ in range(rounds):
-        for threads, values in enumerate(raw.values(), start=1):
+    ways: dict[str, Callable[[Path], float]] = {}
+    for threads, name in enumerate(raw, start=1):
+        ways[name] = lambda inside, n=threads: raw_seconds(inside, batches * STORED_BYTES, n) / batches
+    for name, contestant in CONTESTANTS.items():
+        share = batches if name == "fmcefast" else batches // 4
+        ways[name] = lambda inside, begin=contestant.begin, n=share: (
+            seconds(lambda: save_all(begin, inside, maps, n)) / n
+        )
+    for number in range(rounds):
+        # A disk is slower after much work: nobody always comes after the same one.
+        for name in random.Random(number).sample(list(ways), len(ways)):
             with empty_folder(folder) as inside:
-                values.append(raw_seconds(inside, batches * STORED_BYTES, threads) / batches)
-        for name, contestant in CONTESTANTS.items():
-            share = batches if name == "fmcefast" else batches // 4
-            with empty_folder(folder) as inside:
-                values = taken[name]
-                whole = seconds(lambda begin=contestant.begin, to=inside, n=share: save_all(begin, to, maps, n))
-                values.append(whole / share)
+                (raw | taken)[name].append(ways[name](inside))
     disk = min(median(values) for values in raw.values())
     return [
         row(
