@@ -16,20 +16,26 @@ if find_spec("fmcefast._core") is None:
 
 _HOME_OF = {
     "FMCENet": "fmcefast.models.fmce_net",
+    "FMCSLoss": "fmcefast.models.losses",
     "FeatureMapDataset": "fmcefast.features.dataset",
     "FeatureMapLoader": "fmcefast.features.loader",
     "FeatureMapWriter": "fmcefast.features.writer",
+    "FusedFMCSLoss": "fmcefast.models.losses",
     "Markers": "fmcefast.convergence",
+    "RepresentationAuxiliaryLoss": "fmcefast.models.losses",
     "cqi": "fmcefast.convergence",
     "find_markers": "fmcefast.convergence",
 }
 
 __all__ = [
     "FMCENet",
+    "FMCSLoss",
     "FeatureMapDataset",
     "FeatureMapLoader",
     "FeatureMapWriter",
+    "FusedFMCSLoss",
     "Markers",
+    "RepresentationAuxiliaryLoss",
     "cqi",
     "find_markers",
 ]

@@ -1,0 +1,213 @@
+"""The operator of FusedFMCSLoss: what computes it, the check against the plain loss, and its gradient."""
+
+import itertools
+import logging
+import warnings
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import nn
+
+from fmcefast.errors import InputError
+from fmcefast.kernels.fmce_head.head import Affine, Head, HeadWeights
+from fmcefast.kernels.fmce_head.torch_stage import TorchStage
+from fmcefast.models.fmce_net import FMCENet
+
+# -log q_K (N,), and where a gradient is wanted slopes (N,) and directions (H * W, N, C): see kernels.fmce_head.head.
+Result = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+Kind = tuple[torch.device, torch.dtype]
+
+# How far loss and gradient may be from the plain ones: near ties of the max pooling may go another way.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.05, torch.bfloat16: 0.5, torch.float16: 0.5}
+
+_log = logging.getLogger("fmcefast")
+_numbers = itertools.count()
+_heads: weakref.WeakValueDictionary[int, "FusedHead"] = weakref.WeakValueDictionary()
+
+
+class FusedHead:
+    """The frozen weights of an FMCE-Net, and for each device and dtype of maps what computes with them.
+
+    The first batch of each kind is also given to `plain`, which gives -log q_K of every map. When losses or gradients
+    differ, a warning says so and `plain` computes from there on.
+    """
+
+    def __init__(self, fmce_net: FMCENet, plain: Callable[[torch.Tensor], torch.Tensor], impl: str):
+        self.__setstate__((_weights_of(fmce_net), plain, impl))
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._weights, self._plain, self._impl
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """A copy has a number of its own."""
+        self._weights, self._plain, self._impl = state
+        self._heads: dict[Kind, Callable[[torch.Tensor, bool], Result]] = {}
+        self._unchecked: set[Kind] = set()
+        self.number = next(_numbers)
+        _heads[self.number] = self
+
+    def __call__(self, maps: torch.Tensor, differentiable: bool) -> Result:
+        kind = (maps.device, maps.dtype)
+        with torch.autocast(maps.device.type, enabled=False):
+            if kind not in self._heads:
+                self._heads[kind] = self._make(*kind)
+                self._unchecked.add(kind)
+            found = self._heads[kind](maps, differentiable)
+            if kind in self._unchecked and differentiable and not _is_captured(maps):
+                found = self._checked(kind, maps, found)
+        return found
+
+    def _make(self, device: torch.device, dtype: torch.dtype) -> Head:
+        hindrance = _hindrance_to_triton(self._weights, device, dtype, interpret=self._impl == "triton")
+        if self._impl == "triton" and hindrance:
+            raise InputError(f"impl='triton' does not take these maps: {hindrance}. Use impl='auto'.")
+        if self._impl == "torch" or hindrance:
+            why = hindrance or "impl='torch'"
+            _log.info("FusedFMCSLoss, %s maps on %s: Winograd's algebra in PyTorch (%s)", dtype, device, why)
+            return _torch_head(self._weights, device, dtype)
+        from fmcefast.kernels.fmce_head import triton_stage
+
+        _log.info("FusedFMCSLoss, %s maps on %s: Triton kernels", dtype, device)
+        return triton_stage.triton_head(self._weights, device)
+
+    def _checked(self, kind: Kind, maps: torch.Tensor, found: Result) -> Result:
+        expected = self._plainly(maps, differentiable=True)
+        difference = _difference(found, expected)
+        if difference is None:
+            return found  # the next batch will tell
+        self._unchecked.discard(kind)
+        if difference <= TOLERANCE[maps.dtype]:
+            return found
+        warnings.warn(
+            f"FusedFMCSLoss differs from FMCSLoss by {difference:.0%} for {maps.dtype} maps on {maps.device}, so FMCSLoss "
+            f"computes from here on. Please report it with your versions: torch {torch.__version__}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        self._heads[kind] = self._plainly
+        return expected
+
+    def _plainly(self, maps: torch.Tensor, differentiable: bool) -> Result:
+        """The plain loss and autograd, in float32 at least."""
+
+        def compute() -> tuple[torch.Tensor, torch.Tensor | None]:
+            leaf = maps.detach().to(torch.promote_types(maps.dtype, torch.float32)).requires_grad_(differentiable)
+            losses = self._plain(leaf)
+            return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0] if differentiable else None
+
+        # Within an operator autograd is off, whatever the grad mode; a new thread is outside.
+        with ThreadPoolExecutor(1) as thread:
+            losses, gradient = thread.submit(compute).result()
+        if gradient is None:
+            return losses, None, None
+        # Directions of about 1, which half types can hold.
+        slopes = gradient.abs().amax((1, 2, 3)).clamp_min(torch.finfo(gradient.dtype).tiny)
+        directions = gradient.permute(2, 3, 0, 1).flatten(0, 1) / slopes[:, None]
+        return losses, slopes, directions.to(maps.dtype).contiguous()
+
+
+@torch.library.custom_op("fmcefast::fmcs", mutates_args=())
+def fmcs(feature_map: torch.Tensor, head: int, differentiable: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Maps (N, C, H, W) -> mean of -log q_K, and slopes (N,) and directions (H * W, N, C) of its gradient, or empty.
+
+    head: the number of a FusedHead; operators take only tensors and numbers, and its weights are frozen.
+    """
+    losses, slopes, directions = _heads[head](feature_map, differentiable)
+    if not differentiable:
+        return losses.mean(), losses.new_empty(0), feature_map.new_empty(0)
+    return losses.mean(), slopes, directions
+
+
+@fmcs.register_fake
+def _(feature_map, head, differentiable):
+    samples, channels, height, width = feature_map.shape
+    loss = feature_map.new_empty((), dtype=torch.promote_types(feature_map.dtype, torch.float32))
+    if not differentiable:
+        return loss, loss.new_empty(0), feature_map.new_empty(0)
+    return loss, loss.new_empty(samples), feature_map.new_empty(height * width, samples, channels)
+
+
+def _setup_context(ctx, inputs, output):
+    _, slopes, directions = output
+    ctx.mark_non_differentiable(slopes, directions)
+    ctx.save_for_backward(slopes, directions)
+    ctx.size = inputs[0].shape[2:]
+
+
+def _backward(ctx, of_loss, of_slopes, of_directions):
+    if torch.is_grad_enabled():
+        raise RuntimeError("FusedFMCSLoss has no second derivative (create_graph=True). Use FMCSLoss, which has one.")
+    slopes, directions = ctx.saved_tensors
+    directions = directions.unflatten(0, ctx.size).permute(2, 3, 0, 1)
+    along = slopes * (of_loss / len(slopes))
+    if directions.dtype == torch.bfloat16:
+        along = along.to(torch.bfloat16)  # mixed types cost a CPU another copy; float16 could not hold it
+    gradient = torch.empty_like(directions, memory_format=torch.channels_last)
+    return torch.mul(directions, along[:, None, None, None], out=gradient), None, None
+
+
+fmcs.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _weights_of(fmce_net: FMCENet) -> HeadWeights:
+    layers = [layer for layer in fmce_net.convolutions if isinstance(layer, nn.Conv2d)]
+    affine = [Affine(layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in layers]
+    classifier = Affine(fmce_net.classifier.weight.detach().clone(), fmce_net.classifier.bias.detach().clone())
+    reduce = affine[0] if len(affine) == 3 else None
+    return HeadWeights(*fmce_net.settings["spatial"], reduce, affine[-2], affine[-1], classifier)
+
+
+def _torch_head(weights: HeadWeights, device: torch.device, dtype: torch.dtype) -> Head:
+    compute, tile = dtype, 6
+    if dtype == torch.float16 and device.type == "cpu":
+        compute = torch.float32  # faster there
+    elif dtype in (torch.float16, torch.bfloat16):
+        tile = 2
+        if device.type == "cuda":
+            compute = torch.float16  # as quick as bfloat16, and rounds less
+
+    def stage(weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> TorchStage:
+        return TorchStage(weight, bias, height, width, tile=tile, dtype=compute, device=device)
+
+    return Head(weights, compute, device, stage)
+
+
+def _hindrance_to_triton(weights: HeadWeights, device: torch.device, dtype: torch.dtype, interpret: bool) -> str:
+    """Why Triton cannot compute the head of such maps, or nothing; on a CPU it can with TRITON_INTERPRET=1."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"the kernels compute in half precision, the maps are {dtype}"
+    if min(weights.height, weights.width) < 4:
+        return f"the kernels need maps of 4x4 or more, these are {weights.height}x{weights.width}"
+    try:
+        import triton
+    except ImportError:
+        return "triton is not installed"
+    if interpret and triton.knobs.runtime.interpret:
+        return ""
+    if device.type != "cuda":
+        return f"the maps are on a {device.type}"
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return "the kernels need an NVIDIA GPU of compute capability 8.0 or later"
+    return ""
+
+
+def _is_captured(maps: torch.Tensor) -> bool:
+    """Into a CUDA graph, where nothing can be compared."""
+    return maps.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _difference(found: Result, expected: Result) -> float | None:
+    """The larger of the relative differences of loss and gradient; infinite for NaN. None when nothing is expected."""
+    losses, slopes, directions = found
+    plain_losses, plain_slopes, plain_directions = expected
+    if not plain_losses.isfinite().all():
+        return None
+    wanted = plain_directions.to(slopes.dtype) * plain_slopes[:, None]
+    # The plain slope 1 - q_K is rounded to multiples of 6e-8, whatever it is worth.
+    size = wanted.norm() + 1e-4 * directions.to(slopes.dtype).norm()
+    gradient = (directions.to(slopes.dtype) * slopes[:, None] - wanted).norm() / size
+    loss = (losses.mean() - plain_losses.mean()).abs() / (plain_losses.mean() + 1e-4)
+    return torch.stack([gradient, loss]).nan_to_num(nan=float("inf")).max().item()
