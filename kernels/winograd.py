@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-# Where F(m, 3) evaluates its polynomials, besides infinity: small numbers and their inverses keep rounding errors small.
+# Where F(m, 3) evaluates its polynomials, besides infinity: small numbers and their inverses round least.
 _POINTS = [Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2), Fraction(2), Fraction(-1, 2)]
 
 

@@ -82,7 +82,7 @@ class FusedHead:
         if difference <= TOLERANCE[maps.dtype]:
             return found
         warnings.warn(
-            f"FusedFMCSLoss differs from FMCSLoss by {difference:.0%} for {maps.dtype} maps on {maps.device}, so FMCSLoss "
+            f"FusedFMCSLoss differs from FMCSLoss by {difference:.0%} for {maps.dtype} maps on {maps.device}; FMCSLoss "
             f"computes from here on. Please report it with your versions: torch {torch.__version__}.",
             RuntimeWarning,
             stacklevel=2,

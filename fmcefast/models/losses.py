@@ -42,9 +42,9 @@ class FusedFMCSLoss(nn.Module):
         loss = FusedFMCSLoss(FMCENet.from_pretrained("fmce_net.safetensors"))
         loss(backbone.features(images)).backward()
 
-    impl: "triton" computes fp16 and bf16 maps of 4x4 or more on an NVIDIA GPU, "torch" any; "auto" takes the first where
-    it can, and tells the logger `fmcefast` which and why. The weights are copied when the loss is made, and then moved,
-    cast and transformed once for each device and dtype of maps. They are not part of `state_dict` or `parameters`.
+    impl: "triton" computes fp16 and bf16 maps of 4x4 or more on an NVIDIA GPU, "torch" any; "auto" takes the first
+    where it can, and tells the logger `fmcefast` which and why. The weights are copied when the loss is made, and then
+    moved, cast and transformed once for each device and dtype of maps. They are not in `state_dict` or `parameters`.
 
     The gradient is computed with the loss; only it is kept for the backward pass. There is no second derivative. Works
     under autocast, torch.compile (fullgraph), CUDA graphs (after a first call outside) and DDP. The first batch is also

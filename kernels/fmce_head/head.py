@@ -37,8 +37,8 @@ class Stage(Protocol):
     """
 
     def forward(self, maps: torch.Tensor, rectify: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """maps, rectified first if asked, perhaps in place -> (h * w, N, O), and the route uint8 of the same shape: which
-        of a window's four was the first maximum, or 4 where the ReLU is closed.
+        """maps, rectified first if asked, perhaps in place -> (h * w, N, O), and the route, uint8 of the same shape:
+        which of a window's four was the first maximum, or 4 where the ReLU is closed.
         """
 
     def backward(self, direction: torch.Tensor, route: torch.Tensor, alive: torch.Tensor | None = None) -> torch.Tensor:

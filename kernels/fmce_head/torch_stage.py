@@ -12,7 +12,7 @@ CLOSED = 4  # the route where the ReLU lets nothing through
 
 
 class _Scratch(threading.local):
-    """Memory of a thread for what lies between matrix products; fresh memory costs a CPU as much time as the products."""
+    """Memory of a thread for what lies between matrix products; fresh memory costs a CPU as much time as they do."""
 
     def __init__(self):
         self._memory: dict[str, torch.Tensor] = {}
