@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,7 @@ import bottleneck
 import numpy as np
 import pandas as pd
 import polars as pl
-from environment import document, row, write
+from environment import RESULTS, document, ratios, row, seconds, write
 from scipy.signal import lfilter
 
 from fmcefast import find_markers
@@ -32,7 +31,6 @@ from fmcefast.kernels.cqi.compiled import compiled
 from fmcefast.kernels.cqi.search import Criterion, Slices, search_chunks
 from fmcefast.report.figures import log_figure, save
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PEERS = ("pandas", "scipy", "bottleneck", "polars", "pyarrow")
 ALPHA = 0.85
 CORES = len(os.sched_getaffinity(0))
@@ -191,14 +189,6 @@ def search_rows(losses: np.ndarray, window: int, smoothing: str, rounds: int, re
     return result
 
 
-def ratios(name: str, taken: dict[str, list[float]]) -> dict:
-    """How many times as long the peers take as fmcefast."""
-    if not name.startswith("fmcefast"):
-        return {}
-    peers = [peer for peer in taken if not peer.startswith("fmcefast")]
-    return {"ratio": {peer: median(taken[peer]) / median(taken[name]) for peer in peers}}
-
-
 def draw(losses: np.ndarray) -> None:
     """The figure that `fmcefast markers LOG --plot FILE` makes."""
     found = find_markers(losses, mu=threshold(losses, 1000, "ema"), window=1000)
@@ -211,12 +201,6 @@ def bandwidth(losses: np.ndarray) -> dict:
     with ThreadPoolExecutor(CORES) as pool:
         speeds = [losses.nbytes / 1e9 / seconds(lambda: list(pool.map(np.sum, parts))) for _ in range(11)]
     return row("reading memory", speeds, "GB/s")
-
-
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def memory_of_each(losses: np.ndarray, mu: float, window: int, smoothing: str) -> dict[str, float]:

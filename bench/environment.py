@@ -1,13 +1,16 @@
-"""What every benchmark result carries: hardware, versions, date and commit."""
+"""What all benchmarks share: rows and ratios, and what a result carries: hardware, versions, date and commit."""
 
 import json
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 
+RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("fmcefast", "torch", "torchvision", "triton", "numba", "numpy")
 
 
@@ -15,6 +18,20 @@ def row(name: str, values: list[float], unit: str, **facts) -> dict:
     """One result: the median of repeated measurements with their 20th and 80th percentiles."""
     cuts = quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
     return {"name": name, "value": cuts[4], "unit": unit, "p20": cuts[1], "p80": cuts[7], "n": len(values), **facts}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def ratios(name: str, taken: dict[str, list[float]]) -> dict:
+    """How many times as long the peers take as fmcefast."""
+    if not name.startswith("fmcefast"):
+        return {}
+    peers = [peer for peer in taken if not peer.startswith("fmcefast")]
+    return {"ratio": {peer: median(taken[peer]) / median(taken[name]) for peer in peers}}
 
 
 def document(suite: str, rows: list[dict], packages: tuple[str, ...] = (), **facts) -> dict:

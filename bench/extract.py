@@ -19,8 +19,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from cqi import RESULTS, seconds
-from environment import document, row, write
+from environment import RESULTS, document, row, seconds, write
 from writer import BATCH, CONTESTANTS, table
 
 from fmcefast import FeatureMapDataset, files, find_markers

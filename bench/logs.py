@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from cqi import CORES, RESULTS, decaying_loss, ratios, seconds, table, threshold
-from environment import document, row, write
+from cqi import CORES, decaying_loss, table, threshold
+from environment import RESULTS, document, ratios, row, seconds, write
 
 from fmcefast import find_markers
 

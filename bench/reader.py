@@ -24,8 +24,7 @@ import safetensors
 import safetensors.torch
 import torch
 import zarr
-from cqi import RESULTS, ratios, seconds
-from environment import document, row, write
+from environment import RESULTS, document, ratios, row, seconds, write
 from writer import table
 
 from fmcefast import FeatureMapDataset, FeatureMapWriter

@@ -33,8 +33,8 @@ import numpy as np
 import safetensors.torch
 import torch
 import zarr
-from cqi import RESULTS, ratios, seconds, status
-from environment import document, row, write
+from cqi import status
+from environment import RESULTS, document, ratios, row, seconds, write
 
 from fmcefast import _core
 from fmcefast.features.writer import FeatureMapWriter

@@ -1,6 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first kernel is defined
 
 # The tests' tensors are too small for more, and a fixed number keeps them repeatable.
 torch.set_num_threads(1)

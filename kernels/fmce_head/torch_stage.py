@@ -80,7 +80,7 @@ class TorchStage:
         products = self._scratch.product("products", entered.view(len(self.filters), -1, channels), self.filters)
         outputs = products.shape[2]
         windows = (self.leave @ products.view(-1, samples * outputs)).view(self.pool**2, -1, samples, outputs)
-        best, route = _first_maximum(windows)
+        best, route = first_maximum(windows)
         pooled = (best + self.bias).relu_()
         return pooled, route.masked_fill_(pooled <= 0, CLOSED)
 
@@ -106,7 +106,7 @@ def pool_size(height: int, width: int) -> int:
     return 2 if min(height, width) >= 2 else 1
 
 
-def _first_maximum(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def first_maximum(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Over dim 0, of size 4 or 1, and where it is, uint8; NaN wins."""
     if len(windows) == 1:
         return windows[0], torch.zeros_like(windows[0], dtype=torch.uint8)

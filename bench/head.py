@@ -1,0 +1,206 @@
+r"""The FMCE-Net head as a loss: FusedFMCSLoss against PyTorch's own layers, eager and compiled.
+
+    python bench/head.py                    # a CPU: N = 64, float32 and bfloat16, about 2 minutes
+    python bench/head.py --batch 32 128 512 # on an NVIDIA GPU float16 and bfloat16, in CUDA graphs
+
+`plain` is FMCSLoss, channels-last, with weights of the maps' type; `compiled` is the same under torch.compile
+(max-autotune). First every contestant's loss and gradient are compared with float64. Then they take turns, round by
+round. The roofline is the rate of one large matrix product in the same type and run; its share counts the
+multiplications that each contestant makes, TFLOP/s those of the plain head. Writes bench/results/head-*.json.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from environment import RESULTS, document, ratios, row, write
+from torch.utils.flop_counter import FlopCounterMode
+
+from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
+# Of float16 and bfloat16 a near tie of the max pooling may go another way: the plain head's own errors are as large.
+WORST = {torch.float32: (1e-5, 1e-2), torch.float16: (5e-3, 0.2), torch.bfloat16: (1e-2, 0.3)}
+CHECKED = 16  # maps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[64])
+    parser.add_argument("--channels", type=int, nargs="+", default=[1024, 2048])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compiled", action="store_true", help="also on a CPU, where compiling takes minutes")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.type == "cuda"
+    rows = []
+    for channels in arguments.channels:
+        net = random_net(channels)
+        for dtype in (torch.float16, torch.bfloat16) if on_gpu else (torch.float32, torch.bfloat16):
+            losses = contestants(net, dtype, device, compiled=on_gpu or arguments.compiled)
+            check(net, losses, dtype, device)
+            roofline = peak(dtype, device)
+            for batch in arguments.batch:
+                made = speed_rows(net, losses, batch, dtype, device, roofline, arguments.rounds)
+                print(table(made), flush=True)
+                rows += made
+    write(RESULTS / f"head-{device.type}.json", document("head", rows))
+
+
+def random_net(channels: int) -> FMCENet:
+    """Weights that keep the size of the maps, as trained ones do."""
+    torch.manual_seed(0)
+    net = FMCENet(channels)
+    with torch.no_grad():
+        for weight in net.parameters():
+            torch.nn.init.normal_(weight, std=(2 / weight[0].numel()) ** 0.5 if weight.ndim > 1 else 0.05)
+    return net
+
+
+def random_maps(channels: int, batch: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    maps = torch.randn(batch, channels, 7, 7, generator=generator).relu()
+    return maps.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
+
+
+def contestants(net: FMCENet, dtype: torch.dtype, device: torch.device, compiled: bool) -> dict[str, Loss]:
+    plain = FMCSLoss(net).to(device, dtype, memory_format=torch.channels_last)
+    losses: dict[str, Loss] = {"plain": plain}
+    if compiled:
+        losses["compiled"] = torch.compile(plain, mode="max-autotune-no-cudagraphs", dynamic=False)
+    losses["fmcefast"] = FusedFMCSLoss(net)
+    return losses
+
+
+def check(net: FMCENet, losses: dict[str, Loss], dtype: torch.dtype, device: torch.device) -> None:
+    maps = random_maps(net.settings["in_channels"], CHECKED, dtype, device)
+    exact = maps.detach().double().cpu().requires_grad_()
+    wanted_loss, wanted = FMCSLoss(net)(exact), torch.autograd.grad(FMCSLoss(net)(exact), exact)[0]
+    for name, loss_of in losses.items():
+        loss = loss_of(maps)
+        gradient = torch.autograd.grad(loss, maps)[0].double().cpu()
+        of_loss = ((loss.double().cpu() - wanted_loss) / wanted_loss).abs().item()
+        of_gradient = ((gradient - wanted).norm() / wanted.norm()).item()
+        most_of_loss, most_of_gradient = WORST[dtype]
+        assert of_loss <= most_of_loss and of_gradient <= most_of_gradient, (
+            f"{name}, {dtype}: the loss is off by {of_loss:.1e} and the gradient by {of_gradient:.1e}"
+        )
+
+
+def speed_rows(net, losses, batch, dtype, device, roofline, rounds) -> list[dict]:
+    channels = net.settings["in_channels"]
+    maps = random_maps(channels, batch, dtype, device)
+    rows = []
+    for backward in (False, True):
+        ways = {name: step(loss_of, maps, backward) for name, loss_of in losses.items()}
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                taken[name].append(timed(way, device))
+        plain, fewest = operations(net, batch, dtype, backward)
+        title = f"{channels} channels, N = {batch}, {str(dtype).removeprefix('torch.')}"
+        for name, seconds in taken.items():
+            made = fewest if name == "fmcefast" else plain
+            rows.append(
+                row(
+                    f"{title}, {'forward and backward' if backward else 'forward'}: {name}",
+                    [value * 1e3 for value in seconds],
+                    "ms",
+                    tflops=plain / median(seconds) / 1e12,
+                    part_of_roofline=made / median(seconds) / roofline,
+                    saved_mb=saved_bytes(losses[name], maps) / 1e6 if backward else 0,
+                    **ratios(name, taken),
+                )
+            )
+    return rows
+
+
+def step(loss_of: Loss, maps: torch.Tensor, backward: bool) -> Callable[[], object]:
+    """On a GPU the step is captured in a CUDA graph, so that launches cost nobody anything."""
+
+    def run() -> object:
+        if not backward:
+            with torch.no_grad():
+                return loss_of(maps)
+        return torch.autograd.grad(loss_of(maps), maps)
+
+    if not maps.is_cuda:
+        run()
+        return run
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        graph.result = run()
+    return graph.replay
+
+
+def timed(way: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+    if device.type == "cpu":
+        began = time.perf_counter()
+        way()
+        return time.perf_counter() - began
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(repeats):
+        way()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / repeats
+
+
+def peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a large matrix product."""
+    size = 8192 if device.type == "cuda" else 3072
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(timed(lambda: a @ b, device) for _ in range(5))
+
+
+def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> tuple[float, float]:
+    """FLOP of the plain head, and with F(6x6, 3x3) in float32 or else F(2x2, 3x3) for the first stage."""
+    channels = net.settings["in_channels"]
+    maps = torch.empty(batch, channels, 7, 7, device="meta", requires_grad=backward)
+    with FlopCounterMode(display=False) as counter:
+        loss = FMCSLoss(net).to("meta")(maps)
+        if backward:
+            loss.backward()
+    reduce = 49 * 2048 * 1024 if channels == 2048 else 0
+    products = 64 if dtype == torch.float32 else 16 * 9
+    one_way = 2 * batch * (reduce + products * 1024 * 512 + 16 * 512 * 256)
+    return counter.get_total_flops(), one_way * (2 if backward else 1)
+
+
+def saved_bytes(loss_of: Loss, maps: torch.Tensor) -> int:
+    """Between forward and backward pass, besides maps and weights."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and tensor.data_ptr() != maps.data_ptr():
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss_of(maps)
+    return sum(kept.values())
+
+
+def table(rows: list[dict]) -> str:
+    lines = []
+    for each in rows:
+        share = f"{each['part_of_roofline']:4.0%}"
+        others = ", ".join(f"{ratio:.2f}x {peer}" for peer, ratio in each.get("ratio", {}).items())
+        saved = f"{each['saved_mb']:6.1f} MB kept" if each["saved_mb"] else ""
+        lines.append(
+            f"{each['name']:72} {each['value']:9.3f} ms {each['tflops']:7.2f} TFLOP/s {share} {others} {saved}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
