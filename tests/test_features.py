@@ -616,7 +616,6 @@ def test_what_is_wrong_with_a_store_is_listed(tmp_path, maps):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("target", ["float16", "float32"])
 @pytest.mark.parametrize("channels_first", [False, True])

@@ -143,7 +143,7 @@ def _backward(ctx, of_loss, of_slopes, of_directions):
     slopes, directions = ctx.saved_tensors
     directions = directions.unflatten(0, ctx.size).permute(2, 3, 0, 1)
     along = slopes * (of_loss / len(slopes))
-    if directions.dtype == torch.bfloat16:
+    if directions.dtype == torch.bfloat16 and not directions.is_cuda:
         along = along.to(torch.bfloat16)  # mixed types cost a CPU another copy; float16 could not hold it
     gradient = torch.empty_like(directions, memory_format=torch.channels_last)
     return torch.mul(directions, along[:, None, None, None], out=gradient), None, None
