@@ -6,7 +6,8 @@ r"""The FMCE-Net head as a loss: FusedFMCSLoss against PyTorch's own layers, eag
 `plain` is FMCSLoss, channels-last, with weights of the maps' type; `compiled` is the same under torch.compile
 (max-autotune). First every contestant's loss and gradient are compared with float64. Then they take turns, round by
 round. The roofline is the rate of one large matrix product in the same type and run; its share counts the
-multiplications that each contestant makes, TFLOP/s those of the plain head. Writes bench/results/head-*.json.
+multiplications that each contestant makes, TFLOP/s those of the plain head. Freed memory is kept, as `fmcefast` does,
+which helps everybody. Writes bench/results/head-*.json.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from environment import RESULTS, document, ratios, row, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss
+from fmcefast.memory import keep_freed_memory
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 # Of float16 and bfloat16 a near tie of the max pooling may go another way: the plain head's own errors are as large.
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compiled", action="store_true", help="also on a CPU, where compiling takes minutes")
     arguments = parser.parse_args()
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
     rows = []

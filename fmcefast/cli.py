@@ -15,6 +15,7 @@ from fmcefast import __version__
 from fmcefast.config import FIELDS, PRESETS, STAGES, check_name, check_value, field_type, read_yaml
 from fmcefast.errors import DiskFullError, FmcefastError, InputError, unknown_name
 from fmcefast.files import FolderLock
+from fmcefast.memory import keep_freed_memory
 from fmcefast.progress import Progress
 from fmcefast.ranks import current_ranks
 from fmcefast.run_folder import RunFolder, newest_run, open_run, peek_run
@@ -48,6 +49,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     debug = "--debug" in sys.argv
+    keep_freed_memory()
     try:
         code = cli.main(args=sys.argv[1:] or ["--help"], prog_name="fmcefast", standalone_mode=False) or 0
     except click.UsageError as error:

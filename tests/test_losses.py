@@ -193,7 +193,7 @@ def test_half_types_of_every_shape(impl, device, channels, spatial, samples, red
     net = make_net(channels, spatial, phases=3, reduce_kernel=reduce_kernel)
     maps = make_maps(net, samples, dtype, device)
     loss, total, _ = errors(net, impl, maps) if reduce_kernel == 1 else (*errors_without_route(net, impl, maps), 0)
-    assert loss <= 3e-2 and total <= 0.2
+    assert loss <= 3e-2 and total <= 0.3
 
 
 def errors_without_route(net, impl, maps):
