@@ -6,7 +6,8 @@ r"""Extraction against the bare forward loop, and against the same loop with oth
 
 ShuffleNetV2 x1.0 at 224 px on the bundled digits, two phases, as `fmcefast extract` runs it. `bare` makes the same
 feature maps and keeps none. First the stored maps are compared with those of the loop. Everybody reads the images and
-loads the weights; files are synced; freed memory is kept, as `fmcefast` does, which helps everybody. Writes bench/results/extract.json.
+loads the weights; files are synced; freed memory is kept, as `fmcefast` does, which helps everybody. Writes
+bench/results/extract.json.
 """
 
 import argparse

@@ -133,6 +133,7 @@ def _(feature_map, head, differentiable):
 def _setup_context(ctx, inputs, output):
     _, slopes, directions = output
     ctx.mark_non_differentiable(slopes, directions)
+    ctx.set_materialize_grads(False)  # nor zeros made for them
     ctx.save_for_backward(slopes, directions)
     ctx.size = inputs[0].shape[2:]
 

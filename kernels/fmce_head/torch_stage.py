@@ -88,7 +88,7 @@ class TorchStage:
         samples, outputs = direction.shape[1:]
         positions = torch.arange(self.pool**2, dtype=route.dtype, device=route.device).view(-1, 1, 1, 1)
         windows = self._scratch.take("windows", (self.pool**2, *direction.shape), direction)
-        torch.mul(route == positions, direction, out=windows)
+        torch.eq(route, positions, out=windows).mul_(direction)
         products = self._scratch.product("products", self.leave.T, windows.view(-1, samples * outputs))
         products = products.view(len(self.filters), -1, outputs)
         entered = self._scratch.product("entered", products, self.transposed)
@@ -112,5 +112,8 @@ def first_maximum(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return windows[0], torch.zeros_like(windows[0], dtype=torch.uint8)
     a, b, c, d = windows
     upper, lower = torch.maximum(a, b), torch.maximum(c, d)
-    in_upper, in_lower = (b > a).to(torch.uint8), (d > c).to(torch.uint8) + 2
-    return torch.maximum(upper, lower), torch.where(lower > upper, in_lower, in_upper)
+    # As numbers 0 and 1, for a choice between small integers costs a CPU more than arithmetic.
+    in_upper, in_lower, is_lower = (
+        (right > left).view(torch.uint8) for left, right in ((a, b), (c, d), (upper, lower))
+    )
+    return torch.maximum(upper, lower), in_upper + is_lower * (2 + in_lower - in_upper)
