@@ -93,10 +93,13 @@ class FusedHead:
     def _plainly(self, maps: torch.Tensor, differentiable: bool) -> Result:
         """The plain loss and autograd, in float32 at least."""
 
+        stream = torch.cuda.current_stream(maps.device) if maps.is_cuda else None
+
         def compute() -> tuple[torch.Tensor, torch.Tensor | None]:
             leaf = maps.detach().to(torch.promote_types(maps.dtype, torch.float32)).requires_grad_(differentiable)
-            losses = self._plain(leaf)
-            return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0] if differentiable else None
+            with torch.cuda.stream(stream):
+                losses = self._plain(leaf)
+                return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0] if differentiable else None
 
         # Within an operator autograd is off, whatever the grad mode; a new thread is outside.
         with ThreadPoolExecutor(1) as thread:
@@ -106,7 +109,7 @@ class FusedHead:
         # Directions of about 1, which half types can hold.
         slopes = gradient.abs().amax((1, 2, 3)).clamp_min(torch.finfo(gradient.dtype).tiny)
         directions = gradient.permute(2, 3, 0, 1).flatten(0, 1) / slopes[:, None]
-        return losses, slopes, directions.to(maps.dtype).contiguous()
+        return losses, slopes, directions.contiguous()
 
 
 @torch.library.custom_op("fmcefast::fmcs", mutates_args=())
@@ -118,7 +121,7 @@ def fmcs(feature_map: torch.Tensor, head: int, differentiable: bool) -> tuple[to
     losses, slopes, directions = _heads[head](feature_map, differentiable)
     if not differentiable:
         return losses.mean(), losses.new_empty(0), feature_map.new_empty(0)
-    return losses.mean(), slopes, directions
+    return losses.mean(), slopes, directions.to(_type_of_directions(feature_map))
 
 
 @fmcs.register_fake
@@ -127,7 +130,15 @@ def _(feature_map, head, differentiable):
     loss = feature_map.new_empty((), dtype=torch.promote_types(feature_map.dtype, torch.float32))
     if not differentiable:
         return loss, loss.new_empty(0), feature_map.new_empty(0)
-    return loss, loss.new_empty(samples), feature_map.new_empty(height * width, samples, channels)
+    directions = feature_map.new_empty(height * width, samples, channels, dtype=_type_of_directions(feature_map))
+    return loss, loss.new_empty(samples), directions
+
+
+def _type_of_directions(feature_map: torch.Tensor) -> torch.dtype:
+    """That of the maps, or what a GPU computes bf16 maps in: one copy less."""
+    if feature_map.is_cuda and feature_map.dtype == torch.bfloat16:
+        return torch.float16
+    return feature_map.dtype
 
 
 def _setup_context(ctx, inputs, output):
@@ -135,7 +146,7 @@ def _setup_context(ctx, inputs, output):
     ctx.mark_non_differentiable(slopes, directions)
     ctx.set_materialize_grads(False)  # nor zeros made for them
     ctx.save_for_backward(slopes, directions)
-    ctx.size = inputs[0].shape[2:]
+    ctx.size, ctx.dtype = inputs[0].shape[2:], inputs[0].dtype
 
 
 def _backward(ctx, of_loss, of_slopes, of_directions):
@@ -146,7 +157,7 @@ def _backward(ctx, of_loss, of_slopes, of_directions):
     along = slopes * (of_loss / len(slopes))
     if directions.dtype == torch.bfloat16 and not directions.is_cuda:
         along = along.to(torch.bfloat16)  # mixed types cost a CPU another copy; float16 could not hold it
-    gradient = torch.empty_like(directions, memory_format=torch.channels_last)
+    gradient = torch.empty_like(directions, dtype=ctx.dtype, memory_format=torch.channels_last)
     return torch.mul(directions, along[:, None, None, None], out=gradient), None, None
 
 

@@ -33,7 +33,7 @@ class HeadWeights(NamedTuple):
 class Stage(Protocol):
     """A 3x3 convolution with padding 1, max pooling of 2 where H and W are 2 or more, and ReLU.
 
-    Maps are (H * W, N, C) here: positions first, of any strides.
+    Maps are (H * W, N, C) here: positions first, of any strides, in the type it computes in or that of the user's maps.
     """
 
     def forward(self, maps: torch.Tensor, rectify: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,9 +93,11 @@ class Head:
     def __call__(
         self, maps: torch.Tensor, differentiable: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """maps (N, C, H, W) -> -log q_K (N,), and if differentiable slopes (N,) and directions (H * W, N, C)."""
+        """maps (N, C, H, W) -> -log q_K (N,), and if differentiable slopes (N,) and directions (H * W, N, C), of the
+        type it computes in.
+        """
         samples, channels, height, width = maps.shape
-        rows = maps.permute(0, 2, 3, 1).contiguous().to(self.dtype).view(samples, height * width, channels)
+        rows = maps.permute(0, 2, 3, 1).contiguous().view(samples, height * width, channels)
         reduced = None if self.reduce is None else self._reduce(rows)
         positions = (rows if reduced is None else reduced).transpose(0, 1)
         pooled, first_route = self.first.forward(positions, rectify=reduced is not None)
@@ -109,11 +111,12 @@ class Head:
         direction = self.first.backward(direction, first_route, alive=None if reduced is None else positions)
         if self.reduce is not None:
             direction = self._reduce_adjoint(direction)
-        return losses, slopes, direction.to(maps.dtype)
+        return losses, slopes, direction
 
     def _reduce(self, rows: torch.Tensor) -> torch.Tensor:
         """(N, H * W, C) -> (N, H * W, 1024), before the ReLU."""
         weight, bias = self.reduce
+        rows = rows.to(self.dtype)
         if weight.shape[2] == 1:
             return F.linear(rows, weight.flatten(1), bias)
         maps = rows.unflatten(1, self.size).permute(0, 3, 1, 2)

@@ -74,8 +74,8 @@ class TorchStage:
         if rectify:
             maps = maps.relu_()
         # Positions come first, so that one matrix product transforms the whole batch.
-        if not maps.is_contiguous():
-            maps = self._scratch.take("maps", maps.shape, maps).copy_(maps)
+        if not maps.is_contiguous() or maps.dtype != self.filters.dtype:
+            maps = self._scratch.take("maps", maps.shape, self.filters).copy_(maps)
         entered = self._scratch.product("entered", self.enter, maps.view(-1, samples * channels))
         products = self._scratch.product("products", entered.view(len(self.filters), -1, channels), self.filters)
         outputs = products.shape[2]
