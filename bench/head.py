@@ -69,6 +69,7 @@ def random_maps(channels: int, batch: int, dtype: torch.dtype, device: torch.dev
 
 
 def contestants(net: FMCENet, dtype: torch.dtype, device: torch.device, compiled: bool) -> dict[str, Loss]:
+    torch.compiler.reset()  # or it gives up compiling after a few shapes and types
     plain = FMCSLoss(net).to(device, dtype, memory_format=torch.channels_last)
     losses: dict[str, Loss] = {"plain": plain}
     if compiled:

@@ -81,9 +81,13 @@ class KernelUring : public Uring {
     }
   }
 
+  bool ready() override {
+    return *queues_.at<unsigned>(params_.cq_off.head) != load(queues_.at<unsigned>(params_.cq_off.tail));
+  }
+
   Completion wait() override {
+    while (!ready()) enter(0, 1);
     unsigned* head = queues_.at<unsigned>(params_.cq_off.head);
-    while (*head == load(queues_.at<unsigned>(params_.cq_off.tail))) enter(0, 1);
     const unsigned mask = *queues_.at<unsigned>(params_.cq_off.ring_mask);
     const io_uring_cqe entry = queues_.at<io_uring_cqe>(params_.cq_off.cqes)[*head & mask];
     store(head, *head + 1);

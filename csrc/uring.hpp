@@ -22,6 +22,9 @@ class Uring {
   // At most `depth` writes may be on their way. `data` must stay until the completion with this tag.
   virtual void write(int file, const void* data, std::size_t size, std::uint64_t offset, std::uint64_t tag) = 0;
 
+  // Whether wait() will return at once.
+  virtual bool ready() = 0;
+
   // Waits for the next completion.
   virtual Completion wait() = 0;
 };

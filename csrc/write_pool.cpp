@@ -16,7 +16,7 @@ namespace fmcefast {
 namespace {
 
 constexpr unsigned kWritesInFlight = 4;  // of one worker, through io_uring
-constexpr unsigned kJobsBeforeHelp = 16;  // taken in a row without a wait for the disk
+constexpr unsigned kJobsBeforeHelp = 64;  // taken in a row without a wait for the disk
 
 // A worker that wakes up must not take the processor from the thread that woke it.
 void leave_processor_to_producer() {
@@ -123,7 +123,7 @@ void WritePool::submit(std::unique_ptr<WriteJob> job) {
 
 std::unique_ptr<WriteJob> WritePool::take(bool wait, bool helper) {
   std::unique_lock lock(mutex_);
-  const auto help_is_wanted = [&] { return !queue_.empty() && jobs_without_wait_ >= kJobsBeforeHelp; };
+  const auto help_is_wanted = [&] { return !queue_.empty() && jobs_since_disk_wait_ >= kJobsBeforeHelp; };
   if (helper) {
     if (wait) help_wanted_.wait(lock, [&] { return stopping_ || help_is_wanted(); });
     if (!help_is_wanted()) return nullptr;
@@ -133,7 +133,7 @@ std::unique_ptr<WriteJob> WritePool::take(bool wait, bool helper) {
   if (queue_.empty()) return nullptr;
   std::unique_ptr<WriteJob> job = std::move(queue_.front());
   queue_.pop_front();
-  ++jobs_without_wait_;
+  ++jobs_since_disk_wait_;
   if (!uses_uring_ && !queue_.empty()) work_arrived_.notify_one();
   if (uses_uring_ && help_is_wanted()) help_wanted_.notify_one();
   return job;
@@ -141,7 +141,7 @@ std::unique_ptr<WriteJob> WritePool::take(bool wait, bool helper) {
 
 void WritePool::note_wait_for_disk() {
   const std::lock_guard lock(mutex_);
-  jobs_without_wait_ = 0;
+  jobs_since_disk_wait_ = 0;
 }
 
 void WritePool::work(std::unique_ptr<Uring> ring, bool helper) {
@@ -187,7 +187,7 @@ void WritePool::work_through(Uring& ring, std::vector<Slot>& slots, bool helper)
       continue;
     }
     if (idle) return;
-    if (free.empty()) note_wait_for_disk();
+    if (free.empty() && !ring.ready()) note_wait_for_disk();
     const Uring::Completion completion = ring.wait();
     const auto i = static_cast<std::size_t>(completion.tag);
     const int outcome = slots[i].account(completion.result);

@@ -73,7 +73,7 @@ class WritePool {
   std::deque<std::unique_ptr<WriteJob>> queue_;
   std::size_t reserved_bytes_ = 0;
   std::size_t unfinished_jobs_ = 0;
-  unsigned jobs_without_wait_ = 0;  // for the disk
+  unsigned jobs_since_disk_wait_ = 0;
   bool stopping_ = false;
 
   std::vector<std::thread> workers_;

@@ -20,8 +20,8 @@ WARPS = triton_stage.CHANNEL_WARPS
 
 def main() -> None:
     rows = []
-    for capability in (80, 90, 100):
-        products = triton_stage.PRODUCTS_SM90 if capability >= 90 else triton_stage.PRODUCTS_SM80
+    for capability in (80, 86, 90, 100, 120):
+        products = triton_stage.PRODUCTS_SM90 if capability in (90, 100) else triton_stage.PRODUCTS_SM80
         for kernel, pointers, constants, warps, stages in shipped(products):
             rows.append({"capability": capability, **compiled(kernel, pointers, constants, capability, warps, stages)})
     print(json.dumps(rows))

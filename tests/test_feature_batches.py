@@ -80,7 +80,8 @@ def test_memory_of_batches_is_used_again():
     second = buffers.take(5000)
     assert second.data_ptr() != address
     del held
-    assert buffers.take(10).data_ptr() == address
+    assert buffers.take(10).data_ptr() != address  # too little to hold on to so much
+    assert buffers.take(4000).data_ptr() == address
     assert buffers.take(6000).data_ptr() % 4096 == 0
     del second  # too small now
     assert len(buffers.take(6000)) == 6000

@@ -27,6 +27,7 @@ print((pages() - before) * 4096 >> 20)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 @pytest.mark.parametrize("keep", [True, False])
-def test_freed_memory_is_kept_when_asked(keep):
-    done = subprocess.run([sys.executable, "-c", SCRIPT.format(keep=keep)], capture_output=True, check=True)
+def test_freed_memory_is_kept_when_asked(keep, tmp_path):
+    command = [sys.executable, "-c", SCRIPT.format(keep=keep)]
+    done = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path)
     assert (int(done.stdout) > 48) == keep

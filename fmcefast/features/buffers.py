@@ -18,6 +18,8 @@ class Buffers:
 
     def take(self, size: int) -> torch.Tensor:
         """uint8 (size,) at an address that can be read into past the page cache, with arbitrary content."""
+        if size <= self._largest // 2:
+            return torch.from_numpy(_aligned(size))  # it would hold on to much more
         if size > self._largest:
             self._largest = size
             self._free.clear()
@@ -25,6 +27,8 @@ class Buffers:
             memory = self._free.pop()
         except IndexError:
             memory = _aligned(self._largest)
+        if len(memory) < size:  # another thread has just raised the size
+            memory = _aligned(size)
         # Tensors of a batch hold this view, not the memory behind it.
         batch = memory[:size]
         weakref.finalize(batch, self._take_back, memory).atexit = False

@@ -47,8 +47,9 @@ class FusedFMCSLoss(nn.Module):
     moved, cast and transformed once for each device and dtype of maps. They are not in `state_dict` or `parameters`.
 
     The gradient is computed with the loss; only it is kept for the backward pass. There is no second derivative. Works
-    under autocast, torch.compile (fullgraph), CUDA graphs (after a first call outside) and DDP. The first batch is also
-    given to FMCSLoss; if they differ, a RuntimeWarning says so and FMCSLoss computes from there on.
+    under autocast, torch.compile (fullgraph), DDP and CUDA graphs, before which it must be called once with maps that
+    require a gradient. That first batch is also given to FMCSLoss; if they differ, a RuntimeWarning says so and
+    FMCSLoss computes from there on.
 
     bf16 maps are computed in bf16 on a CPU and in fp16 on a GPU, where values beyond 16,000 give NaN. Raises InputError
     for maps that the network does not take, and for those that `impl` does not.

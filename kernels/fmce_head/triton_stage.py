@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from fmcefast.kernels.fmce_head.head import Affine, Head, HeadWeights
+from fmcefast.kernels.fmce_head.head import Affine, Head, HeadWeights, score
 from fmcefast.kernels.fmce_head.torch_stage import transformed_filters
 from fmcefast.kernels.fmce_head.triton_kernels import (
     backward_products_kernel,
@@ -18,6 +18,7 @@ CHANNEL_BLOCK, CHANNEL_WARPS = 512, 4
 # Of the matrix products: rows, columns and depth of a block, warps, stages of the pipeline.
 PRODUCTS_SM90 = (128, 256, 64, 8, 3)
 PRODUCTS_SM80 = (128, 128, 64, 8, 3)
+LONGEST_SCORED = 4096  # features of a map that a program holds
 
 
 class TritonStage:
@@ -50,17 +51,17 @@ class TritonStage:
     def backward(self, direction: torch.Tensor, route: torch.Tensor, alive: torch.Tensor | None = None) -> torch.Tensor:
         samples, (channels, outputs) = direction.shape[1], self.filters.shape[1:]
         tiles = (self.height // 2) * (self.width // 2) * samples
-        entered = direction.new_empty((16, tiles, channels))
+        products = direction.new_empty((16, tiles, channels))
         rows, columns, depth, warps, stages = _products_config(direction.device)
         backward_products_kernel[(triton.cdiv(channels, columns), triton.cdiv(tiles, rows), 16)](
-            direction.contiguous(), route, self.transposed, entered, tiles, outputs, channels, rows, columns, depth,
+            direction.contiguous(), route, self.transposed, products, tiles, outputs, channels, rows, columns, depth,
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
         maps = direction.new_empty((self.height * self.width, samples, channels))
         masked = alive is not None
         alive = alive if masked else maps
         enter_adjoint_kernel[(samples * (self.height // 2 + 1), triton.cdiv(channels, CHANNEL_BLOCK))](
-            entered, alive, maps, samples, *alive.stride()[:2],
+            products, alive, maps, samples, *alive.stride()[:2],
             masked, self.height, self.width, channels, CHANNEL_BLOCK, num_warps=CHANNEL_WARPS,
         )  # fmt: skip
         return maps
@@ -71,7 +72,9 @@ def triton_score(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """`head.score` in one kernel."""
     samples, length = features.shape
-    losses, slopes = features.new_empty((2, samples), dtype=torch.float32)
+    if length > LONGEST_SCORED:
+        return score(features, Affine(*(tensor.to(features.dtype) for tensor in classifier)), differentiable)
+    losses, slopes = (features.new_empty(samples, dtype=torch.float32) for _ in range(2))
     directions = torch.empty_like(features)
     score_kernel[(samples,)](
         features.contiguous(), *classifier, losses, slopes, directions, len(classifier.bias),
@@ -97,6 +100,7 @@ def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _products_config(device: torch.device) -> tuple[int, int, int, int, int]:
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9:
+    # Of the later ones only the large chips have the shared memory.
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10):
         return PRODUCTS_SM90
     return PRODUCTS_SM80
