@@ -329,6 +329,17 @@ def test_it_is_one_operator_for_the_compiler(dtype):
     torch.library.opcheck(fmcs, (maps.detach(), fused._head.number, False))
 
 
+@pytest.mark.parametrize(("impl", "device"), IMPLS)
+@pytest.mark.parametrize("samples", [1, 5])
+def test_the_compiler_may_rely_on_what_it_is_told(impl, device, samples):
+    net = make_net(16, 4, phases=3)
+    fused = FusedFMCSLoss(net, impl)
+    maps = make_maps(net, samples, torch.bfloat16, device)
+    torch.library.opcheck(fmcs, (maps, fused._head.number, True), test_utils="test_faketensor")
+    # Compiled code also takes it that outputs begin where their memory does.
+    assert all(output.storage_offset() == 0 for output in fmcs(maps, fused._head.number, True))
+
+
 @pytest.mark.gpu
 def test_it_can_be_captured_in_a_cuda_graph():
     net = make_net(64)
