@@ -14,6 +14,8 @@ from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss, RepresentationAuxiliaryLo
 from fmcefast.errors import InputError
 from fmcefast.kernels.fmce_head.head import Head
 from fmcefast.kernels.fmce_head.torch_stage import TorchStage, first_maximum
+from fmcefast.kernels.fmce_head.triton_stage import TritonStage
+from fmcefast.models import fused_loss
 from fmcefast.models.fused_loss import FusedHead, fmcs
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -405,6 +407,22 @@ def test_a_wrong_fused_loss_is_found_out(wrong, monkeypatch, recwarn):
     assert not recwarn.list
     for found in (first, second):
         assert all(relative(*pair) <= 1e-5 for pair in zip(found, plain(net, maps), strict=True))
+
+
+def test_pytorch_computes_where_triton_cannot(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(fused_loss, "_hindrance_to_triton", lambda *args, **kwargs: "")
+    monkeypatch.setattr(TritonStage, "forward", fail)
+    net = make_net(16, 4, phases=3)
+    maps = make_maps(net, 3, torch.float16)
+    fused = FusedFMCSLoss(net)
+    with pytest.warns(RuntimeWarning, match="PyTorch computes FusedFMCSLoss instead: no C compiler"):
+        found = fused(maps)
+    assert relative(found.detach(), plain(net, maps)[0]) <= 1e-2
+    with pytest.raises(RuntimeError, match="no C compiler"):
+        FusedFMCSLoss(net, impl="triton")(maps)
 
 
 def test_what_computes_and_why_is_logged_once(caplog):

@@ -69,10 +69,24 @@ class FusedHead:
             why = hindrance or "impl='torch'"
             _log.info("FusedFMCSLoss, %s maps on %s: Winograd's algebra in PyTorch (%s)", dtype, device, why)
             return _torch_head(self._weights, device, dtype)
-        from fmcefast.kernels.fmce_head import triton_stage
+        try:
+            from fmcefast.kernels.fmce_head import triton_stage
 
+            head = triton_stage.triton_head(self._weights, device)
+            channels = (self._weights.reduce or self._weights.first).weight.shape[1]
+            one = torch.zeros(1, channels, self._weights.height, self._weights.width, dtype=dtype, device=device)
+            head(one, differentiable=True)  # compiles
+        except Exception as error:  # whatever Triton finds missing on this machine
+            if self._impl == "triton":
+                raise
+            warnings.warn(
+                f"The Triton kernels do not run here, PyTorch computes FusedFMCSLoss instead: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return _torch_head(self._weights, device, dtype)
         _log.info("FusedFMCSLoss, %s maps on %s: Triton kernels", dtype, device)
-        return triton_stage.triton_head(self._weights, device)
+        return head
 
     def _checked(self, kind: Kind, maps: torch.Tensor, found: Result) -> Result:
         expected = self._plainly(maps, differentiable=True)
