@@ -23,6 +23,7 @@ def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
     """[FMCE] Fig. 3: the loss raw and smoothed, the CQI against mu, the markers on the log curve; and top-1 beside
     them."""
     figure = Figure(figsize=(11, 7.4), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)  # inches, between the rows
     (loss, index), (log_loss, accuracy) = figure.subplots(2, 2)
     drawn = _thinned(np.array([row.loss for row in epochs]), markers)
     _draw_convergence(loss, index, log_loss, drawn, markers)
