@@ -103,6 +103,8 @@ def recorded_routes(head):
         stage = getattr(head, name)
 
         def record(maps, rectify=False, name=name, forward=stage.forward):
+            if rectify:
+                routes["alive"] = maps > 0
             pooled, routes[name] = forward(maps, rectify)
             return pooled, routes[name]
 
@@ -113,8 +115,7 @@ def recorded_routes(head):
 def along_the_route(net, routes, maps):
     """The gradient in float64 if every pooling and ReLU goes the way of `routes`."""
     layers = [layer for layer in copy.deepcopy(net).double().convolutions if isinstance(layer, nn.Conv2d)]
-    maps = maps.detach().double().cpu()
-    q = copy.deepcopy(net).double()(maps).softmax(1).detach()
+    q = copy.deepcopy(net).double()(maps.detach().double().cpu()).softmax(1).detach()
     q[:, -1] -= 1
     height, width = net.settings["spatial"]
     gradient = (q @ net.classifier.weight.detach().double() / len(q)).view(len(q), -1, height // 4, width // 4)
@@ -130,8 +131,8 @@ def along_the_route(net, routes, maps):
             conv[:, :, rows, columns] = gradient * (route == position)
         gradient = F.conv_transpose2d(conv, layer.weight.detach(), padding=1)
     if len(layers) == 3:
-        alive = F.conv2d(maps, layers[0].weight.detach(), layers[0].bias.detach()) > 0
-        gradient = F.conv_transpose2d(gradient * alive, layers[0].weight.detach())
+        alive = routes["alive"].cpu().permute(1, 2, 0).reshape(gradient.shape)
+        gradient = F.conv_transpose2d(gradient * alive, layers[0].weight.detach(), padding=layers[0].padding)
     return gradient
 
 
@@ -162,9 +163,8 @@ def test_float32_is_as_good_as_it_can_be(channels, device):
     assert loss <= 1e-5 and same_route <= 1e-5 and total <= 1e-2
 
 
-@pytest.mark.parametrize(("impl", "device"), IMPLS)
-@pytest.mark.parametrize("dtype", HALVES)
-def test_half_types_are_no_worse_than_the_plain_head_in_the_same_type(impl, device, dtype):
+def median_errors(impl, device, dtype):
+    """Over six seeds: of the fused loss, gradient, gradient along its route; of the plain loss and gradient."""
     rows, eager = [], []
     interpreted = (impl, device) == ("triton", "cpu")
     for seed in range(6):
@@ -176,13 +176,22 @@ def test_half_types_are_no_worse_than_the_plain_head_in_the_same_type(impl, devi
         rows.append(errors(net, impl, maps))
         loss, gradient = value_and_gradient(FMCSLoss(net).to(device), maps)
         eager.append([relative(*pair) for pair in zip((loss, gradient), plain(net, maps), strict=True)])
-    loss, total, same_route = medians(rows)
-    eager_loss, eager_total = medians(eager)
-    # On a CPU bfloat16 is computed in bfloat16, else in float16 or float32.
-    rounds_more = (dtype, device, impl) == (torch.bfloat16, "cpu", "torch")
-    assert loss <= max(1e-3, 1.5 * eager_loss)
-    assert total <= (1.75 if rounds_more else 1.5) * eager_total
-    assert same_route <= (1e-2 if rounds_more else 3e-3)
+    return medians(rows), medians(eager)
+
+
+@pytest.mark.parametrize(("impl", "device"), IMPLS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_types_are_no_worse_than_the_plain_head_in_the_same_type(impl, device, dtype):
+    if (dtype, device, impl) == (torch.bfloat16, "cpu", "torch"):
+        pytest.skip("computed in bfloat16: rounds more, see below")
+    (loss, total, same_route), (_, eager_total) = median_errors(impl, device, dtype)
+    assert loss <= 1e-3 and total <= 1.5 * eager_total and same_route <= 3e-3
+
+
+def test_bfloat16_on_a_cpu_rounds_more():
+    """Winograd's sums in bfloat16: what was measured, not what the other types hold to."""
+    (loss, total, same_route), (eager_loss, eager_total) = median_errors("torch", "cpu", torch.bfloat16)
+    assert loss <= eager_loss and total <= 1.6 * eager_total and same_route <= 1e-2
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
@@ -194,13 +203,11 @@ def test_half_types_are_no_worse_than_the_plain_head_in_the_same_type(impl, devi
 def test_half_types_of_every_shape(impl, device, channels, spatial, samples, reduce_kernel, dtype):
     net = make_net(channels, spatial, phases=3, reduce_kernel=reduce_kernel)
     maps = make_maps(net, samples, dtype, device)
-    loss, total, _ = errors(net, impl, maps) if reduce_kernel == 1 else (*errors_without_route(net, impl, maps), 0)
-    assert loss <= 3e-2 and total <= 0.3
-
-
-def errors_without_route(net, impl, maps):
-    pairs = zip(value_and_gradient(FusedFMCSLoss(net, impl), maps), plain(net, maps), strict=True)
-    return [relative(*pair) for pair in pairs]
+    loss, total, same_route = errors(net, impl, maps)
+    if (dtype, device, impl) == (torch.bfloat16, "cpu", "torch"):
+        assert loss <= 3e-2 and total <= 0.3 and same_route <= 3e-2  # of single maps, far from the medians above
+    else:
+        assert loss <= 1e-2 and total <= 0.2 and same_route <= 5e-3
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
@@ -219,20 +226,25 @@ def test_nothing_uninitialised_is_read(impl, device, monkeypatch):
     assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
 
 
-def test_of_equal_values_one_gets_the_gradient():
-    # Only the centres of the filters count, so that all positions of a constant map are equal.
-    net = make_net(8, 6, phases=3)
+def test_of_equal_values_the_first_gets_the_gradient():
+    # Small whole numbers: with tiles of 2 nothing is rounded, and most windows hold equal values.
+    net = make_net(8, 7, phases=3)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in net.convolutions:
             if isinstance(layer, nn.Conv2d):
-                centre = layer.weight[:, :, 1, 1].clone()
-                layer.weight.zero_()[:, :, 1, 1] = centre
-    maps = torch.ones(2, 8, 6, 6, dtype=torch.float64, requires_grad=True)
-    loss, gradient = value_and_gradient(FusedFMCSLoss(net), maps)
+                layer.weight.copy_(torch.randint(-1, 2, layer.weight.shape, generator=generator))
+                layer.bias.fill_(1)
+    maps = torch.randint(0, 2, (6, 8, 7, 7), generator=generator).double().requires_grad_()
+    fused = FusedFMCSLoss(net)
+
+    def stage(weight, bias, height, width):
+        return TorchStage(weight, bias, height, width, tile=2, dtype=torch.float64, device=torch.device("cpu"))
+
+    fused._head._heads[maps.device, maps.dtype] = Head(fused._head._weights, torch.float64, maps.device, stage)
+    loss, gradient = value_and_gradient(fused, maps)
     wanted_loss, wanted = plain(net, maps)
-    assert relative(loss, wanted_loss) <= 1e-12
-    # The last bit of Winograd's sums may choose another of the equal ones, but only one.
-    assert relative(gradient.sum((2, 3)), wanted.sum((2, 3))) <= 1e-12
+    assert relative(loss, wanted_loss) <= 1e-12 and relative(gradient, wanted) <= 1e-12
 
 
 def test_the_first_maximum_is_taken():
