@@ -25,7 +25,7 @@ from writer import BATCH, CONTESTANTS, table
 
 from fmcefast import FeatureMapDataset, files, find_markers
 from fmcefast.config import resolve
-from fmcefast.data.loaders import make_loader
+from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type, autocast, pick_device

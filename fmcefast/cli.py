@@ -159,6 +159,7 @@ def train(run: Path | None, **options: Any) -> int:
 
     \b
     fmcefast train runs/cifar --data cifar10 --backbone resnet50 --epochs 150 --seed 1
+    torchrun --nproc-per-node 8 -m fmcefast train runs/mini --data mini-imagenet --backbone resnet50
 
     RUN left out is runs/DATA.
     """
@@ -214,7 +215,7 @@ def markers(
 
 @cli.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@_settings("extract", also=("data_root", "workers"))
+@_settings("extract", also=("data_root", "workers", "loader"))
 @_common
 def extract(run: Path | None, **options: Any) -> int:
     """Store the training images' feature maps at every epoch marker (the FMCS-Dataset).
@@ -339,8 +340,9 @@ def _open(path: Path, verb: str, options: dict[str, Any], *, create: bool) -> tu
             check_backbone(run.config.backbone)
 
     ranks = current_ranks()
-    if ranks.size > 1 and verb != "extract":
-        raise InputError(f"fmcefast {verb} runs as one process: start it without torchrun.")
+    command = click.get_current_context().info_name
+    if ranks.size > 1 and command not in ("train", "extract"):
+        raise InputError(f"fmcefast {command} runs as one process: start it without torchrun.")
     if ranks.rank > 0:
         ranks.barrier()  # rank 0 has locked, changed and checked the run
         return open_run(path, {}), Progress(quiet=True), options["as_json"]

@@ -25,8 +25,14 @@ def _value(default: Any, stage: str, help: str, *, free: bool = False, **limits:
 class Config:
     """What a run is made from."""
 
-    data: str = _value("digits", "train", "Data set: digits, mnist, fashion-mnist, cifar10, cifar100 or folder:PATH.")
-    data_root: str = _value("data", "train", "Folder that holds the data sets, in torchvision's layout.", free=True)
+    data: str = _value(
+        "digits",
+        "train",
+        "Data set: digits, mnist, fashion-mnist, cifar10, cifar100, mini-imagenet or folder:PATH.",
+    )
+    data_root: str = _value(
+        "data", "train", "Folder that holds the data sets, in torchvision's layout, or mini-imagenet/.", free=True
+    )
     subset: int | None = _value(
         None, "train", "Use N training images, and as large a part of the test set.", at_least=1
     )
@@ -43,11 +49,25 @@ class Config:
     lr: float = _value(1e-3, "train", "Adam's learning rate at the start.", above=0.0)
     amp: str = _value("auto", "train", "Precision of backbone and FMCE-Net.", choices=("auto", "bf16", "fp16", "off"))
     seed: int = _value(0, "train", "Seed of weights, order and augmentation.", at_least=0, at_most=2**32 - 1)
+    loader: str = _value(
+        "auto",
+        "train",
+        "Who makes batches: pixels in (GPU) memory, DALI or torchvision from files.",
+        free=True,
+        choices=("auto", "dali", "resident", "torchvision"),
+    )
+    on_bad_image: str = _value(
+        "fail",
+        "train",
+        "Image files that cannot be decoded: stop at one, or look for them first and leave them out.",
+        choices=("fail", "skip"),
+    )
+    compile: bool = _value(False, "train", "Compile the backbone for training with torch.compile.", free=True)
     keep: str = _value(
         "all", "markers", "Weights to keep once there are markers.", free=True, choices=("all", "markers")
     )
     workers: int | None = _value(
-        None, "train", "Threads that decode images; one for each core if left out.", free=True, at_least=1
+        None, "train", "Threads that load images; one for each core if left out.", free=True, at_least=1
     )
 
     phases: int = _value(10, "markers", "K, the number of convergence phases.", at_least=2)
@@ -100,6 +120,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {"epochs": 100},
     "cifar10": {"epochs": 150},
     "cifar100": {"epochs": 150, "mu": 1e-3},
+    "mini-imagenet": {"epochs": 150, "mu": 1e-3},
     "folder": {"epochs": 150, "mu": 1e-3},
 }
 

@@ -14,11 +14,16 @@ _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 def pick_device() -> torch.device:
     """The CUDA device if there is one, else the CPU; under torchrun each process of a machine has its own.
 
-    CUDA_VISIBLE_DEVICES="" chooses the CPU.
+    CUDA_VISIBLE_DEVICES="" chooses the CPU. Raises InputError when there are more processes than GPUs.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if device.index >= torch.cuda.device_count():
+        raise InputError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes need a GPU each and this machine shows "
+            f"{torch.cuda.device_count()}. Start torchrun with --nproc-per-node {torch.cuda.device_count()}."
+        )
     torch.cuda.set_device(device)
     return device
 

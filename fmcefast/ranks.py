@@ -1,8 +1,14 @@
 """The processes that torchrun starts to do one job together."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # A rank may wait while others extract their last shards.
 _PATIENCE = timedelta(days=7)
@@ -10,22 +16,47 @@ _PATIENCE = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is `rank` of `size`."""
+    """This process is `rank` of `size`, of which `on_this_machine` run on the same one."""
 
     rank: int = 0
     size: int = 1
+    on_this_machine: int = 1
+
+    def connect(self) -> None:
+        """Meet the other processes; they can then compute together."""
+        import torch.distributed
+
+        if self.size > 1 and not torch.distributed.is_initialized():
+            backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            torch.distributed.init_process_group(backends, timeout=_PATIENCE)
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""
-        if self.size == 1:
-            return
-        import torch.distributed
+        if self.size > 1:
+            import torch
 
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
-        torch.distributed.barrier()
+            self.sum(torch.zeros(1))  # on the CPU, so that no GPU needs to be chosen yet
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """The block on rank 0, then on all others."""
+        if self.rank > 0:
+            self.barrier()
+        yield
+        if self.rank == 0:
+            self.barrier()
+
+    def sum(self, values: "torch.Tensor") -> "torch.Tensor":
+        """`values`, replaced by their sums over all ranks."""
+        if self.size > 1:
+            import torch.distributed
+
+            self.connect()
+            torch.distributed.all_reduce(values)
+        return values
 
 
 def current_ranks() -> Ranks:
     """As torchrun says in the environment; one process without it."""
-    return Ranks(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    return Ranks(*(int(os.environ.get(name, default)) for name, default in
+                   (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1))))  # fmt: skip

@@ -28,6 +28,7 @@ class RunFolder:
         self.config = config
 
     config_yaml = property(lambda self: self.path / "config.yaml")
+    split_json = property(lambda self: self.path / "split.json")
     losses_csv = property(lambda self: self.path / "losses.csv")
     weights = property(lambda self: self.path / "weights")
     resume = property(lambda self: self.path / "resume.safetensors")
@@ -49,7 +50,7 @@ class RunFolder:
     def outputs(self, stage: str) -> list[Path]:
         """What a stage leaves in the folder, whether it is there or not."""
         return {
-            "train": [self.resume, self.losses_csv, self.weights],  # the commit goes first
+            "train": [self.resume, self.losses_csv, self.weights, self.split_json],  # the commit goes first
             "markers": [self.markers_json],
             "extract": [self.features],
             "fit": [self.fmce_net, self.fmce_net_resume, self.fit_json],
@@ -57,7 +58,8 @@ class RunFolder:
         }[stage]
 
     def begun(self, stage: str) -> bool:
-        return any(path.exists() for path in self.outputs(stage))
+        """Whether a stage has left anything that took long to make."""
+        return any(path.exists() for path in self.outputs(stage) if path != self.split_json)
 
     def undo(self, first: str) -> None:
         """Remove the results of a stage and of all later ones, the last first."""

@@ -4,7 +4,9 @@ Schedules and random numbers follow from the seed and the epoch, so model, optim
 """
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,20 +15,58 @@ from safetensors.torch import save
 from fmcefast import files
 from fmcefast.errors import FmcefastError
 
+_MODEL, _OPTIMIZER = "model.", "optimizer."
 
-def save_state(
-    path: Path,
-    epoch: int,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None = None,
-) -> None:
-    """Write the state after `epoch` epochs; the file is replaced as a whole."""
-    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor.contiguous() for name, tensor in state.items()}
-    facts = {"epoch": epoch, "scaler": scaler.state_dict() if scaler is not None else {}}
-    files.write_bytes(path, save(tensors, metadata={"state": json.dumps(facts)}))
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A copy of the state after `epoch`, which training does not change any more."""
+
+    epoch: int
+    tensors: dict[str, torch.Tensor]
+    scaler: dict[str, Any]
+    copied: torch.cuda.Event | None = None  # on a GPU: when the copies are made
+
+    @classmethod
+    @torch.no_grad()
+    def capture(
+        cls,
+        epoch: int,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> "TrainingState":
+        """Copy the state where it lies, without waiting for a GPU."""
+        tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        copied = None
+        if any(tensor.is_cuda for tensor in copies.values()):
+            copied = torch.cuda.Event()
+            copied.record()
+        return cls(epoch, copies, scaler.state_dict() if scaler is not None else {}, copied)
+
+    @property
+    def model(self) -> dict[str, torch.Tensor]:
+        """The model's state_dict."""
+        return {name.removeprefix(_MODEL): t for name, t in self.tensors.items() if name.startswith(_MODEL)}
+
+    def on_cpu(self) -> "TrainingState":
+        """The state in main memory; may be called on a thread, while the GPU goes on training."""
+        if self.copied is None:
+            return self
+        device = next(tensor.device for tensor in self.tensors.values() if tensor.is_cuda)
+        beside = torch.cuda.Stream(device)
+        beside.wait_event(self.copied)
+        with torch.cuda.stream(beside):
+            return replace(self, tensors={name: tensor.cpu() for name, tensor in self.tensors.items()}, copied=None)
+
+    def write(self, path: Path) -> None:
+        """Write the file; it is replaced as a whole."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.on_cpu().tensors.items()}
+        facts = {"epoch": self.epoch, "scaler": self.scaler}
+        files.write_bytes(path, save(tensors, metadata={"state": json.dumps(facts)}))
 
 
 def state_epoch(path: Path) -> int:
@@ -38,7 +78,7 @@ def state_epoch(path: Path) -> int:
 def load_state(
     path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> None:
-    """Put back what `save_state` wrote. Raises FmcefastError when the file is damaged."""
+    """Put back what `TrainingState.write` wrote. Raises FmcefastError when the file is damaged."""
     facts = _facts(path)
     parts: dict[str, dict] = {"model": {}, "optimizer": {}}
     with safe_open(path, framework="pt") as file:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     ["fmcefast.kernels", "fmcefast._core", "fmcefast.errors", "fmcefast.progress", "fmcefast"],
-    ["fmcefast.files", "fmcefast.memory", "fmcefast.ranks"],
+    ["fmcefast.files", "fmcefast.memory", "fmcefast.ranks", "fmcefast.passes"],
     ["fmcefast.sequences"],
     ["fmcefast.convergence", "fmcefast.device", "fmcefast.training_state", "fmcefast.losses_csv", "fmcefast.logs"],
     ["fmcefast.config"],

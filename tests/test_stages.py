@@ -10,7 +10,6 @@ import torch
 from fmcefast import FeatureMapDataset, files
 from fmcefast.config import resolve
 from fmcefast.convergence import find_markers
-from fmcefast.data.loaders import epoch_seed
 from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type
 from fmcefast.errors import DiskFullError, FmcefastError, InputError
@@ -22,8 +21,8 @@ from fmcefast.stages import extract as stage_extract
 from fmcefast.stages import maps
 from fmcefast.stages.extract import extract
 from fmcefast.stages.fit import measure, split_maps
-from fmcefast.stages.train import Trainer, is_trained
-from fmcefast.training_state import load_state, save_state, state_epoch
+from fmcefast.stages.train import Trainer, epoch_seed, is_trained
+from fmcefast.training_state import TrainingState, load_state, state_epoch
 
 SMALL = {"subset": 60, "image_size": 32, "batch_size": 20, "epochs": 4, "until_converged": False}
 
@@ -142,7 +141,7 @@ def test_training_goes_on_from_its_state_bit_for_bit(tmp_path, cpu, backbone):
     expected = [train_epoch(whole, epoch) for epoch in (1, 2, 3)]
     cut = trainer_for(cpu, backbone=backbone)
     assert [train_epoch(cut, epoch) for epoch in (1, 2)] == expected[:2]
-    save_state(tmp_path / "state", 2, cut.backbone, cut.optimizer, cut.scaler)
+    TrainingState.capture(2, cut.backbone, cut.optimizer, cut.scaler).write(tmp_path / "state")
     assert state_epoch(tmp_path / "state") == 2
     resumed = trainer_for(cpu, backbone=backbone)
     torch.manual_seed(999)

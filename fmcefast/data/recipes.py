@@ -8,7 +8,8 @@ class Recipe:
     """Normalisation with `mean` and `std` of each channel in [0, 1], and random changes for training.
 
     shift: images move by up to this part of their width, over black; flip: half of them are mirrored;
-    resized_crop: a random part of the image fills the frame (ImageNet's augmentation), instead of a shift.
+    resized_crop: a random part of the image fills the frame, in evaluation its centre (as is usual for ImageNet),
+    instead of the whole image.
     """
 
     mean: tuple[float, ...]
@@ -18,13 +19,16 @@ class Recipe:
     resized_crop: bool = False
 
 
+_IMAGENET = Recipe((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), flip=True, resized_crop=True)
+
 _RECIPES = {
     "digits": Recipe((0.3053,), (0.3759,), shift=0.1),
     "mnist": Recipe((0.1307,), (0.3081,), shift=0.1),
     "fashion-mnist": Recipe((0.2860,), (0.3530,), shift=0.1, flip=True),
     "cifar10": Recipe((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), shift=0.125, flip=True),
     "cifar100": Recipe((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), shift=0.125, flip=True),
-    "folder": Recipe((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), flip=True, resized_crop=True),
+    "mini-imagenet": _IMAGENET,
+    "folder": _IMAGENET,
 }
 
 

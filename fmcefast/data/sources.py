@@ -1,6 +1,6 @@
-"""Labelled images by name: digits, mnist, fashion-mnist, cifar10, cifar100, folder:PATH."""
+"""Labelled images by name: digits, mnist, fashion-mnist, cifar10, cifar100, mini-imagenet, folder:PATH."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +8,10 @@ import torchvision.datasets
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from fmcefast.data.image_files import ImageFiles
+from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.errors import InputError, unknown_name
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+from fmcefast.progress import Progress
 
 _TORCHVISION = {
     "mnist": (torchvision.datasets.MNIST, "MNIST/raw"),
@@ -18,44 +19,24 @@ _TORCHVISION = {
     "cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
     "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python"),
 }
-NAMES = ("digits", *_TORCHVISION, "folder:PATH")
+NAMES = ("digits", *_TORCHVISION, "mini-imagenet", "folder:PATH")
 
 # Splits and subsets do not follow the run's seed: runs that differ in it see the same images.
 _SPLIT_SEED = 0
 _TEST_PART = 0.2
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Images in a fixed order, as pixels in memory or as files, with their labels (N,) int64."""
-
-    labels: np.ndarray
-    pixels: np.ndarray | None = None  # (N, H, W, C) uint8, C 1 or 3
-    paths: list[Path] | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: np.ndarray) -> "ImageSet":
-        return ImageSet(
-            labels=self.labels[rows],
-            pixels=None if self.pixels is None else self.pixels[rows],
-            paths=None if self.paths is None else [self.paths[row] for row in rows],
-        )
-
-
-@dataclass(frozen=True)
-class Source:
-    """A training set, a held-out set and the names of their classes."""
-
-    train: ImageSet
-    test: ImageSet
-    classes: list[str]
-
-
-def load_source(data: str, data_root: str | Path = "data", subset: int | None = None) -> Source:
+def load_source(
+    data: str,
+    data_root: str | Path = "data",
+    subset: int | None = None,
+    *,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Source:
     """The images of `data` (a name of NAMES). `subset` keeps that many training images, stratified, and as large a part
-    of the held-out ones; at least one image of each class stays.
+    of the held-out ones; at least one image of each class stays. With `skip_bad` every file is decoded once, and those
+    that cannot be are left out.
 
     Raises InputError for an unknown name, a missing folder, files that are damaged or cannot be downloaded, or a subset
     that does not fit.
@@ -65,8 +46,8 @@ def load_source(data: str, data_root: str | Path = "data", subset: int | None = 
         source = _digits()
     elif name in _TORCHVISION:
         source = _from_torchvision(name, Path(data_root))
-    elif name == "folder" and path:
-        source = _from_folder(Path(path))
+    elif (root := folder_of(data, data_root)) is not None:
+        source = _from_files(ImageFiles(root, skip_bad, progress or Progress(quiet=True)), release=not path)
     else:
         raise unknown_name("data set", data, NAMES)
     if subset is None or subset == len(source.train):
@@ -79,6 +60,20 @@ def load_source(data: str, data_root: str | Path = "data", subset: int | None = 
     part = subset / len(source.train)
     test_images = max(len(source.classes), round(part * len(source.test)))
     return replace(source, train=_sample(source.train, subset), test=_sample(source.test, test_images))
+
+
+def folder_of(data: str, data_root: str | Path) -> Path | None:
+    """Where the files of a data set lie; None for one that is not made of image files."""
+    name, _, path = data.partition(":")
+    if name == "mini-imagenet" and not path:
+        return Path(data_root) / name
+    return Path(path) if name == "folder" and path else None
+
+
+def _from_files(files: ImageFiles, *, release: bool) -> Source:
+    train, test, classes = files.mini_imagenet() if release else files.folder()
+    train, test = _split(train) if test is None else (train, test)
+    return Source(train, test, classes, left_out=files.left_out)
 
 
 def _digits() -> Source:
@@ -115,43 +110,6 @@ def _from_torchvision(name: str, root: Path) -> Source:
         labels = np.asarray(part.targets, dtype=np.int64)
         sets.append(ImageSet(labels, pixels=pixels[..., None] if pixels.ndim == 3 else pixels))
     return Source(*sets, classes=list(parts[0].classes))
-
-
-def _from_folder(root: Path) -> Source:
-    if not root.is_dir():
-        raise InputError(
-            f"There is no folder {root.resolve()}. folder:PATH needs PATH/CLASS/*.jpg or PATH/train/CLASS/*.jpg."
-        )
-    if not (root / "train").is_dir():
-        images, classes = _class_folders(root)
-        return Source(*_split(images), classes)
-    train, classes = _class_folders(root / "train")
-    for name in ("val", "test"):
-        if (root / name).is_dir():
-            test, test_classes = _class_folders(root / name)
-            break
-    else:
-        return Source(*_split(train), classes)
-    if test_classes != classes:
-        odd = sorted(set(classes) ^ set(test_classes))
-        raise InputError(
-            f"{root}/train and {root}/{name} hold different classes: {', '.join(odd[:5])} only in one of them."
-        )
-    return Source(train, test, classes)
-
-
-def _class_folders(root: Path) -> tuple[ImageSet, list[str]]:
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = sorted(file for file in (root / name).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise InputError(f"The class folder {root / name} holds no image ({' '.join(IMAGE_SUFFIXES)}).")
-        paths += found
-        labels += [label] * len(found)
-    if len(classes) < 2:
-        raise InputError(f"{root} needs one folder of images for each class; it holds {len(classes)} folders.")
-    return ImageSet(np.array(labels, dtype=np.int64), paths=paths), classes
 
 
 def _split(images: ImageSet) -> tuple[ImageSet, ImageSet]:

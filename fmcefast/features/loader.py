@@ -8,6 +8,7 @@ import torch
 
 from fmcefast import _core
 from fmcefast.errors import InputError
+from fmcefast.passes import ResumablePasses
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -22,7 +23,7 @@ class Maps(Protocol):
     def batches(self, order: np.ndarray, batch_size: int) -> Batches: ...
 
 
-class FeatureMapLoader:
+class FeatureMapLoader(ResumablePasses):
     """Maps (n, C, H, W) in channels-last memory and targets (n,) int64 from 0, in an order drawn anew for each epoch.
 
         loader = FeatureMapLoader(FeatureMapDataset("runs/digits/features"), batch_size=128)
@@ -47,6 +48,7 @@ class FeatureMapLoader:
         rank: int = 0,
         ranks: int = 1,
     ):
+        super().__init__()
         self.maps = maps
         self.rows = np.arange(maps.samples * maps.phases) if rows is None else np.asarray(rows, dtype=np.int64)
         if batch_size < 1 or not 0 <= rank < ranks or not len(self.rows):
@@ -56,38 +58,14 @@ class FeatureMapLoader:
             )
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.rank, self.ranks = rank, ranks
-        self.epoch = 1
-        self._batches_done = 0
 
     def __len__(self) -> int:
         """Batches of an epoch."""
         rows_of_rank = -(-len(self.rows) // self.ranks)
         return -(-rows_of_rank // self.batch_size)
 
-    def __iter__(self) -> Batches:
-        """The batches of `epoch` that are left; the next pass is the next epoch."""
-        if self._batches_done == len(self):  # the pass before was not run to its end, but had no more batches
-            self._next_epoch()
-        order = self._order()[self._batches_done * self.batch_size :]
-        for batch in self.maps.batches(order, self.batch_size):
-            self._batches_done += 1
-            yield batch
-        self._next_epoch()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "batches_done": self._batches_done, **self._settings()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises InputError for the state of a loader that gives other batches."""
-        differing = [f"{name} is {state.get(name)}, not {value}" for name, value in self._settings().items()
-                     if state.get(name) != value]  # fmt: skip
-        if differing:
-            raise InputError(f"This is the state of another loader: {'; '.join(differing)}.")
-        self.epoch, self._batches_done = state["epoch"], state["batches_done"]
-
-    def _next_epoch(self) -> None:
-        self.epoch += 1
-        self._batches_done = 0
+    def _batches_from(self, first: int) -> Batches:
+        yield from self.maps.batches(self._order()[first * self.batch_size :], self.batch_size)
 
     def _settings(self) -> dict[str, Any]:
         return {

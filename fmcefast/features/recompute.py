@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fmcefast.data.loaders import make_loader
+from fmcefast.data.image_set import ImageSet
+from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import Recipe
-from fmcefast.data.sources import ImageSet
 from fmcefast.device import autocast
 from fmcefast.features.loader import Batches
 from fmcefast.models.backbones import Backbone
@@ -30,11 +30,18 @@ class RecomputedMaps:
         dtype: torch.dtype | None,
         stored: torch.dtype,
         workers: int | None = None,
+        loader: str = "auto",
     ):
         self.samples, self.phases = len(images), len(backbones)
         self.shape = backbones[0].feature_shape(image_size)
         self._images, self._recipe, self._backbones = images, recipe, backbones
-        self._loading = {"image_size": image_size, "batch_size": batch_size, "device": device, "workers": workers}
+        self._loading = {
+            "image_size": image_size,
+            "batch_size": batch_size,
+            "device": device,
+            "workers": workers,
+            "loader": loader,
+        }
         self._device, self._dtype, self._stored = device, dtype, stored
 
     def batches(self, order: np.ndarray, batch_size: int) -> Batches:

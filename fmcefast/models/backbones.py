@@ -43,9 +43,11 @@ class Backbone(nn.Module):
         self.train(training)
         return tuple(shape)
 
-    def save(self, path: Path) -> None:
-        """Write the weights under the original network's own names, as safetensors."""
-        tensors = {_original_name(name): tensor.contiguous() for name, tensor in self.state_dict().items()}
+    def save(self, path: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the weights (of `state`, a state_dict of this backbone, if given) as safetensors, under the original
+        network's own names."""
+        state = self.state_dict() if state is None else state
+        tensors = {_original_name(name): tensor.contiguous() for name, tensor in state.items()}
         files.write_bytes(path, save(tensors))
 
     def load(self, path: Path) -> None:

@@ -1,22 +1,21 @@
 """The FMCS-Dataset: feature maps of the training images at every epoch marker ([FMCE] IV-D)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from fmcefast.data.loaders import make_loader
+from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import recipe_of
-from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type, autocast, describe, pick_device, precision_name
 from fmcefast.errors import DiskFullError, FmcefastError
 from fmcefast.features.manifest import Manifest
 from fmcefast.features.writer import FeatureMapWriter
 from fmcefast.progress import Progress, format_bytes
-from fmcefast.ranks import Ranks, current_ranks
+from fmcefast.ranks import current_ranks
 from fmcefast.run_folder import RunFolder
+from fmcefast.stages.images import open_source
 from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted, load_backbone
 from fmcefast.stages.markers import require_markers
 
@@ -55,14 +54,14 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
     ranks.barrier()  # before rank 0 may change what the others ask
     device = pick_device()
     dtype = amp_type(config.amp, device)
-    source = load_source(config.data, config.data_root, config.subset)
+    source = open_source(run)
     images = source.train
     backbone = load_backbone(run, len(source.classes), None, device)
     channels, height, width = backbone.feature_shape(config.image_size)
     _require_room(run, len(images))
     made_from = {name: getattr(config, name) for name in ("data", "subset", "backbone", "image_size", "seed")}
 
-    with _rank_0_first(ranks):
+    with ranks.first():
         writer = FeatureMapWriter(
             run.features,
             shape=(height, width, channels),
@@ -98,6 +97,7 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
                 training=False,
                 device=device,
                 workers=config.workers,
+                loader=config.loader,
             )
             for batch, _ in loader:
                 with autocast(device, dtype):
@@ -132,16 +132,6 @@ def _require_room(run: RunFolder, images: int) -> None:
             f"fmcefast fit {run} --store recompute needs no maps on the disk; fewer images do (--subset N), or a run "
             "folder on a larger disk."
         )
-
-
-@contextmanager
-def _rank_0_first(ranks: Ranks) -> Iterator[None]:
-    """The block on rank 0, then on all others."""
-    if ranks.rank > 0:
-        ranks.barrier()
-    yield
-    if ranks.rank == 0:
-        ranks.barrier()
 
 
 def _result(run: RunFolder) -> ExtractResult:

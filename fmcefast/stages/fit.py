@@ -18,7 +18,7 @@ from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.maps import open_maps
 from fmcefast.stages.markers import require_markers
-from fmcefast.training_state import load_state, save_state, state_epoch
+from fmcefast.training_state import TrainingState, load_state, state_epoch
 
 TRAIN_PART = 0.75
 
@@ -80,7 +80,7 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
     ):
         facts["hardware"] = describe(device, dtype)
         for epoch in range(first_epoch, config.fmce_epochs + 1):
-            loader.epoch = epoch
+            loader.start(epoch)
             total = torch.zeros((), dtype=torch.float64, device=device)
             for batch in loader:
                 maps, targets = _to_device(*batch, device)
@@ -99,7 +99,7 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
                     f"FMCE-Net's loss is not finite in epoch {epoch}. Use a smaller --fmce-lr, or --fp32 if "
                     "extraction reported values too large for float16."
                 )
-            save_state(run.fmce_net_resume, epoch, net, optimizer, scaler)
+            TrainingState.capture(epoch, net, optimizer, scaler).write(run.fmce_net_resume)
             facts["maps_per_second"] = round(task.rate, 1)
             progress.line(_epoch_line(epoch, config.fmce_epochs, mean_loss, task))
         predicted = predict(net, maps_of_run, test_rows, config.fmce_batch_size, device, dtype)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from fmcefast.data.recipes import recipe_of
-from fmcefast.data.sources import load_source
 from fmcefast.device import free_memory
 from fmcefast.errors import InputError
 from fmcefast.features.dataset import FeatureMapDataset
@@ -20,6 +19,7 @@ from fmcefast.features.recompute import RecomputedMaps
 from fmcefast.models.backbones import Backbone, make_backbone
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run_folder import RunFolder
+from fmcefast.stages.images import open_source
 from fmcefast.stages.markers import load_markers, require_markers
 
 # Of the free memory: training needs some of it as well.
@@ -40,7 +40,7 @@ def choose_store(run: RunFolder, device: torch.device) -> Choice:
     if config.store != "auto":
         return Choice(config.store, "as asked for")
     if not is_extracted(run):
-        images = len(load_source(config.data, config.data_root, config.subset).train)
+        images = len(open_source(run).train)
         need, free = bytes_to_extract(run, images), free_disk(run)
         if need > free:
             why = f"{format_bytes(need)} of maps do not fit on the disk, which has {format_bytes(free)} free"
@@ -115,7 +115,7 @@ def nearest_folder(path: Path) -> Path:
 
 def _recomputed(run: RunFolder, device: torch.device, dtype: torch.dtype | None) -> RecomputedMaps:
     config = run.config
-    source = load_source(config.data, config.data_root, config.subset)
+    source = open_source(run)
     return RecomputedMaps(
         source.train,
         recipe_of(config.data),
@@ -129,6 +129,7 @@ def _recomputed(run: RunFolder, device: torch.device, dtype: torch.dtype | None)
         dtype=dtype,
         stored=getattr(torch, config.dtype),
         workers=config.workers,
+        loader=config.loader,
     )
 
 

@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional
 
 from fmcefast import _core
-from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type, autocast, describe, pick_device
 from fmcefast.losses_csv import read_epochs
 from fmcefast.models.backbones import make_backbone
@@ -20,6 +19,7 @@ from fmcefast.models.fmce_net import FMCENet
 from fmcefast.progress import Progress, format_bytes, format_seconds
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.fit import TRAIN_PART
+from fmcefast.stages.images import open_source
 from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted, maps_to_extract, nearest_folder
 
 _TRIAL_SECONDS = 2.0
@@ -81,7 +81,7 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     config = run.config
     device = pick_device()
     dtype = amp_type(config.amp, device)
-    source = load_source(config.data, config.data_root, config.subset)
+    source = open_source(run)
     rates = _Rates(run, len(source.classes), device, dtype)
     stages = [
         _plan_train(run, len(source.train), rates),

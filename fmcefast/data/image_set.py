@@ -1,0 +1,72 @@
+"""Labelled images, and a data set made of them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fmcefast.data.images import encoded_image, encoded_pixels, read_image
+from fmcefast.errors import InputError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in a fixed order, as pixels in memory or as files, with their labels (N,) int64."""
+
+    labels: np.ndarray
+    pixels: np.ndarray | None = None  # (N, H, W, C) uint8, C 1 or 3
+    paths: list[Path] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> "ImageSet":
+        return ImageSet(
+            labels=self.labels[rows],
+            pixels=None if self.pixels is None else self.pixels[rows],
+            paths=None if self.paths is None else [self.paths[row] for row in rows],
+        )
+
+    def pixels_of(self, row: int) -> np.ndarray:
+        """(H, W, C) uint8. Raises InputError that names a file that cannot be read."""
+        return read_image(self.paths[row]) if self.pixels is None else self.pixels[row]
+
+    def encoded(self, row: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """(bytes as uint8 for a decoder, (height, width)). Raises InputError as `pixels_of` does."""
+        return encoded_image(self.paths[row]) if self.pixels is None else encoded_pixels(self.pixels[row])
+
+    def load_pixels(self, workers: int) -> np.ndarray:
+        """(N, H, W, C) uint8, files decoded. Raises InputError when they cannot be read or differ in size."""
+        if self.pixels is not None:
+            return self.pixels
+        first = read_image(self.paths[0])
+        loaded = np.empty((len(self), *first.shape), np.uint8)
+
+        def load(row: int) -> None:
+            pixels = read_image(self.paths[row])
+            if pixels.shape != first.shape:
+                raise InputError(
+                    f"Images of different sizes do not lie in memory together: {self.paths[row]} has "
+                    f"{pixels.shape[1]}x{pixels.shape[0]} pixels, {self.paths[0]} {first.shape[1]}x{first.shape[0]}. "
+                    "Use --loader auto."
+                )
+            loaded[row] = pixels
+
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                list(pool.map(load, range(len(self))))
+            except InputError:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return loaded
+
+
+@dataclass(frozen=True)
+class Source:
+    """A training set, a held-out set and the names of their classes; left_out: {file: why} of files not taken."""
+
+    train: ImageSet
+    test: ImageSet
+    classes: list[str]
+    left_out: dict[str, str] = field(default_factory=dict)

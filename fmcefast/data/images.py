@@ -1,0 +1,107 @@
+"""Image files of any kind as RGB: decoded, or as bytes that every decoder reads alike."""
+
+import io
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fmcefast.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8. Greys are copied to three channels, 16 bits become 8, transparency is dropped, of an animation
+    the first picture is taken.
+
+    Raises InputError that names the file when it is missing or cannot be decoded.
+    """
+    try:
+        return _decode(path)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "") or type(error).__name__
+        raise InputError(
+            f"The image {path} cannot be read: {reason}. Repair or remove it, or leave such images out: "
+            "--on-bad-image skip"
+        ) from error
+
+
+def encoded_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    """(bytes as uint8, (height, width)): the file itself if it is a JPEG in grey or colour, else its pixels as PPM.
+
+    A damaged JPEG may pass. Raises InputError as `read_image` does.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        content = b""
+    size = _jpeg_size(content)
+    if size is not None:
+        return np.frombuffer(content, np.uint8), size
+    return encoded_pixels(read_image(path))
+
+
+def encoded_pixels(pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """(bytes as uint8, (height, width)) of (H, W, C) uint8 pixels, C 1 or 3, as PGM or PPM."""
+    height, width, channels = pixels.shape
+    header = f"{'P6' if channels == 3 else 'P5'} {width} {height} 255\n".encode()
+    return np.frombuffer(header + pixels.tobytes(), np.uint8), (height, width)
+
+
+def find_bad(paths: Sequence[Path], workers: int, done: Callable[[], None]) -> dict[int, str]:
+    """{index: why} of the files that cannot be decoded; `done` is called after each file."""
+
+    def reason(path: Path) -> str | None:
+        try:
+            read_image(path)
+        except InputError as error:
+            return str(error.__cause__ or error)
+        return None
+
+    found = {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for index, why in enumerate(pool.map(reason, paths)):
+                if why is not None:
+                    found[index] = why
+                done()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return found
+
+
+def _decode(path: Path) -> np.ndarray:
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers")
+        if image.mode.startswith("I"):  # Pillow would clip 16 bits to 255 instead of scaling them
+            grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        if image.mode == "P" and "transparency" in image.info:
+            return np.array(image.convert("RGBA").convert("RGB"))
+        return np.array(image.convert("RGB"))
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """(height, width) from the frame header of a JPEG with one or three components of 8 bits; None for all else."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    place = 2
+    try:
+        while content[place] == 0xFF:
+            marker = content[place + 1]
+            if marker == 0xFF:  # padding
+                place += 1
+            elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                bits, height, width, components = struct.unpack_from(">BHHB", content, place + 4)
+                usable = bits == 8 and components in (1, 3) and height and width
+                return (height, width) if usable else None
+            else:
+                place += 2 + struct.unpack_from(">H", content, place + 2)[0]
+    except (IndexError, struct.error):
+        pass
+    return None

@@ -1,0 +1,156 @@
+"""Images decoded, changed and normalised by NVIDIA DALI, on its own threads or on a GPU."""
+
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+
+from fmcefast.data.augmentation import changes
+from fmcefast.data.images import read_image
+from fmcefast.data.loaders.base import Loader
+from fmcefast.errors import InputError
+
+_BATCHES_READ_AHEAD = 3
+_BATCHES_DECODED_AHEAD = 2
+
+
+class DaliLoader(Loader):
+    """Threads read the files, DALI does the rest; batches come without a copy.
+
+    The order and the windows are drawn here and not by DALI: they are then those of the other loaders, and a training
+    that is resumed sees what it would have seen. Raises InputError that names a file that cannot be read.
+    """
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self._feed = _Feed(self)
+        # A pipeline that outlives CUDA crashes at the interpreter's end.
+        self._pipelines: list = []
+        weakref.finalize(self, self._pipelines.clear)
+
+    def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
+        self._feed.begin(order, draws)
+        if self._pipelines:
+            self._pipelines[0].reset()
+        else:
+            self._pipelines.append(self._build())
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        ended = False
+        try:
+            for first in range(0, len(order), self.batch_size):
+                try:
+                    (frames,) = self._pipelines[0].run(stream)
+                except RuntimeError as error:
+                    raise self._explain(error, order[first:]) from error
+                batch_nhwc = torch.from_dlpack(frames.as_tensor())
+                yield batch_nhwc.permute(0, 3, 1, 2)
+            ended = self._has_ended()
+        finally:
+            self._feed.stop()
+            if not ended:  # one that was left in the middle cannot begin again
+                self._pipelines.clear()
+
+    def _has_ended(self) -> bool:
+        """Let the pipeline see the end of the epoch, so that it can be reset."""
+        try:
+            self._pipelines[0].run()
+        except StopIteration:
+            return True
+        return False
+
+    def _explain(self, error: RuntimeError, rows: np.ndarray) -> Exception:
+        """DALI does not name the file that it cannot decode."""
+        if self.images.paths is not None:
+            for row in rows[: (_BATCHES_DECODED_AHEAD + 2) * self.batch_size]:
+                try:
+                    read_image(self.images.paths[row])
+                except InputError as named:
+                    return named
+        reason = " ".join(str(error).split())[:500]
+        return InputError(f"DALI cannot decode what Pillow can: use --loader torchvision. DALI says: {reason}")
+
+    def _build(self):
+        on_gpu = self.device.type == "cuda"
+
+        @pipeline_def(
+            batch_size=self.batch_size,
+            num_threads=self.workers,
+            device_id=self.device.index if on_gpu else None,
+            prefetch_queue_depth=_BATCHES_DECODED_AHEAD,
+            exec_dynamic=True,  # its batches stay whole for as long as somebody holds them
+        )
+        def pipeline():
+            encoded, corners, extents, mirrored, *shifts = fn.external_source(
+                source=self._feed, num_outputs=5 if self.recipe.shift else 4, batch=True, cycle="raise"
+            )
+            frames = fn.decoders.image_slice(
+                encoded,
+                corners,
+                extents,
+                device="mixed" if on_gpu else "cpu",
+                output_type=types.RGB,
+                axis_names="HW",
+                normalized_anchor=False,
+                normalized_shape=False,
+                adjust_orientation=False,  # as all other loaders
+            )
+            size = self.image_size
+            frames = fn.resize(frames, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+            if shifts:
+                frames = fn.slice(frames, *shifts, [size, size], axis_names="HW", out_of_bounds_policy="pad",
+                                  normalized_anchor=False, normalized_shape=False)  # fmt: skip
+            return fn.crop_mirror_normalize(
+                frames,
+                dtype=types.FLOAT,
+                output_layout="HWC",
+                mirror=mirrored,
+                mean=[255 * value for value in self.recipe.mean * (3 // len(self.recipe.mean))],
+                std=[255 * value for value in self.recipe.std * (3 // len(self.recipe.std))],
+            )
+
+        built = pipeline()
+        built.build()
+        return built
+
+
+class _Feed:
+    """What DALI asks for its input: the encoded images of an epoch and what is to become of them."""
+
+    def __init__(self, loader: Loader):
+        self._images, self._recipe, self._image_size = loader.images, loader.recipe, loader.image_size
+        self._batch_size, self._workers = loader.batch_size, loader.workers
+        self._pool: ThreadPoolExecutor | None = None
+
+    def begin(self, order: np.ndarray, draws: np.ndarray | None) -> None:
+        self._order, self._draws = order, draws
+        self._pool = ThreadPoolExecutor(self._workers)
+
+    def stop(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __iter__(self) -> Iterator[tuple]:
+        ahead: deque[tuple[slice, list[Future]]] = deque()
+        for first in range(0, len(self._order), self._batch_size):
+            part = slice(first, first + self._batch_size)
+            ahead.append((part, [self._pool.submit(self._images.encoded, row) for row in self._order[part]]))
+            if len(ahead) > _BATCHES_READ_AHEAD:
+                yield self._batch(*ahead.popleft())
+        while ahead:
+            yield self._batch(*ahead.popleft())
+
+    def _batch(self, part: slice, reading: list[Future]) -> tuple:
+        encoded, sizes = zip(*(each.result() for each in reading), strict=True)
+        draws = None if self._draws is None else self._draws[part]
+        drawn = changes(self._recipe, np.array(sizes), self._image_size, draws)
+        windows = drawn.windows.astype(np.int32)
+        return (
+            list(encoded),
+            np.ascontiguousarray(windows[:, :2]),
+            np.ascontiguousarray(windows[:, 2:]),
+            drawn.mirrored.astype(np.int32),
+            *([-drawn.shifts.astype(np.int32)] if self._recipe.shift else []),
+        )
