@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fmcefast.data.sources import load_source
+from fmcefast.data.split import read_split, write_split
 from fmcefast.errors import InputError
 
 
@@ -154,3 +155,107 @@ def test_unusable_folders_say_why(tmp_path):
 def test_unknown_names_get_a_hint(name, hint):
     with pytest.raises(InputError, match=f"Did you mean '{hint}'"):
         load_source(name)
+
+
+@pytest.fixture
+def release(tmp_path):
+    """Mini-ImageNet's release in small: 6 classes of 10 images, divided by classes between three tables."""
+    root = tmp_path / "mini-imagenet"
+    number = 0
+    for part, classes in (("train", ("n01", "n02", "n03")), ("val", ("n04",)), ("test", ("n05", "n06"))):
+        rows = ["filename,label"]
+        for name in classes:
+            for _ in range(10):
+                file = f"{name}{number:08}.jpg"
+                make_image(root / "images" / file, size=(9, 8))
+                rows.append(f"{file},{name}")
+                number += 1
+        (root / f"{part}.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def test_mini_imagenet_is_divided_within_its_classes(release, tmp_path):
+    source = load_source("mini-imagenet", tmp_path)
+    assert source.classes == ["n01", "n02", "n03", "n04", "n05", "n06"]
+    assert np.bincount(source.train.labels).tolist() == [8] * 6  # as 480 and 120 of 600
+    assert np.bincount(source.test.labels).tolist() == [2] * 6
+    assert not set(source.train.paths) & set(source.test.paths)
+    for images in (source.train, source.test):
+        assert [path.name[:3] for path in images.paths] == [source.classes[label] for label in images.labels]
+
+
+def test_mini_imagenet_as_class_folders(release, tmp_path):
+    from_tables = load_source("mini-imagenet", tmp_path)
+    other = tmp_path / "other" / "mini-imagenet"
+    for path in (release / "images").iterdir():
+        (other / path.name[:3]).mkdir(parents=True, exist_ok=True)
+        path.rename(other / path.name[:3] / path.name)
+    from_folders = load_source("mini-imagenet", tmp_path / "other")
+    assert [path.name for path in from_folders.train.paths] == [path.name for path in from_tables.train.paths]
+    np.testing.assert_array_equal(from_folders.test.labels, from_tables.test.labels)
+
+
+def test_a_release_that_is_not_whole_says_what_lacks(release, tmp_path):
+    with pytest.raises(InputError, match=r"no folder .*absent/mini-imagenet.*--data-root"):
+        load_source("mini-imagenet", tmp_path / "absent")
+    (release / "images" / "n0100000003.jpg").unlink()
+    with pytest.raises(InputError, match=r"train.csv names 1 files .*images: n0100000003.jpg.*--on-bad-image skip"):
+        load_source("mini-imagenet", tmp_path)
+    source = load_source("mini-imagenet", tmp_path, skip_bad=True)
+    assert source.left_out == {"images/n0100000003.jpg": "it does not exist"}
+    assert len(source.train) + len(source.test) == 59
+    make_image(release / "images" / "n0100000003.jpg")
+    (release / "val.csv").write_text("name,class\na,b\n")
+    with pytest.raises(InputError, match=r"val.csv is not a table with the columns filename,label"):
+        load_source("mini-imagenet", tmp_path)
+    (release / "val.csv").write_text("filename,label\nn0400000030.jpg\n")
+    with pytest.raises(InputError, match="a row has too few values"):
+        load_source("mini-imagenet", tmp_path)
+    (release / "val.csv").write_text("filename,label\n../../secret.jpg,n04\n")
+    with pytest.raises(InputError, match=r"not in .*images"):
+        load_source("mini-imagenet", tmp_path)
+    (release / "val.csv").unlink()
+    with pytest.raises(InputError, match=r"lacks val.csv"):
+        load_source("mini-imagenet", tmp_path)
+
+
+def test_bad_images_are_left_out_and_named(tmp_path):
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            for i in range(3):
+                make_image(tmp_path / part / name / f"{i}.jpg")
+    (tmp_path / "train" / "cat" / "1.jpg").write_bytes(b"")
+    (tmp_path / "val" / "dog" / "2.jpg").write_text("junk")
+    assert len(load_source(f"folder:{tmp_path}").train) == 6  # they are found when they are read
+    source = load_source(f"folder:{tmp_path}", skip_bad=True)
+    assert [path.name for path in source.train.paths] == ["0.jpg", "2.jpg", "0.jpg", "1.jpg", "2.jpg"]
+    assert source.test.labels.tolist() == [0, 0, 0, 1, 1]
+    assert source.left_out == dict.fromkeys(
+        ["train/cat/1.jpg", "val/dog/2.jpg"], "it is no image of a known kind"
+    )  # fmt: skip
+    for file in (tmp_path / "val" / "dog").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match=r"Of dog in .* no image can be decoded"):
+        load_source(f"folder:{tmp_path}", skip_bad=True)
+
+
+def test_a_split_is_read_as_it_was_written(release, tmp_path):
+    source = load_source("mini-imagenet", tmp_path, subset=30)
+    write_split(tmp_path / "split.json", source, release)
+    make_image(release / "images" / "n01late.jpg")
+    moved = tmp_path / "moved"
+    release.rename(moved)
+    again = read_split(tmp_path / "split.json", moved)
+    assert again.classes == source.classes and again.left_out == {}
+    for ours, theirs in ((again.train, source.train), (again.test, source.test)):
+        assert [path.relative_to(moved) for path in ours.paths] == [path.relative_to(release) for path in theirs.paths]
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+
+
+@pytest.mark.parametrize("change", [lambda t: t.replace("n04", "n05", 1), lambda t: t[:-9], lambda t: "[]"])
+def test_a_damaged_split_is_refused(release, tmp_path, change):
+    file = tmp_path / "split.json"
+    write_split(file, load_source("mini-imagenet", tmp_path), release)
+    file.write_text(change(file.read_text()))
+    with pytest.raises(InputError, match=r"split.json is damaged"):
+        read_split(file, release)

@@ -73,8 +73,6 @@ class ImageFiles:
 
     def _class_folders(self, root: Path) -> tuple[ImageSet, list[str]]:
         classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        if len(classes) < 2:
-            raise InputError(f"{root} needs one folder of images for each class; it holds {len(classes)} folders.")
         paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
@@ -83,6 +81,8 @@ class ImageFiles:
                 raise InputError(f"The class folder {root / name} holds no image ({' '.join(SUFFIXES)}).")
             paths += found
             labels += [label] * len(found)
+        if len(classes) < 2:
+            raise InputError(f"{root} needs one folder of images for each class; it holds {len(classes)} folders.")
         return self._usable(paths, labels, classes), classes
 
     def _read_table(self, table: Path, folder: Path) -> list[tuple[str, str]]:

@@ -7,11 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fmcefast.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+# What Pillow and the file system raise.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -22,10 +26,9 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         return _decode(path)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "") or type(error).__name__
+    except _UNREADABLE as error:
         raise InputError(
-            f"The image {path} cannot be read: {reason}. Repair or remove it, or leave such images out: "
+            f"The image {path} cannot be read: {_reason(error)}. Repair or remove it, or leave such images out: "
             "--on-bad-image skip"
         ) from error
 
@@ -57,9 +60,9 @@ def find_bad(paths: Sequence[Path], workers: int, done: Callable[[], None]) -> d
 
     def reason(path: Path) -> str | None:
         try:
-            read_image(path)
-        except InputError as error:
-            return str(error.__cause__ or error)
+            _decode(path)
+        except _UNREADABLE as error:
+            return _reason(error)
         return None
 
     found = {}
@@ -84,6 +87,14 @@ def _decode(path: Path) -> np.ndarray:
         if image.mode == "P" and "transparency" in image.info:
             return np.array(image.convert("RGBA").convert("RGB"))
         return np.array(image.convert("RGB"))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image of a known kind"
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:

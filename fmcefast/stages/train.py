@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch.nn import functional
@@ -29,6 +30,9 @@ from fmcefast.training_state import TrainingState, load_state, state_epoch
 
 # On a CPU, where to look at the loss costs nothing; a GPU would have to be waited for.
 _BATCHES_BETWEEN_CHECKS = 50
+# Running statistics are averaged once an epoch, not sent in every step; newer PyTorch has another name for it.
+_NEWER = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+_WITHOUT_BUFFERS = {"forward_sync_buffers" if _NEWER else "broadcast_buffers": False}
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ class Trainer:
             self.ranks.connect()
             devices = [self.device] if self.device.type == "cuda" else None
             network = DistributedDataParallel(
-                network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+                network, device_ids=devices, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS
             )
         if self.config.compile:
             # CUDA graphs pay for small networks, whose kernels are over before the next is launched.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from safetensors import SafetensorError, safe_open
 
+from fmcefast.data.split import read_split
 from fmcefast.errors import FmcefastError
 from fmcefast.features.verify import verify_store
 from fmcefast.losses_csv import read_epochs
@@ -51,6 +52,8 @@ def verify(run: RunFolder, progress: Progress) -> VerifyResult:
     kept = markers.markers if run.config.keep == "markers" and markers and markers.converged else None
     for epoch in kept or [row.epoch for row in epochs]:
         attempt(_read_safetensors, run.weights_of(epoch))
+    if run.split_json.exists():
+        attempt(read_split, run.split_json, run.path)
     for path in (run.resume, run.fmce_net, run.fmce_net_resume):
         if path.exists():
             attempt(_read_safetensors, path)

@@ -20,7 +20,7 @@ class ResidentLoader(Loader):
         self._pixels = torch.from_numpy(self.images.load_pixels(self.workers)).to(self.device)
         mean, std = np.float32(self.recipe.mean), np.float32(self.recipe.std)
         self._scale = torch.from_numpy(1 / (255 * std)).to(self.device)
-        self._black = torch.from_numpy(mean / std).expand(3).to(self.device)
+        self._black = torch.from_numpy(mean / std).to(self.device)
 
     def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
         size = np.array(self._pixels.shape[1:3])
@@ -39,7 +39,8 @@ class ResidentLoader(Loader):
         across = resampling(drawn.windows[:, 1::2], drawn.shifts[:, 1], drawn.mirrored, width, size)
         wide = torch.bmm(scaled.reshape(n, height * channels, width), across.mT)
         frames = torch.bmm(down, wide.view(n, height, channels * size)).view(n, size, channels, size)
-        return (frames.transpose(2, 3) - self._black).contiguous().permute(0, 3, 1, 2)
+        frames_nhwc = (frames.transpose(2, 3) - self._black).expand(-1, -1, -1, 3)
+        return frames_nhwc.contiguous().permute(0, 3, 1, 2)
 
 
 def resampling(
@@ -53,11 +54,11 @@ def resampling(
     """
     device = windows.device
     start, length = windows.float().split(1, dim=1)
-    points = torch.arange(size, device=device)
+    points = torch.arange(size, dtype=torch.float32, device=device)
     points = torch.where(mirrored[:, None], size - 1 - points, points) - shifts[:, None]
     step = length / size
     centres = start + (points + 0.5) * step
-    places = torch.arange(pixels, device=device) + 0.5
+    places = torch.arange(pixels, dtype=torch.float32, device=device) + 0.5
     weights = torch.sub(places, centres[:, :, None]).abs_().div_(-step.clamp(min=1)[:, :, None]).add_(1).clamp_(min=0)
     weights *= ((places > start) & (places < start + length))[:, None]
     seen = (points >= 0) & (points < size)
