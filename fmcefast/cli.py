@@ -305,6 +305,25 @@ def verify(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
     return 0 if result.sound else 1
 
 
+@cli.command()
+@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
+def doctor(folder: Path, as_json: bool, debug: bool) -> int:
+    """What this machine can do, what each stage will use on it and why. Exit code 1 if fmcefast cannot run here.
+
+    \b
+    fmcefast doctor /data/runs
+
+    FOLDER is where runs are to lie, by default the current one; it need not exist, and nothing is left there.
+    """
+    from fmcefast.stages.doctor import doctor
+
+    found = doctor(folder)
+    _print_json(asdict(found)) if as_json else click.echo(found.explain())
+    return 0 if found.usable else 1
+
+
 def _open_new(path: Path | None, verb: str, options: dict[str, Any]) -> tuple[RunFolder, Progress, bool]:
     """Like _open_existing, but makes the run when it is not there; it lies at runs/DATA when no path is given."""
     return _open(path or _folder_of_data(options), verb, options, create=True)

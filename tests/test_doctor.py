@@ -2,13 +2,14 @@
 
 import ctypes
 import json
+import logging
 import mmap
 import os
 import subprocess
 import sys
 import tomllib
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -175,23 +176,27 @@ def test_extract_is_said_to_write_as_the_core_does(tmp_path, monkeypatch):
     assert "no io_uring, no O_DIRECT" in found.explain() and found.usable
 
 
-@pytest.mark.parametrize("impl", ["can", "cannot"])
-def test_the_loss_is_said_to_be_computed_as_it_is(impl, no_gpu, tmp_path, monkeypatch, caplog):
-    assert stage(doctor(tmp_path), "loss").uses == "Winograd's algebra in PyTorch"
-    assert "cpu" in stage(doctor(tmp_path), "loss").why
+def test_the_loss_is_said_to_be_computed_as_it_is(no_gpu, tmp_path, monkeypatch, caplog):
+    level = logging.getLogger("fmcefast").level
+    assert stage(doctor(tmp_path), "loss") == StageChoice(
+        "loss", "Winograd's algebra in PyTorch", "the maps are on a cpu"
+    )
+
+    def fail(*arguments, **settings):
+        raise RuntimeError("no C compiler")
+
     monkeypatch.setattr(fused_loss, "_hindrance_to_triton", lambda *arguments, **settings: "")
-    if impl == "can":
-        assert stage(doctor(tmp_path), "loss").uses == "Triton kernels"
-    else:
+    monkeypatch.setattr(TritonStage, "forward", fail)
+    found = doctor(tmp_path)
+    assert stage(found, "loss").uses == "PyTorch" and found.usable
+    assert [note for note in found.notes if "no C compiler" in note]
+    assert not caplog.records and logging.getLogger("fmcefast").level == level  # the trial is not logged
 
-        def fail(*arguments, **settings):
-            raise RuntimeError("no C compiler")
 
-        monkeypatch.setattr(TritonStage, "forward", fail)
-        found = doctor(tmp_path)
-        assert stage(found, "loss").uses == "PyTorch" and any("no C compiler" in note for note in found.notes)
-        assert found.usable
-    assert not caplog.records  # what the trial says stays in the trial
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter")
+def test_the_loss_is_said_to_be_computed_by_triton(tmp_path, monkeypatch):
+    monkeypatch.setattr(fused_loss, "_hindrance_to_triton", lambda *arguments, **settings: "")
+    assert stage(doctor(tmp_path), "loss").uses == "Triton kernels"
 
 
 def test_without_dali_torchvision_loads(no_gpu, tmp_path, monkeypatch, versions):
@@ -239,7 +244,7 @@ def test_versions_that_are_not_made_for_each_other(tmp_path, monkeypatch):
     real = metadata.requires
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch (==2.9.1)"] if name == "torchvision" else real(name))
     found = doctor(tmp_path)
-    [note] = [note for note in found.notes if "torchvision" in note]
+    [note] = [note for note in found.notes if note.startswith("torchvision ")]
     assert f"is made for torch ==2.9.1, not {metadata.version('torch')}: pip install -U torch torchvision" in note
 
 
@@ -263,15 +268,16 @@ def test_a_torchvision_that_does_not_fit(broken, tmp_path):
     [problem] = found.problems
     assert str(WRONG) in problem and "pip install -U --force-reinstall torch torchvision" in problem
     assert package(found, "torchvision") == Package("torchvision", metadata.version("torchvision"), ">=0.26", problem)
-    assert stage(found, "train").uses is None and str(WRONG) in stage(found, "train").why
-    assert stage(found, "markers").uses and stage(found, "extract").uses and found.disk.folder == str(tmp_path)
+    assert [each.stage for each in found.stages if each.uses] == ["markers", "loss"]
+    assert all(str(WRONG) in each.why for each in found.stages if each.uses is None)
+    assert found.disk.direct is not None and found.disk.folder == str(tmp_path)
 
 
 def test_a_torch_that_cannot_be_loaded(broken):
     code, found = broken("torch")
     assert code == 1 and found.memory is None and found.no_gpu
     assert any(problem.startswith("torch ") and str(WRONG) in problem for problem in found.problems)
-    assert {each.stage for each in found.stages if each.uses} == {"markers", "extract"}
+    assert [each.stage for each in found.stages if each.uses] == ["markers"]
     assert found.cpu.instructions == [name for name in _core.float16_conversions() if name != "portable"]
 
 
@@ -284,15 +290,15 @@ def driver_is_too_old():
     ("patched", "visible", "driver", "reason"),
     [
         ({"torch.version.cuda": None}, None, "580.1", "is built without CUDA"),
-        ({}, "", "580.1", "CUDA_VISIBLE_DEVICES= hides all"),
-        ({}, "-1", None, "CUDA_VISIBLE_DEVICES=-1 hides all"),
+        ({}, "", "580.1", "CUDA_VISIBLE_DEVICES= hides it"),
+        ({}, "-1", None, "CUDA_VISIBLE_DEVICES=-1 hides it"),
         ({"torch.cuda.is_available": driver_is_too_old}, None, "535.1", "driver on your system is too old (found"),
         ({}, "0", None, "no NVIDIA driver"),
         ({}, None, "580.1", "torch finds none"),
     ],
 )
 def test_why_there_is_no_gpu(patched, visible, driver, reason, no_gpu, tmp_path, monkeypatch):
-    for name, value in patched.items():
+    for name, value in {"torch.version.cuda": "13.0", **patched}.items():
         monkeypatch.setattr(name, value)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
@@ -301,7 +307,7 @@ def test_why_there_is_no_gpu(patched, visible, driver, reason, no_gpu, tmp_path,
     found = doctor(tmp_path)
     assert reason in found.no_gpu and found.gpus == [] and found.jpeg_decoder is None and found.driver == driver
     [note] = [note for note in found.notes if note.startswith("No GPU is used")]
-    assert found.no_gpu in note and note in found.explain() and found.usable
+    assert note.partition(f"{found.no_gpu}: ")[2] and note in found.explain() and found.usable
 
 
 def test_a_gpu_that_torch_cannot_compute_on(tmp_path, monkeypatch):
@@ -347,7 +353,7 @@ def test_the_driver_is_what_nvidia_smi_says(script, driver, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("created", "engines", "expected"),
     [
-        (0, 7, "nvJPEG, 7 engines of 5 cores"),
+        (0, 7, "nvJPEG, 7 x 5 cores"),
         (0, 0, "none on this GPU"),
         (7, 0, "none on this GPU"),
         (6, 0, "unknown, nvJPEG fails with status 6"),
@@ -391,41 +397,38 @@ def test_nvjpeg_without_a_gpu():
 
 
 @pytest.mark.parametrize("version", ["2.9", "2.11", "2.11.0", "2.11.5", "2.12.0+cu130", "3", "3.0.1", "0.26"])
-@pytest.mark.parametrize(
-    "clauses", ["", ">=2.11", ">=2.11.1", "==2.11.0", "== 2.12", "~=2.11.0", "~=2.9", ">=2.9,!=2.12", "==2.11.*", "<3"]
-)
+@pytest.mark.parametrize("clauses", ["", ">=2.11", ">=2.11.1", "==2.11.0", "== 2.12", "~=2.11.0", "~=2.9", ">=2.9,==3"])
 def test_versions_are_compared_as_pip_does(version, clauses):
-    unknown = "*" in clauses or "!" in clauses or "<" in clauses
-    of_pip = SpecifierSet(clauses.split(",")[0] if not unknown else "" if "," not in clauses else ">=2.9")
-    assert module._meets(version, clauses) == of_pip.contains(version)
+    assert module._meets(version, clauses) == SpecifierSet(clauses).contains(version)
+
+
+def test_clauses_that_are_not_understood_count_as_met():
+    assert module._meets("2.9", "!=2.9,<2,==3.*")
 
 
 def test_the_json_has_the_facts_of_the_text(tmp_path, monkeypatch, command):
     found = doctor(tmp_path)
-    for result in (
+    with_gpus = replace(
         found,
-        DoctorResult(
-            **{
-                **{name: getattr(found, name) for name in found.__dataclass_fields__},
-                "gpus": [Gpu("NVIDIA H200", 150_754_820_096, "9.0")] * 2,
-                "no_gpu": None,
-                "driver": "580.65.06",
-                "jpeg_decoder": "nvJPEG, 7 engines of 5 cores",
-                "notes": ["a note"],
-                "problems": ["a problem"],
-            }
-        ),
-    ):
+        gpus=[Gpu("NVIDIA H200", 150_754_820_096, "9.0")] * 2,
+        no_gpu=None,
+        driver="580.65.06",
+        jpeg_decoder="nvJPEG, 7 x 5 cores",
+        notes=["a note"],
+        problems=["a problem"],
+    )
+    for result in (found, with_gpus):
         monkeypatch.setattr(module, "doctor", lambda folder, result=result: result)
         code, out, err = command("anywhere")
-        assert (code, out, err) == (0 if result.usable else 1, f"{result.explain()}\n", "")
+        assert (code, err) == (0 if result.usable else 1, "")
         code, as_json, err = command("anywhere", "--json")
         assert (code, err) == (0 if result.usable else 1, "") and as_json.count("\n") == 1
-        assert read(as_json) == result and read(as_json).explain() == result.explain()
-        for gpu in result.gpus:
-            assert "NVIDIA H200, 151 GB, compute capability 9.0" in out
-        assert all(f"{each.version}" in out and each.name in out for each in result.packages)
-        assert all(line in out for line in result.notes + result.problems)
+        assert read(as_json) == result and f"{read(as_json).explain()}\n" == out
+        assert all(f"{each.name} " in out and f" {each.version} " in out for each in result.packages[2:])
+        assert all(f"{each.uses} ({each.why})" in out for each in result.stages)
+        assert all(f" {line}\n" in out for line in result.notes + result.problems)
+    assert out.count("NVIDIA H200, 151 GB, compute capability 9.0\n") == 2
+    assert " 580.65.06\n" in out and " nvJPEG, 7 x 5 cores\n" in out
 
 
 def test_the_lines_are_aligned_and_a_healthy_machine_exits_with_0(command, tmp_path):
@@ -433,6 +436,15 @@ def test_the_lines_are_aligned_and_a_healthy_machine_exits_with_0(command, tmp_p
     *lines, last = out.splitlines()
     assert (code, err, last) == (0, "", "doctor: fmcefast runs here")
     start = lines[0].index(lines[0].split(maxsplit=1)[1])
-    assert all(line[start - 1] == " " and line[start] != " " for line in lines) and max(map(len, lines)) < 200
+    assert all(line[start - 1] == " " and line[start] != " " for line in lines)
     assert list(tmp_path.iterdir()) == []
     assert json.loads(command("--json")[1]).keys() == asdict(doctor(tmp_path)).keys()
+
+
+def test_a_stage_that_cannot_be_imported(tmp_path, monkeypatch):
+    """Something that it needs is installed and broken."""
+    monkeypatch.setitem(sys.modules, "fmcefast.stages.fit", None)
+    found = doctor(tmp_path)
+    assert [each.stage for each in found.stages if each.uses is None] == ["fit"]
+    [problem] = found.problems
+    assert problem.startswith("fit cannot run: ModuleNotFoundError: ") and not found.usable
