@@ -28,8 +28,10 @@ def pick_device() -> torch.device:
     return device
 
 
-def amp_type(amp: str, device: torch.device) -> torch.dtype | None:
+def amp_type(amp: str, device: torch.device, trained: torch.nn.Module | None = None) -> torch.dtype | None:
     """The autocast type that `amp` ("auto", "bf16", "fp16", "off") means on `device`; None is no autocast.
+
+    trained: the network, if it is to be trained.
 
     Raises InputError for fp16 on a CPU, which is many times slower than fp32 there.
     """
@@ -39,7 +41,13 @@ def amp_type(amp: str, device: torch.device) -> torch.dtype | None:
         return _AMP_TYPES[amp]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+    # A CPU is slow at the gradient of depthwise convolutions in bf16: such networks train 1.3 to 2 times faster in fp32.
+    slow = trained is not None and any(_is_depthwise(layer) for layer in trained.modules())
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() and not slow else None
+
+
+def _is_depthwise(layer: torch.nn.Module) -> bool:
+    return isinstance(layer, torch.nn.Conv2d) and layer.groups == layer.in_channels > 1
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None):

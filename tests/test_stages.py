@@ -88,7 +88,7 @@ def test_training_ends_after_its_epochs_or_at_convergence(falling_losses):
 
 def trainer_for(cpu, **changes):
     config = resolve({**SMALL, "amp": "off", **changes})
-    return Trainer(config, load_source("digits", subset=60), cpu, None)
+    return Trainer(config, load_source("digits", subset=60), cpu)
 
 
 def train_epoch(trainer, epoch):
@@ -179,7 +179,12 @@ def test_precision_follows_the_device(monkeypatch):
     assert amp_type("auto", cpu) is None
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert amp_type("auto", cpu) is torch.bfloat16 is amp_type("bf16", cpu)
+    assert amp_type("auto", cpu, make_backbone("resnet18", 2)) is torch.bfloat16
+    depthwise = make_backbone("shufflenet_v2_x0_5", 2)
+    assert amp_type("auto", cpu, depthwise) is None and amp_type("bf16", cpu, depthwise) is torch.bfloat16
     assert amp_type("off", cpu) is None and amp_type("fp16", cuda) is torch.float16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert amp_type("auto", cuda, depthwise) is torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert amp_type("auto", cuda) is torch.float16
     with pytest.raises(InputError, match="slower"):

@@ -31,7 +31,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     config = resolve({"subset": 61, "image_size": 32, "batch_size": 20, "epochs": 2, "amp": "off"})
-    trainer = Trainer(config, load_source("digits", subset=61), torch.device("cpu"), None, current_ranks())
+    trainer = Trainer(config, load_source("digits", subset=61), torch.device("cpu"), current_ranks())
     trainer.train_loader, trainer.test_loader = InFloat64(trainer.train_loader), InFloat64(trainer.test_loader)
     trainer.backbone.eval()
     trainer.backbone.train = lambda mode=True: trainer.backbone

@@ -160,9 +160,10 @@ class _Rates:
 
     def train(self) -> float:
         optimizer = torch.optim.Adam(self.backbone.parameters(), fused=True)
+        dtype = amp_type(self.run.config.amp, self.device, self.backbone)
 
         def step() -> None:
-            with autocast(self.device, self.dtype):
+            with autocast(self.device, dtype):
                 logits = self.backbone(self._images)
             functional.cross_entropy(logits.float(), self._labels).backward()
             optimizer.step()

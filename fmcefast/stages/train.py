@@ -68,9 +68,7 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
         source = open_source(run, progress, keep=True)
     if is_trained(config, epochs):
         return _result(config, epochs, source)
-    device = pick_device()
-    dtype = amp_type(config.amp, device)
-    trainer = Trainer(config, source, device, dtype, ranks)
+    trainer = Trainer(config, source, pick_device(), ranks)
     if epochs:
         load_state(run.resume, trainer.backbone, trainer.optimizer, trainer.scaler)
     ranks.barrier()
@@ -83,7 +81,7 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
         Background() as background,
         progress.task("train", total=images * (config.epochs - len(epochs)), unit="images") as task,
     ):
-        facts["hardware"], facts["processes"] = describe(device, dtype), ranks.size
+        facts["hardware"], facts["processes"] = describe(trainer.device, trainer.dtype), ranks.size
         while not is_trained(config, epochs):
             row = trainer.run_epoch(len(epochs) + 1, task, note=_loss_and_cqi(config, epochs))
             epochs.append(row)
@@ -121,15 +119,8 @@ class Trainer:
     data_wait: the fraction of the last epoch's training in which the network waited for images.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        source: Source,
-        device: torch.device,
-        dtype: torch.dtype | None,
-        ranks: Ranks | None = None,
-    ):
-        self.config, self.device, self.dtype, self.ranks = config, device, dtype, ranks or Ranks()
+    def __init__(self, config: Config, source: Source, device: torch.device, ranks: Ranks | None = None):
+        self.config, self.device, self.ranks = config, device, ranks or Ranks()
         self.data_wait = 0.0
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True
@@ -137,8 +128,9 @@ class Trainer:
             device, memory_format=torch.channels_last
         )
         self.backbone.feature_shape(config.image_size)  # an image size that does not fit shows here
+        self.dtype = amp_type(config.amp, device, self.backbone)
         self.optimizer = torch.optim.Adam(self.backbone.parameters(), lr=config.lr, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         recipe = recipe_of(config.data)
         shared = {
             "image_size": config.image_size,

@@ -1,0 +1,213 @@
+r"""Loading images: fmcefast's loaders against torchvision's, from real JPEG folders and from memory.
+
+    python bench/decode.py --jpegs my/photos --small cifar10-jpeg/train --mnist ~/data/mnist      # about 3 minutes
+
+`--jpegs` and `--small` are folders that hold JPEG files at any depth; they are cut at random, resized to 224 px,
+mirrored and normalised. `--mnist` holds torchvision's MNIST, which is resized to 64 px and shifted. What is not given
+is left out.
+
+`torchvision, PIL` and `torchvision, decode_image` are a DataLoader with a process for each core, as its users write it;
+`DALI alone` reads with DALI's own reader, in DALI's own order; `ready tensors` hands out one batch again and again.
+First the images of every fmcefast loader are compared with torchvision's, without augmentation. Then the contestants
+take turns, round by round, each giving channels-last float32 batches; starting workers and pipelines counts. Writes
+bench/results/decode.json.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from environment import RESULTS, document, row, write
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms import v2
+
+from fmcefast.data.image_set import ImageSet
+from fmcefast.data.loaders.choose import make_loader
+from fmcefast.data.recipes import Recipe, recipe_of
+from fmcefast.data.sources import load_source
+from fmcefast.device import pick_device
+from fmcefast.memory import keep_freed_memory
+
+CORES = os.cpu_count() or 1
+BATCH = 128
+FRAME = 224
+GREYS = 20 / 255  # what DALI may make of the edge of an image that becomes smaller
+
+Contestants = dict[str, Callable[[], Iterable]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jpegs", type=Path)
+    parser.add_argument("--small", type=Path)
+    parser.add_argument("--mnist", type=Path)
+    parser.add_argument("--images", type=int, default=1280, help="of --jpegs in each round; ten times as many others")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    rows = []
+    for name, folder, images in (("JPEGs", arguments.jpegs, 1), ("small JPEGs", arguments.small, 10)):
+        if folder is not None:
+            files = some_files(folder, images * arguments.images)
+            rows += speed_rows(name, of_files(files), arguments.rounds)
+    if arguments.mnist is not None:
+        rows += speed_rows("MNIST", of_mnist(arguments.mnist, 10 * arguments.images), arguments.rounds)
+    write(RESULTS / "decode.json", document("decode", rows, ("pillow", "nvidia-dali-cuda130")))
+
+
+def some_files(folder: Path, count: int) -> ImageSet:
+    """`count` JPEGs, spread over the folder; some come more than once when it holds fewer."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    assert found, f"{folder} holds no JPEG"
+    rows = np.linspace(0, len(found), count, endpoint=False).astype(int) if len(found) > count else np.arange(count)
+    return ImageSet(np.zeros(count, np.int64), paths=[found[i % len(found)] for i in rows])
+
+
+def of_files(files: ImageSet) -> Contestants:
+    recipe = recipe_of("folder:")
+    normalise = v2.Normalize(recipe.mean, recipe.std)
+    by_pil = torchvision.transforms.Compose([
+        torchvision.transforms.RandomResizedCrop(FRAME),
+        torchvision.transforms.RandomHorizontalFlip(),
+        torchvision.transforms.ToTensor(),
+        torchvision.transforms.Normalize(recipe.mean, recipe.std),
+    ])  # fmt: skip
+    by_tensors = v2.Compose(
+        [v2.RandomResizedCrop(FRAME), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), normalise]
+    )
+    kinds = ("dali", "torchvision")
+    check(files, recipe, FRAME, kinds)
+    return {
+        "torchvision, PIL": lambda: peer(Files(files.paths, pil_loader, by_pil)),
+        "torchvision, decode_image": lambda: peer(Files(files.paths, decode, by_tensors)),
+        "DALI alone": lambda: dali_alone(files, recipe),
+        "ready tensors": lambda: ready(files, FRAME),
+        **{f"fmcefast, {kind}": lambda kind=kind: ours(files, recipe, FRAME, kind) for kind in kinds},
+    }
+
+
+def of_mnist(root: Path, count: int) -> Contestants:
+    recipe, size = recipe_of("mnist"), 64
+    images = load_source("mnist", root).train.take(np.arange(count))
+    transform = torchvision.transforms.Compose([
+        torchvision.transforms.Resize(size),
+        torchvision.transforms.RandomCrop(size, padding=round(recipe.shift * size)),
+        torchvision.transforms.ToTensor(),
+        torchvision.transforms.Normalize(recipe.mean, recipe.std),
+    ])  # fmt: skip
+    dataset = torchvision.datasets.MNIST(str(root), transform=transform)
+    kinds = ("resident", "dali", "torchvision")
+    check(images, recipe, size, kinds)
+    return {
+        "torchvision, PIL": lambda: peer(torch.utils.data.Subset(dataset, range(count))),
+        "ready tensors": lambda: ready(images, size),
+        **{f"fmcefast, {kind}": lambda kind=kind: ours(images, recipe, size, kind) for kind in kinds},
+    }
+
+
+class Files(Dataset):
+    def __init__(self, paths: list[Path], read: Callable, transform: Callable):
+        self.paths, self.read, self.transform = [str(path) for path in paths], read, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.read(self.paths[index])), 0
+
+
+def decode(path: str) -> torch.Tensor:
+    return torchvision.io.decode_image(path, mode="RGB")
+
+
+def peer(dataset: Dataset) -> Iterable:
+    for images, labels in DataLoader(dataset, BATCH, shuffle=True, num_workers=CORES, drop_last=True):
+        yield images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last), labels
+
+
+def ours(images: ImageSet, recipe: Recipe, size: int, kind: str, training: bool = True) -> Iterable:
+    return make_loader(
+        images, recipe, image_size=size, batch_size=BATCH, training=training, device=pick_device(), loader=kind
+    )
+
+
+def ready(images: ImageSet, size: int) -> Iterable:
+    batch = torch.rand(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+    return ((batch, None) for _ in range(len(images) // BATCH))
+
+
+def dali_alone(files: ImageSet, recipe: Recipe) -> Iterable:
+    from nvidia.dali import fn, pipeline_def, types
+
+    device = pick_device()
+    place = "mixed" if device.type == "cuda" else "cpu"
+
+    @pipeline_def(batch_size=BATCH, num_threads=CORES, device_id=device.index, exec_dynamic=True)
+    def pipeline():
+        encoded, labels = fn.readers.file(files=[str(path) for path in files.paths], random_shuffle=True)
+        frames = fn.decoders.image_random_crop(encoded, device=place, output_type=types.RGB)
+        frames = fn.resize(frames, size=[FRAME, FRAME])
+        mean, std = ([255 * value for value in values] for values in (recipe.mean, recipe.std))
+        mirror = fn.random.coin_flip()
+        return fn.crop_mirror_normalize(frames, output_layout="HWC", mean=mean, std=std, mirror=mirror), labels
+
+    built = pipeline()
+    for _ in range(len(files) // BATCH):
+        frames, labels = built.run()
+        yield torch.from_dlpack(frames.as_tensor()).permute(0, 3, 1, 2), labels
+
+
+def check(images: ImageSet, recipe: Recipe, size: int, kinds: tuple[str, ...]) -> None:
+    """What the loaders give of the first images, not augmented, is what torchvision makes of them."""
+    few = images.take(np.arange(32))
+    for kind in kinds:
+        batches = [batch.cpu() for batch, _ in ours(few, recipe, size, kind, training=False)]
+        found = torch.cat(batches) * torch.tensor(recipe.std).view(-1, 1, 1) + torch.tensor(recipe.mean).view(-1, 1, 1)
+        for index, frame in enumerate(found):
+            pixels = torch.from_numpy(few.pixels_of(index)).permute(2, 0, 1)
+            if recipe.resized_crop:
+                height, width = pixels.shape[1:]
+                side = round(min(height, width) * 7 / 8)
+                pixels = v2.functional.crop(pixels, (height - side) // 2, (width - side) // 2, side, side)
+            expected = v2.functional.resize(pixels.float() / 255, [size, size], antialias=True).expand(3, -1, -1)
+            difference = (frame - expected).abs()
+            assert difference.max() < GREYS and difference.mean() < 1 / 255, f"{kind} differs on image {index}"
+
+
+def speed_rows(name: str, contestants: Contestants, rounds: int) -> list[dict]:
+    rates: dict[str, list[float]] = {contestant: [] for contestant in contestants}
+    for _ in range(rounds):
+        for contestant, batches in contestants.items():
+            rates[contestant].append(images_per_second(batches()))
+    rows = []
+    for contestant, values in rates.items():
+        made = row(f"{name}: {contestant}", values, "images/s")
+        if contestant.startswith("fmcefast"):
+            # Of each round: the machine's speed changes slowly.
+            made["ratio"] = {
+                other: float(np.median(np.array(values) / rates[other])) for other in rates if other[:8] != "fmcefast"
+            }
+        rows.append(made)
+        ratio = made.get("ratio", {}).get("torchvision, PIL")
+        print(f"{made['name']:38}{made['value']:12,.0f} images/s", f"{ratio:6.2f}x torchvision, PIL" if ratio else "")
+    return rows
+
+
+def images_per_second(batches: Iterable) -> float:
+    """From the moment of asking, so that starting workers and pipelines counts."""
+    began, images = time.perf_counter(), 0
+    for batch, _ in batches:
+        images += len(batch)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return images / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+r"""Training a backbone: fmcefast's whole loop against the bare step of plain PyTorch, and how long it waits for images.
+
+    python bench/train.py                                       # two cores: about 6 minutes
+    python bench/train.py --jpegs my/photos                     # and from class folders of JPEGs through DALI
+    python bench/train.py --backbone resnet50 --image-size 224 --batch 256 --epochs 8 --compiled     # on a GPU
+
+Steps are forward, cross-entropy, backward and Adam, written out in PyTorch on one random batch that is there already:
+NCHW in float32, and channels-last with and without AMP; with `--compiled`, under torch.compile as well. The bare step is the
+one in fmcefast's own layout and precision. `fmcefast` is `fmcefast train` on the bundled digits, resident, with
+losses.csv, the weights of every epoch and the state to resume from; only the measurement of top-1 is left out. First an
+epoch of fmcefast's is compared with the bare step on the same batches. The contestants take turns, round by round, in
+one process where freed memory is kept, as `fmcefast` does, which helps everybody. Peak memory is the GPU's, or on a CPU
+the process's. Writes bench/results/train-*.json.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from environment import RESULTS, document, row, write
+from torch.nn import functional
+
+from fmcefast.config import Config, resolve
+from fmcefast.data.sources import load_source
+from fmcefast.device import amp_type, autocast, pick_device, precision_name
+from fmcefast.memory import keep_freed_memory
+from fmcefast.models.backbones import make_backbone
+from fmcefast.progress import Progress
+from fmcefast.run_folder import open_run
+from fmcefast.stages import train as training
+
+CLASSES = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="shufflenet_v2_x1_0")
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=2, help="of the digits, in each round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compiled", action="store_true", help="torch.compile as well; on a CPU it takes minutes")
+    parser.add_argument("--jpegs", type=Path, help="folder of class folders to train on for an epoch, at 224 px")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    training.measure_top1 = lambda *_: 0.0
+    device = pick_device()
+    shared = {"backbone": arguments.backbone, "image_size": arguments.image_size, "batch_size": arguments.batch}
+    config = resolve({**shared, "epochs": arguments.epochs, "until_converged": False})
+    check(config, device)
+    bare = "eager, channels-last, " + precision_name(shipped_precision(config, device))
+    rows = step_rows(config, device, bare, arguments.rounds, arguments.compiled)
+    if arguments.jpegs is not None:
+        of_files = {"data": f"folder:{arguments.jpegs.resolve()}", "image_size": 224, "epochs": 1}
+        rows.append(wait_row(resolve({**shared, **of_files})))
+    content = document("train", rows, ("nvidia-dali-cuda130",), **shared, bare_step=bare)
+    write(RESULTS / f"train-{device.type}-{arguments.backbone}.json", content)
+
+
+class BareStep:
+    """A network and its optimizer in plain PyTorch."""
+
+    def __init__(self, config: Config, device: torch.device, layout: torch.memory_format, dtype: torch.dtype | None):
+        torch.manual_seed(config.seed)
+        self.network = make_backbone(config.backbone, CLASSES).to(device, memory_format=layout).train()
+        self.forward: Callable = self.network
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        self.device, self.dtype = device, dtype
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with autocast(self.device, self.dtype):
+            logits = self.forward(images)
+        loss = functional.cross_entropy(logits.float(), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+
+def shipped_precision(config: Config, device: torch.device) -> torch.dtype | None:
+    return amp_type("auto", device, make_backbone(config.backbone, CLASSES))
+
+
+def check(config: Config, device: torch.device) -> None:
+    """The mean loss of an epoch, as fmcefast trains it, is that of bare steps on the same batches."""
+    trainer = training.Trainer(config, load_source("digits"), device)
+    step = BareStep(config, device, torch.channels_last, trainer.dtype)
+    step.network.load_state_dict(trainer.backbone.state_dict())
+    torch.manual_seed(training.epoch_seed(config.seed, 1))
+    total, batches = 0.0, len(trainer.train_loader)
+    for batch, (images, labels) in enumerate(trainer.train_loader):
+        step.optimizer.param_groups[0]["lr"] = trainer._set_learning_rate(batch)
+        total += float(step(images, labels)) / batches
+    with Progress(quiet=True).task("train", total=1, unit="images") as task:
+        found = trainer.run_epoch(1, task).loss
+    assert abs(found - total) < (1e-9 if device.type == "cpu" else 0.02) * total, f"{found} is not {total}"
+
+
+def step_rows(config: Config, device: torch.device, bare: str, rounds: int, compiled: bool) -> list[dict]:
+    images = len(load_source("digits").train) // config.batch_size * config.batch_size * config.epochs
+    steps = images // config.batch_size
+    amp = amp_type("auto", device) or torch.bfloat16
+    batch = torch.rand(config.batch_size, 3, config.image_size, config.image_size, device=device)
+    labels = torch.randint(0, CLASSES, (config.batch_size,), device=device)
+    contestants: dict[str, Callable[[], float]] = {}
+    ways = [("eager", "NCHW", None), ("eager", "channels-last", None), ("eager", "channels-last", amp)]
+    if compiled:
+        ways += [("torch.compile", "channels-last", shipped_precision(config, device))]
+    for how, layout, precision in ways:
+        memory_format = torch.channels_last if layout == "channels-last" else torch.contiguous_format
+        step = BareStep(config, device, memory_format, precision)
+        if how == "torch.compile":
+            step.forward = torch.compile(step.network, mode="max-autotune-no-cudagraphs")
+        laid_out = batch.contiguous(memory_format=memory_format)
+        contestants[f"{how}, {layout}, {precision_name(precision)}"] = lambda step=step, laid_out=laid_out: (
+            seconds_of_steps(step, laid_out, labels, steps)
+        )
+    waits: list[float] = []
+    contestants["fmcefast"] = lambda: seconds_of_training(config, waits)
+
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    memory: dict[str, int] = {}
+    for contestant in contestants.values():
+        contestant()
+    waits.clear()
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            forget_peak()
+            taken[name].append(contestant())
+            memory[name] = peak_memory()
+    rows = []
+    for name, values in taken.items():
+        # Of each round: the machine's speed changes slowly.
+        of_bare = median(bare / value for bare, value in zip(taken[bare], values, strict=True))
+        facts = {"part_of_bare_step": of_bare, "peak_memory": memory[name]}
+        if name == "fmcefast":
+            facts["data_wait"] = median(waits)
+        rows.append(row(f"train: {name}", [images / value for value in values], "images/s", **facts))
+        print(f"{rows[-1]['name']:44}{rows[-1]['value']:10,.0f} images/s", facts, flush=True)
+    return rows
+
+
+def seconds_of_steps(step: BareStep, images: torch.Tensor, labels: torch.Tensor, steps: int) -> float:
+    began = time.perf_counter()
+    for _ in range(steps):
+        step(images, labels)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def seconds_of_training(config: Config, waits: list[float]) -> float:
+    """Of the loop of `fmcefast train` until everything is written; building the network is left out."""
+    entry = trained(config)
+    waits.append(entry["data_wait"])
+    return entry["seconds"]
+
+
+def trained(config: Config) -> dict:
+    """What the run's history says of a training in a folder of its own."""
+    with tempfile.TemporaryDirectory(dir=".", prefix="train-bench-") as folder:
+        given = {name: value for name, value in config.as_dict().items() if value is not None}
+        run = open_run(Path(folder) / "run", given, create=True)
+        training.train(run, Progress(quiet=True))
+        return run.history()[-1]
+
+
+def wait_row(config: Config) -> dict:
+    """The part of an epoch in which the network waits for JPEGs."""
+    entry = trained(config)
+    name = f"train: fmcefast, JPEGs of {config.image_size} px through DALI"
+    found = row(name, [entry["images_per_second"]], "images/s", data_wait=entry["data_wait"])
+    print(f"{found['name']:44}{found['value']:10,.0f} images/s", entry["data_wait"])
+    return found
+
+
+def forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Bytes, since the peak was forgotten."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    main()
