@@ -5,8 +5,8 @@ r"""Training a backbone: fmcefast's whole loop against the bare step of plain Py
     python bench/train.py --backbone resnet50 --image-size 224 --batch 256 --epochs 8 --compiled     # on a GPU
 
 Steps are forward, cross-entropy, backward and Adam, written out in PyTorch on one random batch that is there already:
-NCHW in float32, and channels-last with and without AMP; with `--compiled`, under torch.compile as well. The bare step is the
-one in fmcefast's own layout and precision. `fmcefast` is `fmcefast train` on the bundled digits, resident, with
+NCHW in float32, and channels-last with and without AMP; with `--compiled`, under torch.compile as well. The bare step
+is the one in fmcefast's own layout and precision. `fmcefast` is `fmcefast train` on the bundled digits, resident, with
 losses.csv, the weights of every epoch and the state to resume from; only the measurement of top-1 is left out. First an
 epoch of fmcefast's is compared with the bare step on the same batches. The contestants take turns, round by round, in
 one process where freed memory is kept, as `fmcefast` does, which helps everybody. Peak memory is the GPU's, or on a CPU
@@ -31,7 +31,8 @@ from fmcefast.memory import keep_freed_memory
 from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Progress
 from fmcefast.run_folder import open_run
-from fmcefast.stages import train as training
+from fmcefast.stages import trainer
+from fmcefast.stages.train import train
 
 CLASSES = 10
 
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--jpegs", type=Path, help="folder of class folders to train on for an epoch, at 224 px")
     arguments = parser.parse_args()
     keep_freed_memory()
-    training.measure_top1 = lambda *_: 0.0
+    trainer.measure_top1 = lambda *_: 0.0
     device = pick_device()
     shared = {"backbone": arguments.backbone, "image_size": arguments.image_size, "batch_size": arguments.batch}
     config = resolve({**shared, "epochs": arguments.epochs, "until_converged": False})
@@ -89,16 +90,16 @@ def shipped_precision(config: Config, device: torch.device) -> torch.dtype | Non
 
 def check(config: Config, device: torch.device) -> None:
     """The mean loss of an epoch, as fmcefast trains it, is that of bare steps on the same batches."""
-    trainer = training.Trainer(config, load_source("digits"), device)
-    step = BareStep(config, device, torch.channels_last, trainer.dtype)
-    step.network.load_state_dict(trainer.backbone.state_dict())
-    torch.manual_seed(training.epoch_seed(config.seed, 1))
-    total, batches = 0.0, len(trainer.train_loader)
-    for batch, (images, labels) in enumerate(trainer.train_loader):
-        step.optimizer.param_groups[0]["lr"] = trainer._set_learning_rate(batch)
+    ours = trainer.Trainer(config, load_source("digits"), device)
+    step = BareStep(config, device, torch.channels_last, ours.dtype)
+    step.network.load_state_dict(ours.backbone.state_dict())
+    torch.manual_seed(trainer.epoch_seed(config.seed, 1))
+    total, batches = 0.0, len(ours.train_loader)
+    for batch, (images, labels) in enumerate(ours.train_loader):
+        step.optimizer.param_groups[0]["lr"] = ours._set_learning_rate(batch)
         total += float(step(images, labels)) / batches
     with Progress(quiet=True).task("train", total=1, unit="images") as task:
-        found = trainer.run_epoch(1, task).loss
+        found = ours.run_epoch(1, task).loss
     assert abs(found - total) < (1e-9 if device.type == "cpu" else 0.02) * total, f"{found} is not {total}"
 
 
@@ -167,7 +168,7 @@ def trained(config: Config) -> dict:
     with tempfile.TemporaryDirectory(dir=".", prefix="train-bench-") as folder:
         given = {name: value for name, value in config.as_dict().items() if value is not None}
         run = open_run(Path(folder) / "run", given, create=True)
-        training.train(run, Progress(quiet=True))
+        train(run, Progress(quiet=True))
         return run.history()[-1]
 
 

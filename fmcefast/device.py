@@ -41,7 +41,7 @@ def amp_type(amp: str, device: torch.device, trained: torch.nn.Module | None = N
         return _AMP_TYPES[amp]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    # A CPU is slow at the gradient of depthwise convolutions in bf16: such networks train 1.3 to 2 times faster in fp32.
+    # A CPU is slow at gradients of depthwise convolutions in bf16: such networks train 1.3 to 2 times faster in fp32.
     slow = trained is not None and any(_is_depthwise(layer) for layer in trained.modules())
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() and not slow else None
 

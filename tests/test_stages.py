@@ -21,7 +21,8 @@ from fmcefast.stages import extract as stage_extract
 from fmcefast.stages import maps
 from fmcefast.stages.extract import extract
 from fmcefast.stages.fit import measure, split_maps
-from fmcefast.stages.train import Trainer, epoch_seed, is_trained
+from fmcefast.stages.train import is_trained
+from fmcefast.stages.trainer import Trainer, epoch_seed
 from fmcefast.training_state import TrainingState, load_state, state_epoch
 
 SMALL = {"subset": 60, "image_size": 32, "batch_size": 20, "epochs": 4, "until_converged": False}

@@ -110,7 +110,7 @@ def test_training_from_files_is_the_same_interrupted(photos, tmp_path):
     train = ["--data", "folder:photos", *SMALL]
     fmcefast("train", "whole", *train, "--epochs", "3", cwd=tmp_path)
     code = (
-        "import fmcefast.stages.train as t\nfrom fmcefast.cli import main\n"
+        "import fmcefast.stages.trainer as t\nfrom fmcefast.cli import main\n"
         "run_epoch = t.Trainer.run_epoch\n"
         "def cut(self, epoch, *rest, **more):\n"
         "    if epoch == 3: raise KeyboardInterrupt\n"

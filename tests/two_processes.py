@@ -12,7 +12,7 @@ from fmcefast.config import resolve
 from fmcefast.data.sources import load_source
 from fmcefast.progress import Progress
 from fmcefast.ranks import current_ranks
-from fmcefast.stages.train import Trainer
+from fmcefast.stages.trainer import Trainer
 
 
 class InFloat64:

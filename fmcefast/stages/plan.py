@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from fmcefast import _core
-from fmcefast.device import amp_type, autocast, describe, pick_device
+from fmcefast.device import amp_type, autocast, describe, free_memory, pick_device
 from fmcefast.losses_csv import read_epochs
 from fmcefast.models.backbones import make_backbone
 from fmcefast.models.fmce_net import FMCENet
@@ -41,7 +41,8 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class PlanResult:
-    """stages: train, extract, fit; bytes: to be written in all; free: bytes on the disk of `place`."""
+    """stages: train, extract, fit; bytes: to be written in all; free: bytes on the disk of `place`; memory: bytes that
+    training takes at least, of (GPU) memory with free_memory bytes free."""
 
     hardware: str
     stages: list[StagePlan]
@@ -49,6 +50,8 @@ class PlanResult:
     bytes: int
     free: int
     place: str
+    memory: int
+    free_memory: int
 
     @property
     def fits(self) -> bool:
@@ -68,7 +71,12 @@ class PlanResult:
             else f"There is not enough room: {free}. --store recompute keeps no feature maps (`run` chooses it "
             "when only they do not fit), --fp16 halves those of --fp32, --subset N uses fewer images."
         )
-        return "\n".join([f"plan: {self.hardware}", *lines, verdict])
+        memory = (
+            f"Training needs at least {format_bytes(self.memory)} of memory; {format_bytes(self.free_memory)} are free."
+        )
+        if self.memory > self.free_memory:
+            memory += " Give a smaller --batch-size or --image-size."
+        return "\n".join([f"plan: {self.hardware}", *lines, verdict, memory])
 
 
 def plan(run: RunFolder, progress: Progress) -> PlanResult:
@@ -90,7 +98,16 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     ]
     seconds, size = sum(stage.seconds for stage in stages), sum(stage.bytes for stage in stages)
     place = nearest_folder(run.path)
-    return PlanResult(describe(device, dtype), stages, seconds, size, free_disk(run), str(place))
+    return PlanResult(
+        describe(device, dtype),
+        stages,
+        seconds,
+        size,
+        free_disk(run),
+        str(place),
+        rates.training_memory() + (0 if source.train.pixels is None else source.train.pixels.nbytes),
+        free_memory(device),
+    )
 
 
 def _plan_train(run: RunFolder, images: int, rates: "_Rates") -> StagePlan:
@@ -157,6 +174,25 @@ class _Rates:
                     return value, f"{value:,.0f} {name.removesuffix('_per_second')}/s, as measured in this run"
         rate = trial()
         return rate, f"{rate:,.0f} {'maps' if stage == 'fit' else 'images'}/s in a trial"
+
+    def training_memory(self) -> int:
+        """Bytes of weights, gradients, Adam's moments, a batch of images, and what is kept of it for the backward pass;
+        workspaces of single operations come on top."""
+        kept: dict[int, int] = {}
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self.backbone.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        self.backbone.train()
+        dtype = amp_type(self.run.config.amp, self.device, self.backbone)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(self.device, dtype):
+            self.backbone(self._images)
+        of_batch = (sum(kept.values()) + self._images.nbytes) * self.run.config.batch_size // len(self._images)
+        return of_batch + 4 * sum(parameter.nbytes for parameter in self.backbone.parameters())
 
     def train(self) -> float:
         optimizer = torch.optim.Adam(self.backbone.parameters(), fused=True)

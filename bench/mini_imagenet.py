@@ -1,0 +1,157 @@
+r"""The papers' large experiment: Mini-ImageNet under both backbones, from training to FMCE-Net++.
+
+    python bench/mini_imagenet.py --data-root ~/data --plan     # what it will take; nothing is made
+    python bench/mini_imagenet.py --data-root ~/data            # ~/data/mini-imagenet holds the release
+
+For each backbone two runs with different seeds are trained, marked, extracted and fitted, as `fmcefast run` does. Then
+the first run's FMCE-Net is tested on held-out images, under the backbones of its own run and under those of the other
+seed, which the papers never do. With that FMCE-Net as auxiliary loss the backbone is trained anew until E_K for every
+RAF; RAF 1 is the baseline and repeats the original run. Started again, it goes on where it was interrupted: everything
+lies in --runs. The number of epochs belongs to the backbone, as in [FMCE] Table I; --config gives other settings of all
+runs as YAML. Writes RUNS/mini-imagenet.json, in the form of bench/results.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from environment import document, row, write
+
+from fmcefast import FMCENet, RepresentationAuxiliaryLoss
+from fmcefast.config import Config, read_yaml
+from fmcefast.data.image_set import Source
+from fmcefast.device import amp_type, autocast, pick_device
+from fmcefast.errors import FmcefastError
+from fmcefast.memory import keep_freed_memory
+from fmcefast.progress import Progress
+from fmcefast.report.page import report
+from fmcefast.run_folder import RunFolder, open_run
+from fmcefast.stages.extract import extract
+from fmcefast.stages.fit import fit, measure, predict, split_maps
+from fmcefast.stages.images import open_source
+from fmcefast.stages.maps import open_maps, recomputes_maps
+from fmcefast.stages.markers import markers
+from fmcefast.stages.plan import plan
+from fmcefast.stages.train import committed_epochs, train, train_epochs
+from fmcefast.stages.trainer import Trainer
+from fmcefast.training_state import load_state
+
+PAPER = ("resnet50=150", "shufflenet_v2_x1_0=250")
+SEEDS = (0, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", default="data", help="the folder that holds mini-imagenet/")
+    parser.add_argument("--runs", type=Path, default=Path("runs/mini-imagenet"))
+    parser.add_argument("--backbones", nargs="+", default=PAPER, metavar="NAME=EPOCHS")
+    parser.add_argument("--rafs", nargs="+", type=float, default=[1, 0.95, 0.9, 0.85, 0.8])
+    parser.add_argument("--config", type=Path, help="YAML with settings of all runs")
+    parser.add_argument("--plan", action="store_true", help="say what it will take, and stop")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    progress = Progress()
+    shared = read_yaml(arguments.config) if arguments.config else {}
+    shared |= {"data": "mini-imagenet", "data_root": str(Path(arguments.data_root).resolve())}
+    runs = {
+        name: [
+            open_run(
+                arguments.runs / f"{name}-seed-{seed}",
+                {**shared, "backbone": name, "epochs": int(epochs), "seed": seed},
+                create=True,
+            )
+            for seed in SEEDS
+        ]
+        for name, epochs in (each.split("=") for each in arguments.backbones)
+    }
+    say_plan(runs, arguments.rafs, progress)
+    if arguments.plan:
+        return
+    rows = []
+    for name, (first, second) in runs.items():
+        found = [result for run in (first, second) for result in results_of(run, progress)]
+        rows += found
+        if all(run.fit_json.exists() for run in (first, second)):
+            rows.append(cross_seed_row(name, first, second, progress))
+            rows += [raf_row(name, first, raf, progress) for raf in arguments.rafs]
+        for each in rows:
+            print(f"{each['name']:60}{each['value']:8.4f}")
+        write(arguments.runs / "mini-imagenet.json", document("mini-imagenet", rows))
+
+
+def say_plan(runs: dict[str, list[RunFolder]], rafs: list[float], progress: Progress) -> None:
+    """What both seeds of every backbone will take, and how long FMCE-Net++ can take on top."""
+    for name, (first, second) in runs.items():
+        planned = plan(first, progress)
+        print(f"{name}, seed {SEEDS[0]}; twice this for both seeds\n{planned.explain()}")
+        training = next(stage for stage in planned.stages if stage.stage == "train").seconds
+        print(f"FMCE-Net++: at most {len(rafs)} trainings more, {len(rafs) * training / 3600:.1f} h")
+        if not planned.fits or 2 * planned.bytes > planned.free:
+            raise SystemExit(f"The disk has no room for {second}. Name another place: --runs FOLDER")
+
+
+def results_of(run: RunFolder, progress: Progress) -> list[dict]:
+    """Train, mark, extract, fit and report, as far as that is not done."""
+    label = f"{run.config.backbone}, seed {run.config.seed}"
+    trained = train(run, progress)
+    rows = [row(f"{label}: top-1", [trained.top1], "fraction", seconds=trained.seconds)]
+    marked = markers(run, progress)
+    progress.line(marked.explain())
+    if marked.converged:
+        if not recomputes_maps(run):
+            extract(run, progress)
+        fitted = fit(run, progress)
+        rows.append(
+            row(f"{label}: FMCE-Net accuracy, own maps", [fitted.accuracy], "fraction", markers=marked.markers)
+        )  # fmt: skip
+    report(run, progress)
+    return rows
+
+
+def cross_seed_row(name: str, first: RunFolder, second: RunFolder, progress: Progress) -> dict:
+    """FMCE-Net of the first run on images that it was not trained on, under the backbones of the second."""
+    device = pick_device()
+    dtype = amp_type(first.config.amp, device)
+    net = FMCENet.from_pretrained(first.fmce_net).to(device, memory_format=torch.channels_last)
+    maps = open_maps(second, device, dtype, progress)
+    _, held_out = split_maps(maps.samples, maps.phases, first.config.split, first.config.seed)
+    predicted = predict(net, maps, held_out, second.config.fmce_batch_size, device, dtype)
+    found = measure(held_out // maps.samples, predicted, maps.phases, first.config.split, 0, 0)
+    facts = {"f1": found.f1, "mean_absolute_error": found.mean_absolute_error}
+    return row(f"{name}: FMCE-Net accuracy, maps of the other seed", [found.accuracy], "fraction", **facts)
+
+
+def raf_row(name: str, run: RunFolder, raf: float, progress: Progress) -> dict:
+    """Top-1 after training from fresh weights until E_K with the representation auxiliary loss."""
+    config, last = run.config, markers(run, progress).markers[-1]
+    place = RunFolder(run.path / "finetune" / f"raf-{raf:.2f}-seed-{config.seed}", config)
+    place.path.mkdir(parents=True, exist_ok=True)
+    epochs = committed_epochs(place)
+    if len(epochs) < last:
+        progress.line(f"{name}, RAF {raf:.2f}: {last} epochs")
+        trainer = TrainerWithFMCENet(config, open_source(run), pick_device(), run.fmce_net, raf)
+        if epochs:
+            load_state(place.resume, trainer.backbone, trainer.optimizer, trainer.scaler)
+        train_epochs(place, trainer, epochs, lambda done: len(done) >= last, progress)
+    return row(f"{name}: top-1 at RAF {raf:.2f}", [epochs[-1].top1], "fraction", epochs=last)
+
+
+class TrainerWithFMCENet(Trainer):
+    """Trains with L = raf * cross-entropy + (1 - raf) * FMCS loss of a frozen FMCE-Net ([FMCE++] III)."""
+
+    def __init__(self, config: Config, source: Source, device: torch.device, fmce_net: Path, raf: float):
+        super().__init__(config, source, device)
+        self._criterion = RepresentationAuxiliaryLoss(FMCENet.from_pretrained(fmce_net), raf).to(device)
+
+    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with autocast(self.device, self.dtype):
+            maps = self.backbone.features(images)
+            logits = self.backbone.head(maps)
+        return self._criterion(logits.float(), labels, maps)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FmcefastError as error:
+        raise SystemExit(f"mini_imagenet: {error}") from error
