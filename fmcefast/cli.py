@@ -317,7 +317,7 @@ def doctor(folder: Path, as_json: bool, debug: bool) -> int:
 
     FOLDER is where runs are to lie, by default the current one; it need not exist, and nothing is left there.
     """
-    from fmcefast.stages.doctor import doctor
+    from fmcefast.doctor.examination import doctor
 
     found = doctor(folder)
     _print_json(asdict(found)) if as_json else click.echo(found.explain())

@@ -17,7 +17,7 @@ FLOORS = [
     ["fmcefast.models", "fmcefast.data", "fmcefast.features"],
     ["fmcefast.run_folder"],
     ["fmcefast.stages"],
-    ["fmcefast.report"],
+    ["fmcefast.report", "fmcefast.doctor"],
     ["fmcefast.cli"],
     ["fmcefast.__main__"],
 ]

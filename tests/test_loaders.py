@@ -306,3 +306,37 @@ def test_the_choice_is_explained(resident, on_disk, cpu, monkeypatch):
     assert choose_loader(on_disk, cpu) == ("torchvision", "the images are files, and DALI is not installed")
     with pytest.raises(InputError, match="dali cannot be used: DALI is not installed"):
         choose_loader(on_disk, cpu, "dali")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("kind", ["resident", "on_disk"])
+def test_a_gpu_gives_what_a_cpu_gives(kind, loader, request):
+    images, recipe = request.getfixturevalue(kind), SHIFTED if kind == "resident" else CUT
+    if (kind, loader) == ("on_disk", "resident"):
+        pytest.skip("files of different sizes")
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    expected, labels = passed(loader_for(images, recipe, True, loader="torchvision", seed=2))
+    batches = list(loader_for(images, recipe, True, loader=loader, seed=2, device=torch.device("cuda", 0)))
+    assert all(batch.is_cuda and batch.is_contiguous(memory_format=torch.channels_last) for batch, _ in batches)
+    assert torch.equal(torch.cat([labels for _, labels in batches]).cpu(), labels)
+    found = torch.cat([images for images, _ in batches]).cpu()
+    difference = (in_greys(found, recipe) - in_greys(expected, recipe)).abs()
+    assert difference.max() < 2 * EDGES and difference.mean() < GREY  # nvJPEG rounds otherwise
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loader", ["resident", "dali"])
+def test_batches_on_a_gpu_stay_whole_while_it_works(rng, loader):
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    device = torch.device("cuda", 0)
+    images = ImageSet(np.zeros(512, np.int64), pixels=rng.integers(0, 256, (512, 32, 32, 3), dtype=np.uint8))
+    expected, _ = passed(loader_for(images, PLAIN, image_size=64, batch_size=16, device=device, loader=loader))
+    matrix, found = torch.rand(4096, 4096, device=device), []
+    for batch, _ in loader_for(images, PLAIN, image_size=64, batch_size=16, device=device, loader=loader):
+        matrix = (matrix @ matrix).tanh()  # the copy of the batch comes long after the loader was asked for the next
+        found.append(batch.clone())
+        del batch
+    assert torch.equal(torch.cat(found), expected)

@@ -14,8 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fmcefast import FeatureMapDataset
+from fmcefast.config import resolve
+from fmcefast.data.sources import load_source
 from fmcefast.errors import FmcefastError
+from fmcefast.progress import Progress
 from fmcefast.stages.background import Background
+from fmcefast.stages.trainer import Trainer
 from fmcefast.training_state import TrainingState, load_state
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -173,3 +177,23 @@ def test_background_work_is_done_in_order_and_its_errors_come_back():
         background.submit(lambda: done.append(4))
         raise KeyboardInterrupt
     assert done == [1, 2, 4]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_trains_and_its_state_is_written_beside_it(tmp_path, amp, compiled):
+    config = resolve({"subset": 200, "image_size": 32, "batch_size": 40, "epochs": 3, "amp": amp, "compile": compiled})
+    source, device = load_source("digits", subset=200), torch.device("cuda", 0)
+    trainer = Trainer(config, source, device)
+    with Progress(quiet=True).task("train", total=1, unit="images") as task:
+        trainer.run_epoch(1, task)
+        state = TrainingState.capture(1, trainer.backbone, trainer.optimizer, trainer.scaler)
+        expected = {name: tensor.cpu() for name, tensor in trainer.backbone.state_dict().items()}
+        with Background() as background:
+            background.submit(lambda: state.write(tmp_path / "state"))
+            trainer.run_epoch(2, task)
+    again = Trainer(config, source, device)
+    load_state(tmp_path / "state", again.backbone, again.optimizer, again.scaler)
+    for name, tensor in again.backbone.state_dict().items():
+        assert torch.equal(tensor.cpu(), expected[name])

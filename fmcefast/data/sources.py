@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torchvision.datasets
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from fmcefast.data.image_files import ImageFiles
 from fmcefast.data.image_set import ImageSet, Source
@@ -77,6 +75,8 @@ def _from_files(files: ImageFiles, *, release: bool) -> Source:
 
 
 def _digits() -> Source:
+    from sklearn.datasets import load_digits  # takes a second to import
+
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     train, test = _split(ImageSet(bunch.target.astype(np.int64), pixels=pixels))
@@ -114,6 +114,8 @@ def _from_torchvision(name: str, root: Path) -> Source:
 
 def _split(images: ImageSet) -> tuple[ImageSet, ImageSet]:
     """A stratified 4:1 split into training and held-out images, each in the original order."""
+    from sklearn.model_selection import train_test_split
+
     rows = np.arange(len(images))
     try:
         kept, held_out = train_test_split(rows, stratify=images.labels, test_size=_TEST_PART, random_state=_SPLIT_SEED)
