@@ -9,8 +9,8 @@ is left out.
 `torchvision, PIL` and `torchvision, decode_image` are a DataLoader with a process for each core, as its users write it;
 `DALI alone` reads with DALI's own reader, in DALI's own order; `ready tensors` hands out one batch again and again.
 First the images of every fmcefast loader are compared with torchvision's, without augmentation. Then the contestants
-take turns, round by round, each giving channels-last float32 batches; starting workers and pipelines counts. Writes
-bench/results/decode.json.
+take turns, round by round; starting workers and pipelines counts. All give float32 batches, fmcefast in channels-last and
+of three channels, the DataLoader as it comes, MNIST with one channel. Writes bench/results/decode.json.
 """
 
 import argparse
@@ -127,8 +127,7 @@ def decode(path: str) -> torch.Tensor:
 
 
 def peer(dataset: Dataset) -> Iterable:
-    for images, labels in DataLoader(dataset, BATCH, shuffle=True, num_workers=CORES, drop_last=True):
-        yield images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last), labels
+    return DataLoader(dataset, BATCH, shuffle=True, num_workers=CORES, drop_last=True)
 
 
 def ours(images: ImageSet, recipe: Recipe, size: int, kind: str, training: bool = True) -> Iterable:

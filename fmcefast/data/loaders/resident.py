@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from fmcefast.data.augmentation import Changes, changes
 from fmcefast.data.loaders.base import Loader
@@ -21,6 +22,11 @@ class ResidentLoader(Loader):
         mean, std = np.float32(self.recipe.mean), np.float32(self.recipe.std)
         self._scale = torch.from_numpy(1 / (255 * std)).to(self.device)
         self._black = torch.from_numpy(mean / std).to(self.device)
+        # Those of the whole image, for recipes that cut nothing out.
+        self._whole = [
+            resampling(torch.tensor([[0, pixels]], device=self.device), pixels, self.image_size)[0]
+            for pixels in self._pixels.shape[1:3]
+        ]
 
     def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
         size = np.array(self._pixels.shape[1:3])
@@ -34,32 +40,48 @@ class ResidentLoader(Loader):
         """(n, H, W, C) uint8 to normalised (n, 3, S, S)."""
         scaled = (pixels_nhwc * self._scale).transpose(2, 3)
         n, height, channels, width = scaled.shape
-        size, unmoved = self.image_size, torch.zeros_like(drawn.mirrored)
-        down = resampling(drawn.windows[:, 0::2], drawn.shifts[:, 0], unmoved, height, size)
-        across = resampling(drawn.windows[:, 1::2], drawn.shifts[:, 1], drawn.mirrored, width, size)
+        size, down, across = self.image_size, *self._matrices(drawn, height, width)
         wide = torch.bmm(scaled.reshape(n, height * channels, width), across.mT)
         frames = torch.bmm(down, wide.view(n, height, channels * size)).view(n, size, channels, size)
         frames_nhwc = (frames.transpose(2, 3) - self._black).expand(-1, -1, -1, 3)
         return frames_nhwc.contiguous().permute(0, 3, 1, 2)
 
+    def _matrices(self, drawn: Changes, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, S, H) and (n, S, W): what to multiply with from the left, and transposed from the right."""
+        never = torch.zeros_like(drawn.mirrored)
+        if not self.recipe.resized_crop:
+            down, across = self._whole
+            return moved(down, drawn.shifts[:, 0], never), moved(across, drawn.shifts[:, 1], drawn.mirrored)
+        (top, left, tall, wide), size = drawn.windows.unbind(1), self.image_size
+        # A mirrored window begins at its other end.
+        left, wide = torch.where(drawn.mirrored, left + wide, left), torch.where(drawn.mirrored, -wide, wide)
+        return (
+            resampling(torch.stack([top, tall], 1), height, size),
+            resampling(torch.stack([left, wide], 1), width, size),
+        )
 
-def resampling(
-    windows: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor, pixels: int, size: int
-) -> torch.Tensor:
-    """(n, size, pixels) float32: rows of weights that resize a window (start, length) to `size` points, move these by
-    `shifts` with zeros behind them, and mirror them.
+
+def resampling(windows: torch.Tensor, pixels: int, size: int) -> torch.Tensor:
+    """(n, size, pixels) float32: rows of weights that resize windows (n, 2), start and length, to `size` points; a
+    negative length goes backwards.
 
     The weights are those of bilinear interpolation with antialiasing within the window, as of
     `torch.nn.functional.interpolate`.
     """
-    device = windows.device
     start, length = windows.float().split(1, dim=1)
-    points = torch.arange(size, dtype=torch.float32, device=device)
-    points = torch.where(mirrored[:, None], size - 1 - points, points) - shifts[:, None]
     step = length / size
-    centres = start + (points + 0.5) * step
-    places = torch.arange(pixels, dtype=torch.float32, device=device) + 0.5
-    weights = torch.sub(places, centres[:, :, None]).abs_().div_(-step.clamp(min=1)[:, :, None]).add_(1).clamp_(min=0)
-    weights *= ((places > start) & (places < start + length))[:, None]
-    seen = (points >= 0) & (points < size)
-    return weights.mul_((seen / weights.sum(dim=2).clamp(min=1e-6))[:, :, None])
+    centres = start + (torch.arange(size, dtype=torch.float32, device=windows.device) + 0.5) * step
+    places = torch.arange(pixels, dtype=torch.float32, device=windows.device) + 0.5
+    inside = ((places - start) * length.sign() > 0) & ((places - start).abs() < length.abs())
+    reach = step.abs().clamp(min=1)[:, :, None]
+    weights = (1 - (places - centres[:, :, None]).abs() / reach).clamp(min=0) * inside[:, None]
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def moved(weights: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """(n, size, pixels): the rows of `weights` (size, pixels) moved by each of `shifts`, over zeros, and mirrored."""
+    size = len(weights)
+    points = torch.arange(size, device=weights.device)
+    points = torch.where(mirrored[:, None], size - 1 - points, points) - shifts[:, None]
+    points = torch.where((points >= 0) & (points < size), points, size)
+    return functional.pad(weights, (0, 0, 0, 1))[points]
