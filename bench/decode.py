@@ -9,8 +9,8 @@ is left out.
 `torchvision, PIL` and `torchvision, decode_image` are a DataLoader with a process for each core, as its users write it;
 `DALI alone` reads with DALI's own reader, in DALI's own order; `ready tensors` hands out one batch again and again.
 First the images of every fmcefast loader are compared with torchvision's, without augmentation. Then the contestants
-take turns, round by round; starting workers and pipelines counts. All give float32 batches, fmcefast in channels-last and
-of three channels, the DataLoader as it comes, MNIST with one channel. Writes bench/results/decode.json.
+take turns, round by round; starting workers and pipelines counts. All give float32 batches, fmcefast in channels-last
+and of three channels, the DataLoader as it comes, MNIST with one channel. Writes bench/results/decode.json.
 """
 
 import argparse
