@@ -10,7 +10,7 @@ is the one in fmcefast's own layout and precision. `fmcefast` is `fmcefast train
 losses.csv, the weights of every epoch and the state to resume from; only the measurement of top-1 is left out. First an
 epoch of fmcefast's is compared with the bare step on the same batches. The contestants take turns, round by round, in
 one process where freed memory is kept, as `fmcefast` does, which helps everybody. Peak memory is the GPU's, or on a CPU
-the process's. Writes bench/results/train-*.json.
+that of the process with all contestants in it. Writes bench/results/train-*.json.
 """
 
 import argparse
