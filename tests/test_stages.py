@@ -11,7 +11,7 @@ from fmcefast import FeatureMapDataset, files
 from fmcefast.config import resolve
 from fmcefast.convergence import find_markers
 from fmcefast.data.sources import load_source
-from fmcefast.device import amp_type
+from fmcefast.device import amp_type, pick_device
 from fmcefast.errors import DiskFullError, FmcefastError, InputError
 from fmcefast.losses_csv import Epoch
 from fmcefast.models.backbones import make_backbone
@@ -190,6 +190,19 @@ def test_precision_follows_the_device(monkeypatch):
     assert amp_type("auto", cuda) is torch.float16
     with pytest.raises(InputError, match="slower"):
         amp_type("fp16", cpu)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device() == torch.device("cuda", 1) == chosen[0]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match=r"3 processes need a GPU each .* shows 2\. .*--nproc-per-node 2"):
+        pick_device()
 
 
 @pytest.fixture
