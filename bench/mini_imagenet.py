@@ -23,7 +23,7 @@ from fmcefast.data.image_set import Source
 from fmcefast.device import amp_type, autocast, pick_device
 from fmcefast.errors import FmcefastError
 from fmcefast.memory import keep_freed_memory
-from fmcefast.progress import Progress
+from fmcefast.progress import Progress, format_bytes, format_seconds
 from fmcefast.report.page import report
 from fmcefast.run_folder import RunFolder, open_run
 from fmcefast.stages.extract import extract
@@ -80,14 +80,20 @@ def main() -> None:
 
 
 def say_plan(runs: dict[str, list[RunFolder]], rafs: list[float], progress: Progress) -> None:
-    """What both seeds of every backbone will take, and how long FMCE-Net++ can take on top."""
-    for name, (first, second) in runs.items():
+    """What both seeds of every backbone will take, and what FMCE-Net++ can take on top."""
+    seconds = size = free = 0
+    for name, (first, _) in runs.items():
         planned = plan(first, progress)
-        print(f"{name}, seed {SEEDS[0]}; twice this for both seeds\n{planned.explain()}")
-        training = next(stage for stage in planned.stages if stage.stage == "train").seconds
-        print(f"FMCE-Net++: at most {len(rafs)} trainings more, {len(rafs) * training / 3600:.1f} h")
-        if not planned.fits or 2 * planned.bytes > planned.free:
-            raise SystemExit(f"The disk has no room for {second}. Name another place: --runs FOLDER")
+        print(f"{name}, seed {SEEDS[0]}\n{planned.explain()}\n")
+        training = next(stage for stage in planned.stages if stage.stage == "train")
+        seconds += len(SEEDS) * planned.seconds + len(rafs) * training.seconds
+        size, free = size + len(SEEDS) * planned.bytes + len(rafs) * training.bytes, planned.free
+    print(
+        f"in all, with {len(SEEDS)} seeds and {len(rafs)} RAFs for each backbone: at most {format_seconds(seconds)} "
+        f"and {format_bytes(size)}, {format_bytes(free)} free"
+    )
+    if size > free:
+        raise SystemExit("The disk has no room for all of it. Name another place: --runs FOLDER")
 
 
 def results_of(run: RunFolder, progress: Progress) -> list[dict]:
@@ -142,10 +148,11 @@ class TrainerWithFMCENet(Trainer):
     def __init__(self, config: Config, source: Source, device: torch.device, fmce_net: Path, raf: float):
         super().__init__(config, source, device)
         self._criterion = RepresentationAuxiliaryLoss(FMCENet.from_pretrained(fmce_net), raf).to(device)
+        self._features = torch.compile(self.backbone.features) if config.compile else self.backbone.features
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with autocast(self.device, self.dtype):
-            maps = self.backbone.features(images)
+            maps = self._features(images)
             logits = self.backbone.head(maps)
         return self._criterion(logits.float(), labels, maps)
 

@@ -232,7 +232,7 @@ def extract(run: Path | None, **options: Any) -> int:
 
 @cli.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@_settings("fit")
+@_settings("fit", also=("data_root", "workers", "loader"))
 @_common
 def fit(run: Path | None, **options: Any) -> int:
     """Train FMCE-Net on the feature maps and measure it on held-out ones.

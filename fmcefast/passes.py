@@ -14,8 +14,7 @@ class ResumablePasses:
     """
 
     def __init__(self) -> None:
-        self.epoch = 1
-        self._batches_done = 0
+        self.start(epoch=1)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -30,17 +29,22 @@ class ResumablePasses:
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of `epoch` that are left; the next pass is the next epoch."""
+        """The batches of `epoch` that are left; the next pass is the next epoch. Of passes side by side the last one
+        begun is counted."""
         if self._batches_done == len(self):  # the pass before was not run to its end, but had no more batches
             self.start(self.epoch + 1)
-        for batch in self._batches_from(self._batches_done):
-            self._batches_done += 1
+        epoch, first = self.epoch, self._batches_done
+        this = self._counted = object()
+        for done, batch in enumerate(self._batches_from(first), start=first + 1):
+            if self._counted is this:
+                self._batches_done = done
             yield batch
-        self.start(self.epoch + 1)
+        if self._counted is this:
+            self.start(epoch + 1)
 
     def start(self, epoch: int) -> None:
         """Let the next pass be `epoch`, from its first batch."""
-        self.epoch, self._batches_done = epoch, 0
+        self.epoch, self._batches_done, self._counted = epoch, 0, None
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "batches_done": self._batches_done, **self._settings()}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from fmcefast.errors import FmcefastError
+
 if TYPE_CHECKING:
     import torch
 
@@ -47,12 +49,15 @@ class Ranks:
             self.barrier()
 
     def sum(self, values: "torch.Tensor") -> "torch.Tensor":
-        """`values`, replaced by their sums over all ranks."""
+        """`values`, replaced by their sums over all ranks. Raises FmcefastError when one of them is gone."""
         if self.size > 1:
             import torch.distributed
 
             self.connect()
-            torch.distributed.all_reduce(values)
+            try:
+                torch.distributed.all_reduce(values)
+            except RuntimeError as error:
+                raise FmcefastError("Another process of this job has ended; its own message says why.") from error
         return values
 
 

@@ -37,6 +37,7 @@ class RunFolder:
     fmce_net = property(lambda self: self.path / "fmce_net.safetensors")
     fmce_net_resume = property(lambda self: self.path / "fmce_net-resume.safetensors")
     fit_json = property(lambda self: self.path / "fit.json")
+    finetune = property(lambda self: self.path / "finetune")
     figures = property(lambda self: self.path / "figures")
     report_html = property(lambda self: self.path / "report.html")
     history_jsonl = property(lambda self: self.path / "history.jsonl")
@@ -53,7 +54,7 @@ class RunFolder:
             "train": [self.resume, self.losses_csv, self.weights, self.split_json],  # the commit goes first
             "markers": [self.markers_json],
             "extract": [self.features],
-            "fit": [self.fmce_net, self.fmce_net_resume, self.fit_json],
+            "fit": [self.fmce_net, self.fmce_net_resume, self.fit_json, self.finetune],
             "report": [self.figures, self.report_html],
         }[stage]
 

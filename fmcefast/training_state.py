@@ -36,7 +36,7 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None = None,
     ) -> "TrainingState":
-        """Copy the state where it lies, without waiting for a GPU."""
+        """Copy the state where it lies: a GPU's stays on it."""
         tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
@@ -96,7 +96,7 @@ def load_state(
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    if scaler is not None:
+    if scaler is not None and facts["scaler"]:  # none was needed where the state is from, if not
         scaler.load_state_dict(facts["scaler"])
 
 

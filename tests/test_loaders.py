@@ -1,5 +1,6 @@
 """The loaders against torchvision's transforms and against each other."""
 
+import re
 import threading
 
 import numpy as np
@@ -26,6 +27,7 @@ CUT = recipe_of("folder:anywhere")
 # DALI and Pillow decode alike; DALI rounds to whole greys after resizing, and where it makes an image smaller, it takes
 # what lies beyond the edge for like the edge, and the others for nothing.
 GREY = 1 / 255
+ROUNDED = {"resident": 1e-5, "dali": 0.51 * GREY, "torchvision": 1.01 * GREY}  # the last resizes in whole numbers
 EDGES = 16 * GREY
 
 
@@ -84,18 +86,18 @@ def test_evaluation_gives_every_image_once_in_order(kind, loader, request):
         np.testing.assert_array_equal(torch.cat([labels for _, labels in batches]), images.labels)
 
 
-@pytest.mark.parametrize(("loader", "tolerance"), [("resident", 1e-5), ("torchvision", 1e-5), ("dali", 0.51 * GREY)])
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("size", [12, 32, 7])
-def test_pixels_are_resized_and_normalised(resident, loader, tolerance, size):
+def test_pixels_are_resized_and_normalised(resident, loader, size):
     images, _ = passed(loader_for(resident, loader=loader, image_size=size))
     pixels = torch.from_numpy(resident.pixels).permute(0, 3, 1, 2) / 255
     expected = functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
-    images = in_greys(images, PLAIN)
+    images, tolerance = in_greys(images, PLAIN), ROUNDED[loader]
     torch.testing.assert_close(images[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], atol=tolerance, rtol=0)
     torch.testing.assert_close(images, expected, atol=EDGES if loader == "dali" else tolerance, rtol=0)
 
 
-@pytest.mark.parametrize(("loader", "tolerance"), [("torchvision", 1e-5), ("dali", EDGES)])
+@pytest.mark.parametrize(("loader", "tolerance"), [("torchvision", ROUNDED["torchvision"]), ("dali", EDGES)])
 def test_files_are_decoded_centre_cropped_and_normalised(on_disk, loader, tolerance):
     images, _ = passed(loader_for(on_disk, CUT, loader=loader))
     for row, path in enumerate(on_disk.paths):
@@ -110,22 +112,21 @@ def test_files_are_decoded_centre_cropped_and_normalised(on_disk, loader, tolera
 @pytest.mark.parametrize("recipe", [PLAIN, SHIFTED, CUT])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_loaders_agree_on_pixels_order_and_augmentation(of_one_size, recipe, training):
-    """All three on the same images, DALI and torchvision from lossless files as well."""
     _, pixels = of_one_size
-    expected, labels = passed(loader_for(pixels, recipe, training, loader="torchvision", seed=5, batch_size=4))
-    for loader in ("resident", "dali"):
+    expected, labels = passed(loader_for(pixels, recipe, training, loader="resident", seed=5, batch_size=4))
+    for loader in ("torchvision", "dali"):
         images, same_labels = passed(loader_for(pixels, recipe, training, loader=loader, seed=5, batch_size=4))
         assert torch.equal(labels, same_labels)
         difference = (in_greys(images, recipe) - in_greys(expected, recipe)).abs()
-        assert difference.max() < (1e-5 if loader == "resident" else EDGES)
-        assert difference.mean() < (1e-6 if loader == "resident" else 0.3 * GREY)
+        assert difference.max() < (ROUNDED[loader] if loader == "torchvision" else EDGES)
+        assert difference.mean() < 0.4 * GREY
 
 
 def test_dali_and_torchvision_agree_on_jpegs_of_any_size(on_disk):
     taken = [passed(loader_for(on_disk, CUT, True, loader=loader, seed=1)) for loader in ("dali", "torchvision")]
     assert torch.equal(taken[0][1], taken[1][1])
     difference = (in_greys(taken[0][0], CUT) - in_greys(taken[1][0], CUT)).abs()
-    assert difference.max() < EDGES and difference.mean() < 0.3 * GREY
+    assert difference.max() < EDGES and difference.mean() < 0.4 * GREY
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -163,6 +164,35 @@ def test_a_pass_goes_on_where_it_was_left(resident, loader):
     assert left.epoch == other.epoch == 2
     with pytest.raises(InputError, match="batch_size is 5, not 10"):
         loader_for(resident, SHIFTED, training=True, loader=loader).load_state_dict(left.state_dict())
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_passes_that_overlap_do_not_mix(resident, loader):
+    """A notebook's `next(iter(loader))`, and two passes side by side."""
+    expected = {}
+    for epoch in (1, 2):
+        loader_of_epoch = loader_for(resident, SHIFTED, training=True, batch_size=5, loader=loader)
+        loader_of_epoch.start(epoch)
+        expected[epoch] = list(loader_of_epoch)
+    both = loader_for(resident, SHIFTED, training=True, batch_size=5, loader=loader)
+    first = iter(both)
+    taken = {1: [next(first)], 2: []}
+    both.start(2)
+    second = iter(both)
+    for _ in range(4):
+        taken[2].append(next(second))
+        taken[1].append(next(first))
+    taken[2].append(next(second))
+    for epoch, batches in expected.items():
+        for (images, labels), (expected_images, expected_labels) in zip(taken[epoch], batches, strict=True):
+            assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
+    abandoned = iter(both)
+    next(abandoned)
+    both.start(1)
+    del first, second
+    for (images, labels), (expected_images, expected_labels) in zip(both, expected[1], strict=True):
+        abandoned = None
+        assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -247,11 +277,11 @@ def test_random_windows_are_those_of_torchvision(rng):
 
 
 @pytest.mark.parametrize("loader", ["dali", "torchvision"])
-@pytest.mark.parametrize("content", [b"", b"not a jpeg", b"\xff\xd8\xff\xe0" + bytes(100), "cut off", "absent"])
+@pytest.mark.parametrize("content", [b"", b"not a jpeg", b"\xff\xd8\xff\xe0" + bytes(100), -60, -900, "absent"])
 def test_a_broken_image_is_named(on_disk, loader, content):
     broken = on_disk.paths[13]
-    if content == "cut off":
-        content = broken.read_bytes()[: broken.stat().st_size // 2]
+    if isinstance(content, int):
+        content = broken.read_bytes()[:content]
     if content == "absent":
         broken.unlink()
     else:
@@ -296,8 +326,8 @@ def test_a_pass_that_is_left_early_stops_its_threads(resident, loader):
 
 
 def test_the_choice_is_explained(resident, on_disk, cpu, monkeypatch):
-    assert choose_loader(resident, cpu) == ("resident", choose_loader(resident, cpu).why)
-    assert "of pixels fit into" in choose_loader(resident, cpu).why
+    choice = choose_loader(resident, cpu)
+    assert choice.loader == "resident" and re.fullmatch(r"3.6 kB of pixels fit into .*B of free memory", choice.why)
     assert choose_loader(on_disk, cpu) == ("dali", "the images are files, decoded on the CPU")
     assert choose_loader(on_disk, cpu, "torchvision") == ("torchvision", "as asked for")
     monkeypatch.setattr(choose, "free_memory", lambda device: 5000)

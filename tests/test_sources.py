@@ -199,7 +199,9 @@ def test_a_release_that_is_not_whole_says_what_lacks(release, tmp_path):
     with pytest.raises(InputError, match=r"no folder .*absent/mini-imagenet.*--data-root"):
         load_source("mini-imagenet", tmp_path / "absent")
     (release / "images" / "n0100000003.jpg").unlink()
-    with pytest.raises(InputError, match=r"train.csv names 1 files .*images: n0100000003.jpg.*--on-bad-image skip"):
+    with pytest.raises(
+        InputError, match=r"The tables in .* name 1 files .*images: n0100000003.jpg.*--on-bad-image skip"
+    ):
         load_source("mini-imagenet", tmp_path)
     source = load_source("mini-imagenet", tmp_path, skip_bad=True)
     assert source.left_out == {"images/n0100000003.jpg": "it does not exist"}
@@ -259,3 +261,41 @@ def test_a_damaged_split_is_refused(release, tmp_path, change):
     file.write_text(change(file.read_text()))
     with pytest.raises(InputError, match=r"split.json is damaged"):
         read_split(file, release)
+
+
+def test_hidden_files_are_not_meant_and_links_are_followed(tmp_path):
+    for name in ("cat", "dog"):
+        for i in range(5):
+            make_image(tmp_path / "photos" / name / f"{i}.jpg")
+    make_image(tmp_path / "photos" / "cat" / "._0.jpg")
+    make_image(tmp_path / "photos" / "dog" / ".checkpoints" / "0-checkpoint.jpg")
+    (tmp_path / "photos" / "dog" / "album.jpg").mkdir()
+    make_image(tmp_path / "elsewhere" / "6.jpg")
+    (tmp_path / "photos" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    source = load_source(f"folder:{tmp_path / 'photos'}")
+    names = sorted(path.name for path in source.train.paths + source.test.paths)
+    assert names == sorted([f"{i}.jpg" for i in range(5)] * 2 + ["6.jpg"])
+
+
+def test_a_class_of_one_image_is_named(tmp_path):
+    for name, count in (("cat", 5), ("dog", 5), ("emu", 1)):
+        for i in range(count):
+            make_image(tmp_path / name / f"{i}.jpg")
+    with pytest.raises(InputError, match=r"emu have one image only. Add images, or divide them"):
+        load_source(f"folder:{tmp_path}")
+
+
+def test_tables_of_a_release_as_people_keep_them(release, tmp_path):
+    """With a byte order mark, and with a row that comes twice."""
+    table = (release / "val.csv").read_text()
+    (release / "val.csv").write_text(table + table.splitlines()[1] + "\n", encoding="utf-8-sig")
+    source = load_source("mini-imagenet", tmp_path)
+    assert len(source.train) + len(source.test) == 60
+    for file in (release / "images").glob("n04*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"Of n04 in .* no image can be decoded"):
+        load_source("mini-imagenet", tmp_path, skip_bad=True)
+    for file in (release / "images").iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match="no image can be decoded"):
+        load_source("mini-imagenet", tmp_path, skip_bad=True)

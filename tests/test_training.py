@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 
 from fmcefast import FeatureMapDataset
 from fmcefast.config import resolve
+from fmcefast.data.loaders import choose
 from fmcefast.data.sources import load_source
 from fmcefast.errors import FmcefastError
 from fmcefast.progress import Progress
+from fmcefast.run_folder import open_run
 from fmcefast.stages.background import Background
+from fmcefast.stages.images import loader_of
 from fmcefast.stages.trainer import Trainer
 from fmcefast.training_state import TrainingState, load_state
 
@@ -95,6 +98,8 @@ def test_a_run_keeps_its_split(photos, tmp_path):
     (photos / listed["train"][3][0]).unlink()
     missed = fmcefast("extract", "run", "--force", cwd=tmp_path, code=2)
     assert f"{listed['train'][3][0]} cannot be read: it does not exist" in missed.stderr
+    photos.rename(tmp_path / "moved")
+    assert "are not in" in fmcefast("fit", "run", "--store", "recompute", "--force", cwd=tmp_path, code=2).stderr
     (run / "split.json").write_text((run / "split.json").read_text().replace("cat/", "cow/", 1))
     assert "split.json is damaged" in fmcefast("verify", "run", cwd=tmp_path, code=1).stdout
 
@@ -197,3 +202,27 @@ def test_a_gpu_trains_and_its_state_is_written_beside_it(tmp_path, amp, compiled
     load_state(tmp_path / "state", again.backbone, again.optimizer, again.scaler)
     for name, tensor in again.backbone.state_dict().items():
         assert torch.equal(tensor.cpu(), expected[name])
+
+
+def test_auto_stays_with_the_loader_of_the_training(tmp_path, cpu, monkeypatch):
+    run = open_run(tmp_path / "run", {}, create=True)
+    images = load_source("digits").train
+    assert loader_of(run, images, cpu).loader == "resident"
+    with run.recording("train") as facts:
+        facts["loader"] = "dali"
+    assert loader_of(run, images, cpu) == ("dali", "as in the training before")
+    monkeypatch.setattr(choose, "_dali_is_missing", lambda: "DALI is not installed")
+    assert loader_of(run, images, cpu).loader == "resident"
+    asked = open_run(tmp_path / "run", {"loader": "torchvision"})
+    assert loader_of(asked, images, cpu) == ("torchvision", "as asked for")
+
+
+def test_a_state_saved_without_a_scaler_is_taken_up_with_one(tmp_path):
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    unused, used = (torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (False, True))
+    TrainingState.capture(1, network, optimizer, unused).write(tmp_path / "state")
+    load_state(tmp_path / "state", network, optimizer, used)
+    assert used.get_scale() == 65536

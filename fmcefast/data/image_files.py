@@ -65,18 +65,19 @@ class ImageFiles:
         if len(tables) < len(_RELEASE_PARTS):
             absent = ", ".join(name for name in _RELEASE_PARTS if not (root / name).exists())
             raise InputError(f"{root} lacks {absent} of Mini-ImageNet's release: its classes are in three tables.")
-        rows = [row for table in tables for row in self._read_table(table, root / "images")]
+        rows = list(dict.fromkeys(row for table in tables for row in self._read_table(table)))
         classes = sorted({name for _, name in rows})
         label_of = {name: label for label, name in enumerate(classes)}
-        paths, labels = zip(*((root / "images" / file, label_of[name]) for file, name in rows), strict=True)
-        return self._usable(list(paths), list(labels), classes), None, classes
+        rows = self._that_exist(rows)
+        paths, labels = [root / "images" / file for file, _ in rows], [label_of[name] for _, name in rows]
+        return self._usable(paths, labels, classes), None, classes
 
     def _class_folders(self, root: Path) -> tuple[ImageSet, list[str]]:
         classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            found = sorted(file for file in (root / name).rglob("*") if file.suffix.lower() in SUFFIXES)
+            found = _images_below(root / name)
             if not found:
                 raise InputError(f"The class folder {root / name} holds no image ({' '.join(SUFFIXES)}).")
             paths += found
@@ -85,21 +86,26 @@ class ImageFiles:
             raise InputError(f"{root} needs one folder of images for each class; it holds {len(classes)} folders.")
         return self._usable(paths, labels, classes), classes
 
-    def _read_table(self, table: Path, folder: Path) -> list[tuple[str, str]]:
-        """(file, class) of each row whose file exists. Raises InputError for one that does not, or skips it."""
+    def _read_table(self, table: Path) -> list[tuple[str, str]]:
+        """(file, class) of each row."""
         try:
-            with table.open(newline="", encoding="utf-8") as file:
+            with table.open(newline="", encoding="utf-8-sig") as file:
                 rows = [(row["filename"], row["label"]) for row in csv.DictReader(file)]
         except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{table} is not a table with the columns filename,label: {error}") from error
         if None in {value for row in rows for value in row} or not rows:
             raise InputError(f"{table} is not a table with the columns filename,label: a row has too few values.")
+        return rows
+
+    def _that_exist(self, rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The rows whose file lies in images/. Raises InputError for one that does not, or leaves it out."""
+        folder = self.root / "images"
         there = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208
         missing = sorted({file for file, _ in rows} - there)
         if missing and not self._skip_bad:
             raise InputError(
-                f"{table} names {len(missing):,} files that are not in {folder}: {', '.join(missing[:3])}. Put them "
-                "there, or leave them out: --on-bad-image skip"
+                f"The tables in {self.root} name {len(missing):,} files that are not in {folder}: "
+                f"{', '.join(missing[:3])}. Put them there, or leave them out: --on-bad-image skip"
             )
         self.left_out |= {f"{folder.name}/{file}": "it does not exist" for file in missing}
         return [row for row in rows if row[0] in there]
@@ -110,10 +116,19 @@ class ImageFiles:
         if not self._skip_bad:
             return images
         with self._progress.task("check", total=len(paths), unit="images") as task:
-            bad = find_bad(paths, os.cpu_count() or 1, lambda: task.advance(1))
+            bad = find_bad(paths, len(os.sched_getaffinity(0)), lambda: task.advance(1))
         self.left_out |= {str(paths[row].relative_to(self.root)): why for row, why in bad.items()}
-        images = images.take(np.delete(np.arange(len(paths)), list(bad)))
+        images = images.take(np.delete(np.arange(len(paths)), sorted(bad)))
         empty = [name for label, name in enumerate(classes) if label not in images.labels]
         if empty:
             raise InputError(f"Of {', '.join(empty[:5])} in {self.root} no image can be decoded.")
         return images
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Files with the suffix of an image, at any depth and behind links; hidden ones are not meant."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place) / name for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)

@@ -28,8 +28,8 @@ def read_image(path: Path) -> np.ndarray:
         return _decode(path)
     except _UNREADABLE as error:
         raise InputError(
-            f"The image {path} cannot be read: {_reason(error)}. Repair or remove it, or leave such images out: "
-            "--on-bad-image skip"
+            f"The image {path} cannot be read: {_reason(error)}. Repair it, or leave such images out: "
+            "--on-bad-image skip (with --force if the training has begun)"
         ) from error
 
 
@@ -99,7 +99,8 @@ def _reason(error: BaseException) -> str:
 
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
     """(height, width) from the frame header of a JPEG with one or three components of 8 bits; None for all else."""
-    if content[:2] != b"\xff\xd8":
+    # DALI does not see that an end is missing when the part that it decodes is there.
+    if content[:2] != b"\xff\xd8" or content[-2:] != b"\xff\xd9":
         return None
     place = 2
     try:

@@ -70,7 +70,7 @@ def folder_of(data: str, data_root: str | Path) -> Path | None:
 
 def _from_files(files: ImageFiles, *, release: bool) -> Source:
     train, test, classes = files.mini_imagenet() if release else files.folder()
-    train, test = _split(train) if test is None else (train, test)
+    train, test = _split(train, classes) if test is None else (train, test)
     return Source(train, test, classes, left_out=files.left_out)
 
 
@@ -79,8 +79,9 @@ def _digits() -> Source:
 
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    train, test = _split(ImageSet(bunch.target.astype(np.int64), pixels=pixels))
-    return Source(train, test, [str(name) for name in bunch.target_names])
+    classes = [str(name) for name in bunch.target_names]
+    train, test = _split(ImageSet(bunch.target.astype(np.int64), pixels=pixels), classes)
+    return Source(train, test, classes)
 
 
 def _from_torchvision(name: str, root: Path) -> Source:
@@ -112,15 +113,20 @@ def _from_torchvision(name: str, root: Path) -> Source:
     return Source(*sets, classes=list(parts[0].classes))
 
 
-def _split(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+def _split(images: ImageSet, classes: list[str]) -> tuple[ImageSet, ImageSet]:
     """A stratified 4:1 split into training and held-out images, each in the original order."""
     from sklearn.model_selection import train_test_split
 
+    lonely = [classes[label] for label in np.flatnonzero(np.bincount(images.labels, minlength=len(classes)) < 2)]
     rows = np.arange(len(images))
     try:
         kept, held_out = train_test_split(rows, stratify=images.labels, test_size=_TEST_PART, random_state=_SPLIT_SEED)
     except ValueError as error:
-        raise InputError(f"The images cannot be divided with every class on both sides: {error}") from error
+        reason = f"{', '.join(lonely[:5])} have one image only" if lonely else str(error)
+        raise InputError(
+            f"The images cannot be divided with every class on both sides: {reason}. Add images, or divide them into "
+            "PATH/train and PATH/val."
+        ) from error
     return images.take(np.sort(kept)), images.take(np.sort(held_out))
 
 

@@ -15,7 +15,7 @@ from fmcefast.features.writer import FeatureMapWriter
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.ranks import current_ranks
 from fmcefast.run_folder import RunFolder
-from fmcefast.stages.images import open_source
+from fmcefast.stages.images import loader_of, open_source
 from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted, load_backbone
 from fmcefast.stages.markers import require_markers
 
@@ -59,6 +59,7 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
     backbone = load_backbone(run, len(source.classes), None, device)
     channels, height, width = backbone.feature_shape(config.image_size)
     _require_room(run, len(images))
+    kind = loader_of(run, images, device).loader
     made_from = {name: getattr(config, name) for name in ("data", "subset", "backbone", "image_size", "seed")}
 
     with ranks.first():
@@ -97,7 +98,7 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
                 training=False,
                 device=device,
                 workers=config.workers,
-                loader=config.loader,
+                loader=kind,
             )
             for batch, _ in loader:
                 with autocast(device, dtype):

@@ -1,8 +1,12 @@
-"""The images of a run."""
+"""The images of a run, and who loads them."""
 
-from fmcefast.data.image_set import Source
+import torch
+
+from fmcefast.data.image_set import ImageSet, Source
+from fmcefast.data.loaders.choose import Choice, choose_loader
 from fmcefast.data.sources import folder_of, load_source
 from fmcefast.data.split import read_split, write_split
+from fmcefast.errors import InputError
 from fmcefast.progress import Progress
 from fmcefast.run_folder import RunFolder
 
@@ -10,11 +14,14 @@ from fmcefast.run_folder import RunFolder
 def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool = False) -> Source:
     """The run's data set. Of files, those that its split.json lists; with `keep` that file is made when there is none.
 
-    Raises InputError as load_source and read_split do.
+    Raises InputError as load_source and read_split do, and when the folder of the files is gone.
     """
     config = run.config
     folder = folder_of(config.data, config.data_root)
     if folder is not None and run.split_json.exists():
+        if not folder.is_dir():
+            moved = "name its place with --data-root" if config.data == folder.name else "link to it from there"
+            raise InputError(f"The images of {run} are not in {folder} any more. Put them back, or {moved}.")
         return read_split(run.split_json, folder)
     source = load_source(
         config.data, config.data_root, config.subset, skip_bad=config.on_bad_image == "skip", progress=progress
@@ -22,3 +29,17 @@ def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool 
     if folder is not None and keep:
         write_split(run.split_json, source, folder)
     return source
+
+
+def loader_of(run: RunFolder, images: ImageSet, device: torch.device) -> Choice:
+    """What `--loader` means for a run. `auto` stays with what the run was trained with, as loaders differ in rounding.
+
+    Raises InputError when the loader asked for cannot be used.
+    """
+    used = [entry["loader"] for entry in run.history() if entry["stage"] == "train" and "loader" in entry]
+    if run.config.loader == "auto" and used:
+        try:
+            return Choice(choose_loader(images, device, used[-1]).loader, "as in the training before")
+        except InputError:
+            pass  # DALI is gone
+    return choose_loader(images, device, run.config.loader)

@@ -19,7 +19,7 @@ from fmcefast.features.recompute import RecomputedMaps
 from fmcefast.models.backbones import Backbone, make_backbone
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run_folder import RunFolder
-from fmcefast.stages.images import open_source
+from fmcefast.stages.images import loader_of, open_source
 from fmcefast.stages.markers import load_markers, require_markers
 
 # Of the free memory: training needs some of it as well.
@@ -129,7 +129,7 @@ def _recomputed(run: RunFolder, device: torch.device, dtype: torch.dtype | None)
         dtype=dtype,
         stored=getattr(torch, config.dtype),
         workers=config.workers,
-        loader=config.loader,
+        loader=loader_of(run, source.train, device).loader,
     )
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fmcefast import _core
 from fmcefast.device import amp_type, autocast, describe, free_memory, pick_device
+from fmcefast.errors import FmcefastError
 from fmcefast.losses_csv import read_epochs
 from fmcefast.models.backbones import make_backbone
 from fmcefast.models.fmce_net import FMCENet
@@ -83,19 +84,26 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     """Measure this machine for a few seconds and multiply by what the run has still to do.
 
     Rates that the run's own stages had are used where there are some. Nothing is written but a short-lived file to
-    measure the disk.
+    measure the disk. Raises FmcefastError when the GPU has not memory enough for a trial.
     """
     progress.line("plan: measuring for a few seconds")
     config = run.config
     device = pick_device()
     dtype = amp_type(config.amp, device)
-    source = open_source(run)
+    source = open_source(run, progress)
     rates = _Rates(run, len(source.classes), device, dtype)
-    stages = [
-        _plan_train(run, len(source.train), rates),
-        _plan_extract(run, len(source.train), rates),
-        _plan_fit(run, len(source.train), rates),
-    ]
+    try:
+        stages = [
+            _plan_train(run, len(source.train), rates),
+            _plan_extract(run, len(source.train), rates),
+            _plan_fit(run, len(source.train), rates),
+        ]
+        memory = rates.training_memory() + (0 if source.train.pixels is None else source.train.pixels.nbytes)
+    except torch.OutOfMemoryError as error:
+        raise FmcefastError(
+            f"A trial of this run needs more than the {format_bytes(free_memory(device))} of memory that are free. "
+            "Give a smaller --batch-size, --fmce-batch-size or --image-size."
+        ) from error
     seconds, size = sum(stage.seconds for stage in stages), sum(stage.bytes for stage in stages)
     place = nearest_folder(run.path)
     return PlanResult(
@@ -105,7 +113,7 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
         size,
         free_disk(run),
         str(place),
-        rates.training_memory() + (0 if source.train.pixels is None else source.train.pixels.nbytes),
+        memory,
         free_memory(device),
     )
 

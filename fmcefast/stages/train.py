@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fmcefast.config import Config
 from fmcefast.convergence import cqi
 from fmcefast.data.image_set import Source
-from fmcefast.data.loaders.choose import choose_loader
 from fmcefast.device import describe, pick_device
 from fmcefast.errors import FmcefastError
 from fmcefast.losses_csv import Epoch, read_epochs, write_epochs
@@ -15,7 +14,7 @@ from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.ranks import current_ranks
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.background import Background
-from fmcefast.stages.images import open_source
+from fmcefast.stages.images import loader_of, open_source
 from fmcefast.stages.trainer import Trainer
 from fmcefast.training_state import TrainingState, load_state, state_epoch
 
@@ -42,7 +41,8 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
     process computes its share of every batch, with batch statistics of its own.
 
     Leaves losses.csv, one safetensors file of weights an epoch and resume.safetensors, all written beside the training.
-    On a CPU the result depends on configuration, thread and process count alone, bit for bit, interrupted or not.
+    On a CPU the result depends on configuration, loader, thread and process count alone, bit for bit, interrupted or
+    not; `--loader auto` stays with the loader that it began with.
 
     Raises FmcefastError when the loss is not finite, naming epoch and batch.
     """
@@ -53,13 +53,15 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
         source = open_source(run, progress, keep=True)
     if is_trained(config, epochs):
         return _result(config, epochs, source)
-    trainer = Trainer(config, source, pick_device(), ranks)
+    device = pick_device()
+    choice = loader_of(run, source.train, device)
+    trainer = Trainer(replace(config, loader=choice.loader), source, device, ranks)
     if epochs:
         load_state(run.resume, trainer.backbone, trainer.optimizer, trainer.scaler)
     ranks.barrier()
 
-    for line in _what_is_trained(config, source, trainer, epochs):
-        progress.line(line)
+    progress.line(_what_is_trained(config, source, trainer, epochs))
+    progress.line(f"train: --loader {choice.loader}, {choice.why}")
     train_epochs(run, trainer, epochs, lambda done: is_trained(config, done), progress)
     ranks.barrier()
     return _result(config, epochs, source)
@@ -82,6 +84,7 @@ def train_epochs(
         progress.task("train", total=images, unit="images") as task,
     ):
         facts["hardware"], facts["processes"] = describe(trainer.device, trainer.dtype), ranks.size
+        facts["loader"] = trainer.config.loader
         while not is_done(epochs):
             epochs.append(trainer.run_epoch(len(epochs) + 1, task, note=_loss_and_cqi(config, epochs)))
             if ranks.rank == 0:
@@ -136,16 +139,14 @@ def _result(config: Config, epochs: list[Epoch], source: Source) -> TrainResult:
     )  # fmt: skip
 
 
-def _what_is_trained(config: Config, source: Source, trainer: Trainer, epochs: list[Epoch]) -> list[str]:
+def _what_is_trained(config: Config, source: Source, trainer: Trainer, epochs: list[Epoch]) -> str:
     left_out = f" ({len(source.left_out):,} that cannot be decoded left out)" if source.left_out else ""
     processes = f", {trainer.ranks.size} processes" if trainer.ranks.size > 1 else ""
     going_on = f"; going on after epoch {len(epochs)}" if epochs else ""
-    choice = choose_loader(source.train, trainer.device, config.loader)
-    return [
+    return (
         f"train: {config.backbone} on {config.data}, {len(source.train):,} images of {config.image_size} px, "
-        f"{len(source.test):,} held out{left_out}; {describe(trainer.device, trainer.dtype)}{processes}{going_on}",
-        f"train: --loader {choice.loader}, {choice.why}",
-    ]
+        f"{len(source.test):,} held out{left_out}; {describe(trainer.device, trainer.dtype)}{processes}{going_on}"
+    )
 
 
 def _loss_and_cqi(config: Config, epochs: list[Epoch]) -> str:

@@ -55,7 +55,7 @@ def make_loader(
         training=training,
         device=device,
         seed=seed,
-        workers=workers or max(1, (os.cpu_count() or 1) // ranks.on_this_machine),
+        workers=workers or max(1, len(os.sched_getaffinity(0)) // ranks.on_this_machine),
         ranks=ranks,
     )
 

@@ -4,6 +4,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -27,40 +28,29 @@ class DaliLoader(Loader):
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
-        self._feed = _Feed(self)
-        # A pipeline that outlives CUDA crashes at the interpreter's end.
-        self._pipelines: list = []
-        weakref.finalize(self, self._pipelines.clear)
+        # Pipelines with their feeds that no pass uses. One that outlives CUDA crashes at the interpreter's end.
+        self._idle: list[tuple] = []
+        weakref.finalize(self, self._idle.clear)
 
     def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
-        self._feed.begin(order, draws)
-        if self._pipelines:
-            self._pipelines[0].reset()
-        else:
-            self._pipelines.append(self._build())
+        pipeline, feed = self._idle.pop() if self._idle else self._build()
+        feed.begin(order, draws)
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        ended = False
         try:
             for first in range(0, len(order), self.batch_size):
                 try:
-                    (frames,) = self._pipelines[0].run(stream)
+                    (frames,) = pipeline.run(stream)
                 except RuntimeError as error:
                     raise self._explain(error, order[first:]) from error
                 batch_nhwc = torch.from_dlpack(frames.as_tensor())
                 yield batch_nhwc.permute(0, 3, 1, 2)
-            ended = self._has_ended()
+            # One that was left in the middle cannot begin again; one that has seen the end can.
+            with suppress(StopIteration):
+                pipeline.run()
+            pipeline.reset()
+            self._idle.append((pipeline, feed))
         finally:
-            self._feed.stop()
-            if not ended:  # one that was left in the middle cannot begin again
-                self._pipelines.clear()
-
-    def _has_ended(self) -> bool:
-        """Let the pipeline see the end of the epoch, so that it can be reset."""
-        try:
-            self._pipelines[0].run()
-        except StopIteration:
-            return True
-        return False
+            feed.stop()
 
     def _explain(self, error: RuntimeError, rows: np.ndarray) -> Exception:
         """DALI does not name the file that it cannot decode."""
@@ -73,7 +63,8 @@ class DaliLoader(Loader):
         reason = " ".join(str(error).split())[:500]
         return InputError(f"DALI cannot decode what Pillow can: use --loader torchvision. DALI says: {reason}")
 
-    def _build(self):
+    def _build(self) -> tuple:
+        feed = _Feed(self)
         on_gpu = self.device.type == "cuda"
 
         @pipeline_def(
@@ -85,7 +76,7 @@ class DaliLoader(Loader):
         )
         def pipeline():
             encoded, corners, extents, mirrored, *shifts = fn.external_source(
-                source=self._feed, num_outputs=5 if self.recipe.shift else 4, batch=True, cycle="raise"
+                source=feed, num_outputs=5 if self.recipe.shift else 4, batch=True, cycle="raise"
             )
             frames = fn.decoders.image_slice(
                 encoded,
@@ -114,7 +105,7 @@ class DaliLoader(Loader):
 
         built = pipeline()
         built.build()
-        return built
+        return built, feed
 
 
 class _Feed:

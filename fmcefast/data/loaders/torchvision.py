@@ -19,8 +19,8 @@ class TorchvisionLoader(Loader):
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
-        self._mean = torch.tensor(self.recipe.mean, device=self.device)
-        self._std = torch.tensor(self.recipe.std, device=self.device)
+        self._mean = torch.tensor(self.recipe.mean, device=self.device).view(-1, 1, 1)
+        self._std = torch.tensor(self.recipe.std, device=self.device).view(-1, 1, 1)
 
     def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
         ahead: deque[list[Future]] = deque()
@@ -39,16 +39,19 @@ class TorchvisionLoader(Loader):
                 pool.shutdown(cancel_futures=True)
 
     def _collect(self, frames: list[Future]) -> torch.Tensor:
-        batch_nhwc = torch.stack([frame.result() for frame in frames]).permute(0, 2, 3, 1).to(self.device)
-        return ((batch_nhwc - self._mean) / self._std).contiguous().permute(0, 3, 1, 2)
+        batch = torch.stack([frame.result() for frame in frames])
+        if self.device.type == "cuda":
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        normalised = (batch / 255 - self._mean) / self._std
+        return normalised.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
     def _frame(self, row: int, draws: np.ndarray | None) -> torch.Tensor:
-        """(3, S, S) float32 in [0, 1]."""
+        """(C, S, S) uint8."""
         pixels = torch.from_numpy(self.images.pixels_of(row)).permute(2, 0, 1)
         drawn = changes(self.recipe, np.array([pixels.shape[1:]]), self.image_size, draws)
         window, (down, right) = drawn.windows[0].tolist(), drawn.shifts[0].tolist()
         size = [self.image_size, self.image_size]
-        frame = functional.resized_crop(pixels.float() / 255, *window, size, antialias=True).expand(3, -1, -1)
+        frame = functional.resized_crop(pixels, *window, size, antialias=True)
         if down or right:
             frame = torch.nn.functional.pad(frame, (right, -right, down, -down))
         return frame.flip(-1) if drawn.mirrored[0] else frame
