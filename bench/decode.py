@@ -1,6 +1,6 @@
 r"""Loading images: fmcefast's loaders against torchvision's, from real JPEG folders and from memory.
 
-    python bench/decode.py --jpegs my/photos --small cifar10-jpeg/train --mnist ~/data/mnist      # about 3 minutes
+    python bench/decode.py --jpegs my/photos --small cifar10-jpeg/train --mnist ~/data/mnist      # about 9 minutes
 
 `--jpegs` and `--small` are folders that hold JPEG files at any depth; they are cut at random, resized to 224 px,
 mirrored and normalised. `--mnist` holds torchvision's MNIST, which is resized to 64 px and shifted. What is not given
@@ -38,7 +38,8 @@ from fmcefast.memory import keep_freed_memory
 CORES = len(os.sched_getaffinity(0))
 BATCH = 128
 FRAME = 224
-GREYS = 20 / 255  # what DALI may make of the edge of an image that becomes smaller
+# The largest difference to torchvision; DALI sees the edge of an image that becomes smaller in its own way.
+WORST = {"resident": 1 / 255, "torchvision": 2 / 255, "dali": 20 / 255}
 
 Contestants = dict[str, Callable[[], Iterable]]
 
@@ -177,7 +178,7 @@ def check(images: ImageSet, recipe: Recipe, size: int, kinds: tuple[str, ...]) -
                 pixels = v2.functional.crop(pixels, (height - side) // 2, (width - side) // 2, side, side)
             expected = v2.functional.resize(pixels.float() / 255, [size, size], antialias=True).expand(3, -1, -1)
             difference = (frame - expected).abs()
-            assert difference.max() < GREYS and difference.mean() < 1 / 255, f"{kind} differs on image {index}"
+            assert difference.max() < WORST[kind] and difference.mean() < 1 / 255, f"{kind} differs on image {index}"
 
 
 def speed_rows(name: str, contestants: Contestants, rounds: int) -> list[dict]:

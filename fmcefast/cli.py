@@ -308,8 +308,9 @@ def verify(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
 @cli.command()
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on standard error; there is none.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
-def doctor(folder: Path, as_json: bool, debug: bool) -> int:
+def doctor(folder: Path, quiet: bool, as_json: bool, debug: bool) -> int:
     """What this machine can do, what each stage will use on it and why. Exit code 1 if fmcefast cannot run here.
 
     \b

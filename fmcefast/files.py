@@ -18,6 +18,12 @@ from fmcefast.errors import DiskFullError, FmcefastError
 LOCK = ".lock"
 
 
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the first one above it that exists."""
+    path = path.resolve()
+    return path if path.is_dir() else nearest_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -20,11 +20,13 @@ _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A copy of the state after `epoch`, which training does not change any more."""
+    """A copy of the state after an epoch, which training does not change any more.
 
-    epoch: int
+    facts: the epoch, the gradient scaler's state, and what else belongs to the state, as JSON has it.
+    """
+
+    facts: dict[str, Any]
     tensors: dict[str, torch.Tensor]
-    scaler: dict[str, Any]
     copied: torch.cuda.Event | None = None  # on a GPU: when the copies are made
 
     @classmethod
@@ -35,6 +37,7 @@ class TrainingState:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None = None,
+        **facts: Any,
     ) -> "TrainingState":
         """Copy the state where it lies: a GPU's stays on it."""
         tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
@@ -45,7 +48,8 @@ class TrainingState:
         if any(tensor.is_cuda for tensor in copies.values()):
             copied = torch.cuda.Event()
             copied.record()
-        return cls(epoch, copies, scaler.state_dict() if scaler is not None else {}, copied)
+        facts |= {"epoch": epoch, "scaler": scaler.state_dict() if scaler is not None else {}}
+        return cls(facts, copies, copied)
 
     @property
     def model(self) -> dict[str, torch.Tensor]:
@@ -65,13 +69,18 @@ class TrainingState:
     def write(self, path: Path) -> None:
         """Write the file; it is replaced as a whole."""
         tensors = {name: tensor.contiguous() for name, tensor in self.on_cpu().tensors.items()}
-        facts = {"epoch": self.epoch, "scaler": self.scaler}
-        files.write_bytes(path, save(tensors, metadata={"state": json.dumps(facts)}))
+        files.write_bytes(path, save(tensors, metadata={"state": json.dumps(self.facts)}))
 
 
-def state_epoch(path: Path) -> int:
-    """Epochs done according to the file; 0 when there is none."""
-    return _facts(path)["epoch"] if path.exists() else 0
+def state_facts(path: Path) -> dict[str, Any]:
+    """The facts of the file; epoch 0 when there is none. Raises FmcefastError when it is damaged."""
+    if not path.exists():
+        return {"epoch": 0}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["state"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise FmcefastError(f"{path} is damaged: {error}. Start again with --force.") from error
 
 
 @torch.no_grad()
@@ -79,7 +88,7 @@ def load_state(
     path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> None:
     """Put back what `TrainingState.write` wrote. Raises FmcefastError when the file is damaged."""
-    facts = _facts(path)
+    facts = state_facts(path)
     parts: dict[str, dict] = {"model": {}, "optimizer": {}}
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118
@@ -98,11 +107,3 @@ def load_state(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if scaler is not None and facts["scaler"]:  # none was needed where the state is from, if not
         scaler.load_state_dict(facts["scaler"])
-
-
-def _facts(path: Path) -> dict:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})["state"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise FmcefastError(f"{path} is damaged: {error}. Start again with --force.") from error

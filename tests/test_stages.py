@@ -23,7 +23,7 @@ from fmcefast.stages.extract import extract
 from fmcefast.stages.fit import measure, split_maps
 from fmcefast.stages.train import is_trained
 from fmcefast.stages.trainer import Trainer, epoch_seed
-from fmcefast.training_state import TrainingState, load_state, state_epoch
+from fmcefast.training_state import TrainingState, load_state, state_facts
 
 SMALL = {"subset": 60, "image_size": 32, "batch_size": 20, "epochs": 4, "until_converged": False}
 
@@ -143,7 +143,7 @@ def test_training_goes_on_from_its_state_bit_for_bit(tmp_path, cpu, backbone):
     cut = trainer_for(cpu, backbone=backbone)
     assert [train_epoch(cut, epoch) for epoch in (1, 2)] == expected[:2]
     TrainingState.capture(2, cut.backbone, cut.optimizer, cut.scaler).write(tmp_path / "state")
-    assert state_epoch(tmp_path / "state") == 2
+    assert state_facts(tmp_path / "state")["epoch"] == 2
     resumed = trainer_for(cpu, backbone=backbone)
     torch.manual_seed(999)
     load_state(tmp_path / "state", resumed.backbone, resumed.optimizer, resumed.scaler)
@@ -153,10 +153,10 @@ def test_training_goes_on_from_its_state_bit_for_bit(tmp_path, cpu, backbone):
 
 
 def test_a_damaged_state_is_refused(tmp_path, cpu):
-    assert state_epoch(tmp_path / "state") == 0
+    assert state_facts(tmp_path / "state")["epoch"] == 0
     (tmp_path / "state").write_bytes(b"nonsense")
     with pytest.raises(FmcefastError, match=r"is damaged.*--force"):
-        state_epoch(tmp_path / "state")
+        state_facts(tmp_path / "state")
 
 
 def test_a_loss_that_is_not_finite_names_epoch_and_batch(cpu):

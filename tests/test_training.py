@@ -40,6 +40,31 @@ def losses_of(run):
         return [(row["loss"], row["top1"]) for row in csv.DictReader(file)]
 
 
+# What befalls a training, one accident after the other: how it ends, and what it says.
+PATCHED = """
+import errno, os, signal
+from fmcefast import files
+from fmcefast.cli import main
+from fmcefast.stages.trainer import Trainer
+from fmcefast.training_state import TrainingState
+run_epoch, write, write_bytes = Trainer.run_epoch, TrainingState.write, files.write_bytes
+def interrupted(self, epoch, *rest, **more):
+    if epoch == 2: raise KeyboardInterrupt
+    return run_epoch(self, epoch, *rest, **more)
+def killed(self, path):  # weights and losses.csv of the epoch are written, the commit is not
+    if self.facts["epoch"] == 3: os.kill(os.getpid(), signal.SIGKILL)
+    write(self, path)
+def full(path, content):
+    if "epoch-0002" in path.name: raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    write_bytes(path, content)
+"""
+ACCIDENTS = [
+    ("files.write_bytes = full", 1, "keeps 1 epochs"),
+    ("Trainer.run_epoch = interrupted", 1, "keeps 1 epochs"),
+    ("TrainingState.write = killed", -9, ""),
+]
+
+
 @pytest.fixture
 def photos(tmp_path, rng):
     """Three classes of 12 small JPEGs, each class of its own colour."""
@@ -99,6 +124,7 @@ def test_a_run_keeps_its_split(photos, tmp_path):
     missed = fmcefast("extract", "run", "--force", cwd=tmp_path, code=2)
     assert f"{listed['train'][3][0]} cannot be read: it does not exist" in missed.stderr
     photos.rename(tmp_path / "moved")
+    fmcefast("train", "run", cwd=tmp_path)  # it is done and needs no images
     assert "are not in" in fmcefast("fit", "run", "--store", "recompute", "--force", cwd=tmp_path, code=2).stderr
     (run / "split.json").write_text((run / "split.json").read_text().replace("cat/", "cow/", 1))
     assert "split.json is damaged" in fmcefast("verify", "run", cwd=tmp_path, code=1).stdout
@@ -118,18 +144,13 @@ def test_bad_images_stop_the_training_or_are_left_out(photos, tmp_path):
 def test_training_from_files_is_the_same_interrupted(photos, tmp_path):
     train = ["--data", "folder:photos", *SMALL]
     fmcefast("train", "whole", *train, "--epochs", "3", cwd=tmp_path)
-    code = (
-        "import fmcefast.stages.trainer as t\nfrom fmcefast.cli import main\n"
-        "run_epoch = t.Trainer.run_epoch\n"
-        "def cut(self, epoch, *rest, **more):\n"
-        "    if epoch == 3: raise KeyboardInterrupt\n"
-        "    return run_epoch(self, epoch, *rest, **more)\n"
-        "t.Trainer.run_epoch = cut\nmain()"
-    )
     words = ["train", "cut", *train, "--epochs", "3"]
-    cut = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
-    assert cut.returncode == 1 and "keeps 2 epochs" in cut.stderr
+    for accident, code, complaint in ACCIDENTS:
+        start = [sys.executable, "-c", f"{PATCHED}\n{accident}\nmain()"]
+        cut = subprocess.run([*start, *words], capture_output=True, text=True, cwd=tmp_path)
+        assert cut.returncode == code and complaint in cut.stderr, cut.stderr
     fmcefast(*words, cwd=tmp_path)
+    assert not list((tmp_path / "cut").rglob("*.partial"))
     assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
     for name in ("weights/epoch-0003.safetensors", "resume.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -208,8 +229,8 @@ def test_auto_stays_with_the_loader_of_the_training(tmp_path, cpu, monkeypatch):
     run = open_run(tmp_path / "run", {}, create=True)
     images = load_source("digits").train
     assert loader_of(run, images, cpu).loader == "resident"
-    with run.recording("train") as facts:
-        facts["loader"] = "dali"
+    network = torch.nn.Linear(3, 2)
+    TrainingState.capture(1, network, torch.optim.Adam(network.parameters()), loader="dali").write(run.resume)
     assert loader_of(run, images, cpu) == ("dali", "as in the training before")
     monkeypatch.setattr(choose, "_dali_is_missing", lambda: "DALI is not installed")
     assert loader_of(run, images, cpu).loader == "resident"

@@ -15,6 +15,7 @@ import numpy as np
 
 from fmcefast.doctor.packages import install_command
 from fmcefast.doctor.result import Cpu, Disk, Gpu, one_line
+from fmcefast.files import nearest_folder
 
 _DRIVER_SECONDS = 10
 _POOL_BYTES = 64 << 20
@@ -119,8 +120,7 @@ def find_free_memory() -> int | None:
 
 
 def find_disk(folder: Path, problems: list[str]) -> Disk:
-    # maps.nearest_folder cannot be imported where torchvision is broken.
-    nearest = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
+    nearest = nearest_folder(folder)
     uring = direct = None
     try:
         uring, direct = _write_in(nearest)

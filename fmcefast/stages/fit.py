@@ -18,7 +18,7 @@ from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.maps import open_maps
 from fmcefast.stages.markers import require_markers
-from fmcefast.training_state import TrainingState, load_state, state_epoch
+from fmcefast.training_state import TrainingState, load_state, state_facts
 
 TRAIN_PART = 0.75
 
@@ -70,7 +70,7 @@ def fit(run: RunFolder, progress: Progress) -> FitResult:
     net = FMCENet(channels, (height, width), phases).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), lr=config.fmce_lr, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    first_epoch = state_epoch(run.fmce_net_resume) + 1
+    first_epoch = state_facts(run.fmce_net_resume)["epoch"] + 1
     if first_epoch > 1:
         load_state(run.fmce_net_resume, net, optimizer, scaler)
 

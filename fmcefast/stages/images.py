@@ -9,6 +9,7 @@ from fmcefast.data.split import read_split, write_split
 from fmcefast.errors import InputError
 from fmcefast.progress import Progress
 from fmcefast.run_folder import RunFolder
+from fmcefast.training_state import state_facts
 
 
 def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool = False) -> Source:
@@ -36,10 +37,10 @@ def loader_of(run: RunFolder, images: ImageSet, device: torch.device) -> Choice:
 
     Raises InputError when the loader asked for cannot be used.
     """
-    used = [entry["loader"] for entry in run.history() if entry["stage"] == "train" and "loader" in entry]
-    if run.config.loader == "auto" and used:
+    used = state_facts(run.resume).get("loader")
+    if run.config.loader == "auto" and used is not None:
         try:
-            return Choice(choose_loader(images, device, used[-1]).loader, "as in the training before")
+            return Choice(choose_loader(images, device, used).loader, "as in the training before")
         except InputError:
             pass  # DALI is gone
     return choose_loader(images, device, run.config.loader)

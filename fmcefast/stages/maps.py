@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from fmcefast import files
 from fmcefast.data.recipes import recipe_of
 from fmcefast.device import free_memory
 from fmcefast.errors import InputError
@@ -104,13 +105,7 @@ def bytes_to_extract(run: RunFolder, images: int) -> int:
 def free_disk(run: RunFolder) -> int:
     """Bytes free where the run is or will be; what an interrupted shard takes counts as free."""
     leftovers = sum(path.stat().st_blocks * 512 for path in run.features.glob("*.partial"))
-    return shutil.disk_usage(nearest_folder(run.path)).free + leftovers
-
-
-def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the first one above it that exists."""
-    path = path.resolve()
-    return path if path.is_dir() else nearest_folder(path.parent)
+    return shutil.disk_usage(files.nearest_folder(run.path)).free + leftovers
 
 
 def _recomputed(run: RunFolder, device: torch.device, dtype: torch.dtype | None) -> RecomputedMaps:

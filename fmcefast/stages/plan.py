@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fmcefast import _core
+from fmcefast import _core, files
 from fmcefast.device import amp_type, autocast, describe, free_memory, pick_device
 from fmcefast.errors import FmcefastError
 from fmcefast.losses_csv import read_epochs
@@ -21,7 +21,7 @@ from fmcefast.progress import Progress, format_bytes, format_seconds
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.fit import TRAIN_PART
 from fmcefast.stages.images import open_source
-from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted, maps_to_extract, nearest_folder
+from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted, maps_to_extract
 
 _TRIAL_SECONDS = 2.0
 _TRIAL_IMAGES = 64
@@ -105,7 +105,7 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
             "Give a smaller --batch-size, --fmce-batch-size or --image-size."
         ) from error
     seconds, size = sum(stage.seconds for stage in stages), sum(stage.bytes for stage in stages)
-    place = nearest_folder(run.path)
+    place = files.nearest_folder(run.path)
     return PlanResult(
         describe(device, dtype),
         stages,
@@ -244,7 +244,7 @@ class _Rates:
 
     def write(self) -> float | None:
         """Bytes a second onto the disk of the run, synced; None when it is too full to try."""
-        folder = nearest_folder(self.run.path)
+        folder = files.nearest_folder(self.run.path)
         batches = min(_TRIAL_WRITES, shutil.disk_usage(folder).free // (4 * _TRIAL_BYTES))
         if batches == 0:
             return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fmcefast.config import Config
 from fmcefast.convergence import cqi
 from fmcefast.data.image_set import Source
+from fmcefast.data.split import read_split
 from fmcefast.device import describe, pick_device
 from fmcefast.errors import FmcefastError
 from fmcefast.losses_csv import Epoch, read_epochs, write_epochs
@@ -16,7 +17,7 @@ from fmcefast.run_folder import RunFolder
 from fmcefast.stages.background import Background
 from fmcefast.stages.images import loader_of, open_source
 from fmcefast.stages.trainer import Trainer
-from fmcefast.training_state import TrainingState, load_state, state_epoch
+from fmcefast.training_state import TrainingState, load_state, state_facts
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
     config, ranks = run.config, current_ranks()
     ranks.barrier()  # a file that rank 0 replaces later is read by all now
     epochs = committed_epochs(run)
+    if is_trained(config, epochs):
+        return _result(run, epochs)
     with ranks.first():
         source = open_source(run, progress, keep=True)
-    if is_trained(config, epochs):
-        return _result(config, epochs, source)
     device = pick_device()
     choice = loader_of(run, source.train, device)
     trainer = Trainer(replace(config, loader=choice.loader), source, device, ranks)
@@ -64,7 +65,7 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
     progress.line(f"train: --loader {choice.loader}, {choice.why}")
     train_epochs(run, trainer, epochs, lambda done: is_trained(config, done), progress)
     ranks.barrier()
-    return _result(config, epochs, source)
+    return _result(run, epochs)
 
 
 def train_epochs(
@@ -84,7 +85,6 @@ def train_epochs(
         progress.task("train", total=images, unit="images") as task,
     ):
         facts["hardware"], facts["processes"] = describe(trainer.device, trainer.dtype), ranks.size
-        facts["loader"] = trainer.config.loader
         while not is_done(epochs):
             epochs.append(trainer.run_epoch(len(epochs) + 1, task, note=_loss_and_cqi(config, epochs)))
             if ranks.rank == 0:
@@ -96,12 +96,14 @@ def train_epochs(
 
 def _commit(run: RunFolder, epochs: list[Epoch], trainer: Trainer) -> Callable[[], None]:
     """A job that makes the last epoch durable, as it is now."""
-    state = TrainingState.capture(epochs[-1].epoch, trainer.backbone, trainer.optimizer, trainer.scaler)
+    state = TrainingState.capture(
+        epochs[-1].epoch, trainer.backbone, trainer.optimizer, trainer.scaler, loader=trainer.config.loader
+    )
 
     def write() -> None:
         in_memory = state.on_cpu()
         run.weights.mkdir(exist_ok=True)
-        trainer.backbone.save(run.weights_of(state.epoch), in_memory.model)
+        trainer.backbone.save(run.weights_of(epochs[-1].epoch), in_memory.model)
         write_epochs(run.losses_csv, epochs)
         in_memory.write(run.resume)  # the commit: an epoch without it is trained again
 
@@ -115,7 +117,7 @@ def is_trained(config: Config, epochs: list[Epoch]) -> bool:
 
 def committed_epochs(run: RunFolder) -> list[Epoch]:
     """The epochs that the training state covers; a row after them belongs to an epoch that was cut off."""
-    epochs, done = read_epochs(run.losses_csv), state_epoch(run.resume)
+    epochs, done = read_epochs(run.losses_csv), state_facts(run.resume)["epoch"]
     if len(epochs) < done:
         raise FmcefastError(
             f"{run.losses_csv} has {len(epochs)} epochs and the training state {done}: rows are missing. Put the "
@@ -132,11 +134,10 @@ def _converged(config: Config, epochs: list[Epoch]) -> bool:
     return bool((series[first:] <= config.mu).any())
 
 
-def _result(config: Config, epochs: list[Epoch], source: Source) -> TrainResult:
+def _result(run: RunFolder, epochs: list[Epoch]) -> TrainResult:
+    left_out = len(read_split(run.split_json, run.path).left_out) if run.split_json.exists() else 0
     seconds, last = sum(row.seconds for row in epochs), epochs[-1]
-    return TrainResult(
-        len(epochs), last.loss, last.top1, _converged(config, epochs), seconds, len(source.left_out)
-    )  # fmt: skip
+    return TrainResult(len(epochs), last.loss, last.top1, _converged(run.config, epochs), seconds, left_out)
 
 
 def _what_is_trained(config: Config, source: Source, trainer: Trainer, epochs: list[Epoch]) -> str:
