@@ -15,6 +15,7 @@ if find_spec("fmcefast._core") is None:
     )
 
 _HOME_OF = {
+    "ConvergenceRecorder": "fmcefast.recorder",
     "FMCENet": "fmcefast.models.fmce_net",
     "FMCSLoss": "fmcefast.models.losses",
     "FeatureMapDataset": "fmcefast.features.dataset",
@@ -28,6 +29,7 @@ _HOME_OF = {
 }
 
 __all__ = [
+    "ConvergenceRecorder",
     "FMCENet",
     "FMCSLoss",
     "FeatureMapDataset",

@@ -105,6 +105,9 @@ class Config:
 
 FIELDS: dict[str, Field] = {each.name: each for each in fields(Config)}
 
+# The data of a run whose images and training loop are its owner's.
+RECORDED = "recorded"
+
 # What a data set changes in the defaults: epochs and mu of [FMCE] Table I; digits are sized for two CPU cores.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
@@ -135,9 +138,9 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
         given.update({check_name(name): value for name, value in layer.items()})
     data = str(given.get("data", FIELDS["data"].default))
     name, colon, path = data.partition(":")
-    if name not in PRESETS or bool(colon and path) != (name == "folder"):
+    if data != RECORDED and (name not in PRESETS or bool(colon and path) != (name == "folder")):
         raise unknown_name("data set", data, [*PRESETS.keys() - {"folder"}, "folder:PATH"])
-    preset = PRESETS[name]
+    preset = PRESETS.get(name, {})
     config = Config(**{name: check_value(name, value) for name, value in {**preset, **given}.items()})
     check_parameters(alpha=config.alpha, smoothing=config.smoothing)
     return config

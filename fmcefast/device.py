@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,6 +54,16 @@ def _is_depthwise(layer: torch.nn.Module) -> bool:
 def autocast(device: torch.device, dtype: torch.dtype | None):
     """A context that runs the forward pass in `dtype`; it does nothing for None."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def in_precision(network: Callable, device: torch.device, dtype: torch.dtype | None) -> Callable:
+    """`network`, called within `autocast`."""
+
+    def call(*inputs: torch.Tensor):
+        with autocast(device, dtype):
+            return network(*inputs)
+
+    return call
 
 
 def precision_name(dtype: torch.dtype | None) -> str:

@@ -1,12 +1,12 @@
 """losses.csv of a run: one row an epoch."""
 
-import csv
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from fmcefast import files
 from fmcefast.errors import InputError
+from fmcefast.tables import read_rows, write_rows
 
 
 @dataclass(frozen=True)
@@ -21,19 +21,25 @@ class Epoch:
     seconds: float
 
 
-_HEADER = [each.name for each in fields(Epoch)]
+@dataclass(frozen=True)
+class FinetuningEpoch(Epoch):
+    """A row of training under an FMCE-Net: the mean of both terms of the loss, where they were computed, and the mean
+    predicted FMCS of held-out images."""
+
+    base_loss: float
+    fmcs_loss: float | None
+    fmcs: float
 
 
-def read_epochs(path: Path) -> list[Epoch]:
+Row = TypeVar("Row", bound=Epoch)
+
+
+def read_epochs(path: Path, kind: type[Row] = Epoch) -> list[Row]:
     """The rows of a losses.csv; none when there is no file. Raises InputError on a damaged one."""
     if not path.exists():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [
-                Epoch(**{name: Epoch.__annotations__[name](row[name]) for name in _HEADER})
-                for row in csv.DictReader(file)
-            ]
+        rows = read_rows(path, kind)
         if [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
             raise ValueError("its epochs do not count from 1")
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -41,9 +47,6 @@ def read_epochs(path: Path) -> list[Epoch]:
     return rows
 
 
-def write_epochs(path: Path, rows: Iterable[Epoch]) -> None:
+def write_epochs(path: Path, rows: Sequence[Epoch]) -> None:
     """Write a losses.csv; the file is replaced as a whole."""
-    with files.replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _HEADER)
-        writer.writeheader()
-        writer.writerows(map(asdict, rows))
+    write_rows(path, rows, type(rows[0]) if rows else Epoch)

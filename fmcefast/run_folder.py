@@ -5,9 +5,10 @@ written only after the results that it contradicts are gone.
 """
 
 import json
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,15 @@ _COSTLY = ("train", "extract", "fit")
 
 
 class RunFolder:
-    """One run: its configuration and its files. `open_run` makes one."""
+    """One run: its configuration and its files. `open_run` makes one.
 
-    def __init__(self, path: Path, config: Config):
+    module: of which module of the backbone features, FMCE-Net and what follows from it are; None is the last one.
+    """
+
+    def __init__(self, path: Path, config: Config, module: str | None = None):
         self.path = path
         self.config = config
+        self.module = module
 
     config_yaml = property(lambda self: self.path / "config.yaml")
     split_json = property(lambda self: self.path / "split.json")
@@ -33,11 +38,17 @@ class RunFolder:
     weights = property(lambda self: self.path / "weights")
     resume = property(lambda self: self.path / "resume.safetensors")
     markers_json = property(lambda self: self.path / "markers.json")
-    features = property(lambda self: self.path / "features")
-    fmce_net = property(lambda self: self.path / "fmce_net.safetensors")
-    fmce_net_resume = property(lambda self: self.path / "fmce_net-resume.safetensors")
-    fit_json = property(lambda self: self.path / "fit.json")
+    modules = property(lambda self: self.path / "modules")
+    of_module = property(lambda self: self.modules / self.module if self.module else self.path)
+    features = property(lambda self: self.of_module / "features")
+    fmce_net = property(lambda self: self.of_module / "fmce_net.safetensors")
+    fmce_net_resume = property(lambda self: self.of_module / "fmce_net-resume.safetensors")
+    fit_json = property(lambda self: self.of_module / "fit.json")
+    test_runs_json = property(lambda self: self.of_module / "test-runs.json")
+    score_json = property(lambda self: self.of_module / "score.json")
     finetune = property(lambda self: self.path / "finetune")
+    seeds = property(lambda self: self.path / "seeds")
+    sweep_csv = property(lambda self: self.path / "sweep.csv")
     figures = property(lambda self: self.path / "figures")
     report_html = property(lambda self: self.path / "report.html")
     history_jsonl = property(lambda self: self.path / "history.jsonl")
@@ -45,18 +56,37 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
+    def view(self, module: str | None) -> "RunFolder":
+        """The same run, of one of its modules. Raises InputError for what cannot be a module's name."""
+        if module is not None and not re.fullmatch(r"\w+(\.\w+)*", module):
+            raise InputError(f"{module!r} is not the name of a module, such as layer3 or layer3.0.conv2.")
+        return RunFolder(self.path, self.config, module)
+
+    def views(self) -> "list[RunFolder]":
+        """This view, and for that of the last module those of all others that have left something."""
+        if self.module:
+            return [self]
+        return [self, *(self.view(folder.name) for folder in sorted(self.modules.glob("*/")))]
+
     def weights_of(self, epoch: int) -> Path:
         return self.weights / f"epoch-{epoch:04d}.safetensors"
 
     def outputs(self, stage: str) -> list[Path]:
         """What a stage leaves in the folder, whether it is there or not."""
-        return {
-            "train": [self.resume, self.losses_csv, self.weights, self.split_json],  # the commit goes first
+        of_run = {
+            "train": [self.resume, self.losses_csv, self.weights, self.split_json, self.seeds],  # the commit goes first
             "markers": [self.markers_json],
-            "extract": [self.features],
-            "fit": [self.fmce_net, self.fmce_net_resume, self.fit_json, self.finetune],
+            "fit": [] if self.module else [self.finetune, self.sweep_csv],
             "report": [self.figures, self.report_html],
-        }[stage]
+        }
+        of_modules = {
+            "extract": lambda view: [view.features],
+            "fit": lambda view: [
+                view.fmce_net, view.fmce_net_resume, view.fit_json, view.test_runs_json, view.score_json
+            ],
+        }  # fmt: skip
+        each = of_modules.get(stage, lambda view: [])
+        return [*(path for view in self.views() for path in each(view)), *of_run.get(stage, [])]
 
     def begun(self, stage: str) -> bool:
         """Whether a stage has left anything that took long to make."""
@@ -71,7 +101,13 @@ class RunFolder:
                 else:
                     path.unlink(missing_ok=True)
         kept = STAGES[: STAGES.index(first)]
-        self._write_history([entry for entry in self.history() if entry["stage"] in kept])
+        self._write_history(
+            [
+                entry
+                for entry in self.history()
+                if entry["stage"] in kept or (self.module and entry.get("module") != self.module)
+            ]
+        )
 
     @contextmanager
     def recording(self, stage: str) -> Iterator[dict[str, Any]]:
@@ -82,7 +118,8 @@ class RunFolder:
             yield facts
         finally:
             seconds = round(time.monotonic() - began, 3)
-            entry = {"stage": stage, "seconds": seconds, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+            of = {"module": self.module} if self.module else {}
+            entry = {"stage": stage, **of, "seconds": seconds, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
             self._write_history([*self.history(), entry])
 
     def _write_history(self, entries: list[dict[str, Any]]) -> None:
@@ -101,13 +138,15 @@ def open_run(
     *,
     create: bool = False,
     redo: str | None = None,
+    modules: Sequence[str] = (),
+    consent: bool = False,
     check: Callable[[RunFolder, str | None], None] = lambda run, undone: None,
 ) -> RunFolder:
     """The run at `path` under its saved configuration, changed by `flags` and `config_file`.
 
     With `create` a folder that is not there is made. Results of costly stages that the change contradicts are removed
-    only when `redo` names a stage; otherwise InputError says what differs. When nothing differs, `redo` removes the
-    results of that stage and of all later ones.
+    only with `consent` or when `redo` names a stage; otherwise InputError says what differs. When nothing differs,
+    `redo` removes the results of that stage and of all later ones, of `modules` alone if there are some.
 
     `check` is called with the run as it would be and the first stage to be undone, if any; what it raises prevents
     every change.
@@ -133,14 +172,15 @@ def open_run(
     check(run, undone)
     if stages:
         lost = [stage for stage in STAGES[STAGES.index(undone) :] if stage in _COSTLY and run.begun(stage)]
-        if lost and redo is None:
+        if lost and redo is None and not consent:
             listed = ", ".join(f"{name} is {was}, not {wanted}" for name, (was, wanted) in differences.items())
             raise InputError(
                 f"{path} was made with another configuration: {listed}. Give --force to redo {' and '.join(lost)} "
                 "there, or name another folder."
             )
     if undone is not None:
-        run.undo(undone)
+        for module in [None] if stages else modules or [None]:
+            run.view(module).undo(undone)
     if differences:
         files.write_text(saved_file, to_yaml(new))
     return run

@@ -1,4 +1,6 @@
 import os
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -33,3 +35,68 @@ def falling_losses(rng):
 @pytest.fixture
 def cpu():
     return torch.device("cpu")
+
+
+@pytest.fixture
+def fmcefast(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder: (exit code, standard output, standard error)."""
+    from fmcefast.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["fmcefast", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return call
+
+
+SMALL = {
+    "subset": 100,
+    "image_size": 32,
+    "batch_size": 20,
+    "epochs": 8,
+    "until_converged": False,
+    "mu": 9.0,
+    "window": 2,
+    "start": 6,
+    "phases": 3,
+    "lr": 3e-3,
+    "fmce_epochs": 2,
+    "amp": "off",
+}
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory):
+    """Two small runs that differ in their seed, with markers (the last at epoch 6), feature maps and FMCE-Nets."""
+    from fmcefast.progress import Progress
+    from fmcefast.run_folder import open_run
+    from fmcefast.stages.extract import extract
+    from fmcefast.stages.fit import fit
+    from fmcefast.stages.markers import markers
+    from fmcefast.stages.train import train
+
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        run = open_run(folder / f"seed-{seed}", {**SMALL, "seed": seed}, create=True)
+        for stage in (train, markers, extract, fit):
+            stage(run, Progress(quiet=True))
+    return folder
+
+
+@pytest.fixture
+def runs(finished_runs, tmp_path):
+    """The folder of copies of these runs, to be changed."""
+    shutil.copytree(finished_runs, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def run(runs):
+    from fmcefast.run_folder import open_run
+
+    return open_run(runs / "seed-0", {})

@@ -9,23 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmcefast.cli import main
-
-
-@pytest.fixture
-def fmcefast(tmp_path, monkeypatch, capsys):
-    """Run a command in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["fmcefast", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return call
-
 
 @pytest.fixture
 def log(tmp_path, falling_losses):

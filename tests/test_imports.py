@@ -10,14 +10,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     ["fmcefast.kernels", "fmcefast._core", "fmcefast.errors", "fmcefast.progress", "fmcefast"],
-    ["fmcefast.files", "fmcefast.memory", "fmcefast.ranks", "fmcefast.passes"],
+    ["fmcefast.files", "fmcefast.memory", "fmcefast.ranks", "fmcefast.passes", "fmcefast.tables"],
     ["fmcefast.sequences"],
     ["fmcefast.convergence", "fmcefast.device", "fmcefast.training_state", "fmcefast.losses_csv", "fmcefast.logs"],
     ["fmcefast.config"],
     ["fmcefast.models", "fmcefast.data", "fmcefast.features"],
     ["fmcefast.run_folder"],
     ["fmcefast.stages"],
-    ["fmcefast.report", "fmcefast.doctor"],
+    ["fmcefast.report", "fmcefast.doctor", "fmcefast.recorder", "fmcefast.callbacks"],
     ["fmcefast.cli"],
     ["fmcefast.__main__"],
 ]

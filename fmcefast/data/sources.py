@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torchvision.datasets
 
+from fmcefast.config import RECORDED
 from fmcefast.data.image_files import ImageFiles
 from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.errors import InputError, unknown_name
@@ -36,10 +37,15 @@ def load_source(
     of the held-out ones; at least one image of each class stays. With `skip_bad` every file is decoded once, and those
     that cannot be are left out.
 
-    Raises InputError for an unknown name, a missing folder, files that are damaged or cannot be downloaded, or a subset
-    that does not fit.
+    Raises InputError for an unknown name, the data of a recorded run, a missing folder, files that are damaged or
+    cannot be downloaded, or a subset that does not fit.
     """
     name, _, path = data.partition(":")
+    if data == RECORDED:
+        raise InputError(
+            "The images and the training loop of a recorded run are its owner's. There, ConvergenceRecorder.epoch_end "
+            "goes on and ConvergenceRecorder.extract makes the feature maps; then: fmcefast fit RUN"
+        )
     if name == "digits":
         source = _digits()
     elif name in _TORCHVISION:

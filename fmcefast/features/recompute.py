@@ -11,6 +11,7 @@ from fmcefast.data.recipes import Recipe
 from fmcefast.device import autocast
 from fmcefast.features.loader import Batches
 from fmcefast.models.backbones import Backbone
+from fmcefast.models.modules import ModuleMaps
 
 _BATCHES_AHEAD = 16  # made together, so that each backbone sees whole batches though the phases are mixed
 
@@ -22,7 +23,7 @@ class RecomputedMaps:
         self,
         images: ImageSet,
         recipe: Recipe,
-        backbones: Sequence[Backbone],
+        backbones: Sequence[Backbone | ModuleMaps],
         *,
         image_size: int,
         batch_size: int,

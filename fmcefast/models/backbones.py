@@ -1,5 +1,4 @@
-"""torchvision classifiers cut in two: the backbone that makes the feature map, and the head that pools and classifies
-it.
+"""Classifiers cut in two: the backbone that makes the feature map, and the head that pools and classifies it.
 
 The cut is where [FMCE] III puts it: D(x) = F(C(x)), F being the global average pooling and all that follows.
 """
@@ -7,13 +6,13 @@ The cut is where [FMCE] III puts it: D(x) = F(C(x)), F being the global average 
 from pathlib import Path
 
 import torch
-import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import fx, nn
 
 from fmcefast import files
-from fmcefast.errors import InputError, unknown_name
+from fmcefast.errors import InputError
+from fmcefast.models.networks import Tracer, make_network
+from fmcefast.models.weights import read_weights, require_no_others, take_weights
 
 
 class Backbone(nn.Module):
@@ -26,6 +25,14 @@ class Backbone(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(images))
+
+    def all_features(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The feature map as the only one, as ModuleMaps gives those of several modules."""
+        return (self.features(images),)
+
+    def feature_shapes(self, image_size: int) -> tuple[tuple[int, int, int], ...]:
+        """The shape of each of `all_features`."""
+        return (self.feature_shape(image_size),)
 
     def feature_shape(self, image_size: int) -> tuple[int, int, int]:
         """(C, H, W) of the feature map of one `image_size` square image. Raises InputError when that does not fit."""
@@ -52,54 +59,41 @@ class Backbone(nn.Module):
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote. Raises InputError when the file is missing, damaged or of another network."""
+        self.take(read_weights(path), path)
+
+    def take(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
+        """Copy tensors of the file `path`, under the original network's names. Raises InputError unless all fit."""
+        names = self._original_names()
+        take_weights(self, tensors, path, names)
+        require_no_others(tensors, path, set(names))
+
+    def take_features(self, tensors: dict[str, torch.Tensor], path: Path) -> bool:
+        """The same for a classifier that may be of other classes. Returns whether it fits and was copied too."""
+        names = self._original_names()
+        of_features = {name: own for name, own in names.items() if own.startswith("features.")}
+        take_weights(self, tensors, path, of_features)
+        require_no_others(tensors, path, set(names))
         try:
-            tensors = load_file(path)
-        except FileNotFoundError as error:
-            raise InputError(f"There are no weights at {path}.") from error
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"The weights {path} are damaged: {error}") from error
-        own = self.state_dict()
-        names = {_original_name(name): name for name in own}
-        unfit = [name for name in names if name not in tensors or tensors[name].shape != own[names[name]].shape]
-        if unfit or len(tensors) != len(own):
-            raise InputError(
-                f"The weights {path} are of another network ({', '.join(unfit[:3]) or 'too many tensors'} does not "
-                "fit)."
-            )
-        self.load_state_dict({names[name]: tensor for name, tensor in tensors.items()})
+            take_weights(self, tensors, path, names)
+        except InputError:
+            return False
+        return True
 
-
-def check_backbone(name: str) -> None:
-    """Raise InputError for a name that torchvision does not know as an image classifier."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise unknown_name("backbone", name, known)
+    def _original_names(self) -> dict[str, str]:
+        return {_original_name(name): name for name in self.state_dict()}
 
 
 def make_backbone(name: str, classes: int) -> Backbone:
-    """torchvision's `name` with fresh weights from torch's global generator, cut before its global pooling.
+    """A network of `make_network`, cut before its global pooling.
 
     Raises InputError for an unknown name and for a network without a feature map to pool (vision transformers, say).
     """
-    check_backbone(name)
+    network = make_network(name, classes)
     try:
-        model = torchvision.models.get_model(name, weights=None, num_classes=classes, **_without_auxiliary_heads(name))
-        graph = _Tracer().trace(model)
+        graph = Tracer().trace(network)
     except fx.proxy.TraceError as error:
         raise InputError(f"The backbone {name!r} cannot be cut before its pooling: {error}") from error
-    return Backbone(*_cut_before_pooling(name, model, graph))
-
-
-def _without_auxiliary_heads(name: str) -> dict[str, bool]:
-    return {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        # Tracing into torchvision's stochastic depth would fix its training flag.
-        return module.__module__.startswith("torchvision.ops.stochastic") or super().is_leaf_module(
-            module, qualified_name
-        )
+    return Backbone(*_cut_before_pooling(name, network, graph))
 
 
 def _cut_before_pooling(name: str, model: nn.Module, graph: fx.Graph) -> tuple[fx.GraphModule, fx.GraphModule]:

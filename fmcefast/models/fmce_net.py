@@ -11,6 +11,7 @@ from torch import nn
 from fmcefast import files
 from fmcefast.errors import InputError
 
+LEAST_CHANNELS = 4
 _MAX_CHANNELS = 1024
 
 
@@ -27,7 +28,7 @@ class FMCENet(nn.Module):
     def __init__(self, in_channels: int, spatial: int | tuple[int, int] = 7, phases: int = 10, reduce_kernel: int = 1):
         super().__init__()
         height, width = (spatial, spatial) if isinstance(spatial, int) else spatial
-        if in_channels < 4 or height < 1 or width < 1 or phases < 2:
+        if in_channels < LEAST_CHANNELS or height < 1 or width < 1 or phases < 2:
             raise InputError(
                 f"FMCE-Net needs C >= 4, H, W >= 1 and K >= 2, not C={in_channels}, H={height}, W={width}, K={phases}."
             )
@@ -53,6 +54,16 @@ class FMCENet(nn.Module):
             layers.append(nn.ReLU())
         self.convolutions = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels * height * width, phases)
+
+    @property
+    def map_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the feature maps that it takes."""
+        return self.settings["in_channels"], *self.settings["spatial"]
+
+    @property
+    def phases(self) -> int:
+        """K."""
+        return self.settings["phases"]
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.convolutions(feature_map).flatten(1))

@@ -78,31 +78,46 @@ class RepresentationAuxiliaryLoss(nn.Module):
         loss = RepresentationAuxiliaryLoss(fmce_net, raf=0.8)
         loss(logits, target, feature_map).backward()
 
-    raf: the representation adjustment factor, 0..1; 1 is plain classification and 0 the FMCE-Net's verdict alone, and
-    what counts for nothing is not computed. impl: as for FusedFMCSLoss. logits: (N, classes); target: (N,) int64;
-    feature_map: (N, C, H, W), what the backbone pools. Raises InputError as FusedFMCSLoss does, and for another raf.
+    raf: the representation abstraction factor (RAF), 0..1; 1 is plain classification and 0 the FMCE-Net's verdict
+    alone, and what counts for nothing is not computed. impl: as for FusedFMCSLoss. logits: (N, classes); target: (N,)
+    int64; feature_map: (N, C, H, W), what the backbone pools. `terms` gives both parts. Raises InputError as
+    FusedFMCSLoss does, and for another raf.
     """
 
     def __init__(self, fmce_net: FMCENet, raf: float = 0.8, impl: str = "auto"):
         super().__init__()
-        if not 0 <= raf <= 1:
-            raise InputError(f"raf must lie in 0..1, not {raf}.")
-        self.raf = raf
+        self.raf = check_raf(raf)
         self.fmcs = FusedFMCSLoss(fmce_net, impl)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
-        if self.raf == 1:
-            return F.cross_entropy(logits, target)
-        if self.raf == 0:
-            return self.fmcs(feature_map)
-        return self.raf * F.cross_entropy(logits, target) + (1 - self.raf) * self.fmcs(feature_map)
+        return self.blend(*self.terms(logits, target, feature_map))
+
+    def terms(
+        self, logits: torch.Tensor, target: torch.Tensor, feature_map: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Cross-entropy and FMCS loss, scalars; None for the one that counts for nothing."""
+        base = F.cross_entropy(logits, target) if self.raf > 0 else None
+        return base, self.fmcs(feature_map) if self.raf < 1 else None
+
+    def blend(self, base: torch.Tensor | None, fmcs: torch.Tensor | None) -> torch.Tensor:
+        """The loss of these terms."""
+        if base is None or fmcs is None:
+            return fmcs if base is None else base
+        return self.raf * base + (1 - self.raf) * fmcs
+
+
+def check_raf(raf: float) -> float:
+    """`raf`, or InputError when it does not lie in 0..1."""
+    if not 0 <= raf <= 1:
+        raise InputError(f"raf must lie in 0..1, not {raf}: 1 is plain classification, 0 the FMCE-Net alone.")
+    return raf
 
 
 def _check(feature_map: torch.Tensor, fmce_net: FMCENet) -> None:
-    channels, (height, width) = fmce_net.settings["in_channels"], fmce_net.settings["spatial"]
-    if feature_map.ndim != 4 or tuple(feature_map.shape[1:]) != (channels, height, width):
+    if feature_map.ndim != 4 or tuple(feature_map.shape[1:]) != fmce_net.map_shape:
         raise InputError(
-            f"This FMCE-Net takes feature maps of (N, {channels}, {height}, {width}), not {tuple(feature_map.shape)}."
+            f"This FMCE-Net takes feature maps of (N, {', '.join(map(str, fmce_net.map_shape))}), not "
+            f"{tuple(feature_map.shape)}."
         )
     if len(feature_map) == 0:
         raise InputError("The batch has no feature maps. Leave empty batches out.")

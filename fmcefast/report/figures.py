@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from fmcefast import files
 from fmcefast.convergence import Markers, curves
 from fmcefast.losses_csv import Epoch
-
-_RAW, _SMOOTH, _MARK = "#9aa5b1", "#1f5f99", "#c8553d"
+from fmcefast.report.style import MARK, RAW, SMOOTH, finish
 
 # Longer logs are drawn by the smallest and the largest value of each of so many stretches, finer than a pixel.
 _STRETCHES = 2000
@@ -28,13 +26,13 @@ def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
     drawn = _thinned(np.array([row.loss for row in epochs]), markers)
     _draw_convergence(loss, index, log_loss, drawn, markers)
 
-    accuracy.plot([row.epoch for row in epochs], [row.top1 for row in epochs], color=_SMOOTH)
+    accuracy.plot([row.epoch for row in epochs], [row.top1 for row in epochs], color=SMOOTH)
     accuracy.set(title="(d) Backbone top-1 on held-out images", ylabel="top-1")
     if markers.converged:
         marked = np.array(markers.markers)
-        accuracy.plot(marked, [epochs[m - 1].top1 for m in marked], "o", color=_MARK, markersize=4, label="markers")
+        accuracy.plot(marked, [epochs[m - 1].top1 for m in marked], "o", color=MARK, markersize=4, label="markers")
         accuracy.legend(frameon=False, loc="lower right")
-    _finish(loss, index, log_loss, accuracy)
+    finish(loss, index, log_loss, accuracy)
     return figure
 
 
@@ -44,7 +42,7 @@ def log_figure(losses: Any, markers: Markers) -> Figure:
     loss, index, log_loss = figure.subplots(1, 3)
     drawn = _thinned(losses, markers)
     _draw_convergence(loss, index, log_loss, drawn, markers)
-    _finish(loss, index, log_loss)
+    finish(loss, index, log_loss)
     if drawn.stretch > 1:
         figure.supxlabel(
             f"{markers.epochs:,} epochs; of every {drawn.stretch:,} the smallest and the largest value are drawn",
@@ -118,20 +116,20 @@ def _extremes(values: np.ndarray, stretch: int) -> np.ndarray:
 
 
 def _draw_convergence(loss: Axes, index: Axes, log_loss: Axes, drawn: _Drawn, markers: Markers) -> None:
-    loss.plot(drawn.epochs, drawn.losses, color=_RAW, label="raw")
-    loss.plot(drawn.epochs, drawn.smoothed, color=_SMOOTH, label=f"smoothed ({markers.smoothing})")
+    loss.plot(drawn.epochs, drawn.losses, color=RAW, label="raw")
+    loss.plot(drawn.epochs, drawn.smoothed, color=SMOOTH, label=f"smoothed ({markers.smoothing})")
     loss.set(title="(a) Training loss", ylabel="loss")
     loss.legend(frameon=False)
 
-    index.semilogy(drawn.epochs, drawn.cqi, color=_SMOOTH, label="CQI")
-    index.axhline(markers.mu, color=_MARK, linestyle="--", linewidth=1, label=f"mu = {markers.mu:g}")
+    index.semilogy(drawn.epochs, drawn.cqi, color=SMOOTH, label="CQI")
+    index.axhline(markers.mu, color=MARK, linestyle="--", linewidth=1, label=f"mu = {markers.mu:g}")
     index.set(title="(b) Convergence Quantification Indicator", ylabel="CQI (log scale)")
     if markers.converged:
         end = markers.markers[-1]
-        index.plot(end, drawn.at[end][1], "o", color=_MARK, label=f"converged: epoch {end:,}")
+        index.plot(end, drawn.at[end][1], "o", color=MARK, label=f"converged: epoch {end:,}")
     index.legend(frameon=False)
 
-    log_loss.plot(drawn.epochs, np.log(drawn.smoothed), color=_SMOOTH)
+    log_loss.plot(drawn.epochs, np.log(drawn.smoothed), color=SMOOTH)
     log_loss.set(title="(c) Epoch markers on the log of the smoothed loss", ylabel="log loss")
     if markers.converged:
         _draw_phases(log_loss, drawn.at, markers)
@@ -140,19 +138,9 @@ def _draw_convergence(loss: Axes, index: Axes, log_loss: Axes, drawn: _Drawn, ma
 def _draw_phases(axes: Axes, at: dict[int, tuple[float, float]], markers: Markers) -> None:
     start, end = (np.log(at[epoch][0]) for epoch in (markers.e0, markers.markers[-1]))
     for k in range(markers.phases + 1):
-        axes.axhline(start + (end - start) * k / markers.phases, color=_MARK, alpha=0.25, linewidth=0.7)
-    axes.plot(markers.e0, start, "s", color=_SMOOTH, markersize=5)
+        axes.axhline(start + (end - start) * k / markers.phases, color=MARK, alpha=0.25, linewidth=0.7)
+    axes.plot(markers.e0, start, "s", color=SMOOTH, markersize=5)
     axes.annotate("E0", (markers.e0, start), textcoords="offset points", xytext=(6, 2), fontsize=8)
     for k, epoch in enumerate(markers.markers, start=1):
-        axes.plot(epoch, np.log(at[epoch][0]), "o", color=_MARK, markersize=4)
+        axes.plot(epoch, np.log(at[epoch][0]), "o", color=MARK, markersize=4)
         axes.annotate(f"E{k}", (epoch, np.log(at[epoch][0])), textcoords="offset points", xytext=(5, 4), fontsize=8)
-
-
-def _finish(*panels: Axes) -> None:
-    for axes in panels:
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.get_xlim()[1] > 100_000:
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)

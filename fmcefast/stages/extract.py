@@ -1,6 +1,7 @@
 """The FMCS-Dataset: feature maps of the training images at every epoch marker ([FMCE] IV-D)."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +12,22 @@ from fmcefast.data.recipes import recipe_of
 from fmcefast.device import amp_type, autocast, describe, pick_device, precision_name
 from fmcefast.errors import DiskFullError, FmcefastError
 from fmcefast.features.manifest import Manifest
+from fmcefast.features.shards import Span
 from fmcefast.features.writer import FeatureMapWriter
+from fmcefast.models.backbones import Backbone, make_backbone
+from fmcefast.models.modules import ModuleMaps
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.ranks import current_ranks
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.images import loader_of, open_source
-from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted, load_backbone
+from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted
 from fmcefast.stages.markers import require_markers
 
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """samples: images of each phase; shape: (H, W, C); bytes: of all shards; not_finite: stored NaN and infinities."""
+    """samples: images of each phase; shape: (H, W, C); bytes: of all shards; not_finite: stored NaN and infinities;
+    module: of which the maps are, None is the last feature map."""
 
     samples: int
     phases: int
@@ -30,14 +35,25 @@ class ExtractResult:
     dtype: str
     bytes: int
     not_finite: int
+    module: str | None = None
 
     def explain(self) -> str:
         height, width, channels = self.shape
         flawed = f", {self.not_finite:,} values NaN or infinite" if self.not_finite else ""
         return (
             f"extract: {self.phases} phases of {self.samples:,} feature maps {height}x{width}x{channels} "
-            f"{self.dtype}, {format_bytes(self.bytes)}{flawed}"
+            f"{self.dtype}{f' of {self.module}' if self.module else ''}, {format_bytes(self.bytes)}{flawed}"
         )
+
+
+@dataclass(frozen=True)
+class ExtractedModules:
+    """What was extracted of each module."""
+
+    modules: list[ExtractResult]
+
+    def explain(self) -> str:
+        return "\n".join(each.explain() for each in self.modules)
 
 
 def extract(run: RunFolder, progress: Progress) -> ExtractResult:
@@ -47,51 +63,68 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
     Leaves features/ as FeatureMapWriter writes it; goes on after the committed shards. Raises NotConvergedError without
     markers, DiskFullError before it starts when the disk has not enough room, and what FeatureMapWriter raises.
     """
+    return _extract([run], progress)[0]
+
+
+def extract_modules(run: RunFolder, progress: Progress, modules: Sequence[str]) -> ExtractedModules:
+    """The same for other modules than the last, all in one pass over the images: modules/NAME/features/.
+
+    Raises InputError for a module that the backbone has not, or that puts out no feature maps.
+    """
+    return ExtractedModules(_extract([run.view(module) for module in dict.fromkeys(modules)], progress))
+
+
+def _extract(views: list[RunFolder], progress: Progress) -> list[ExtractResult]:
+    run = views[0]
     markers = require_markers(run)
     config, ranks = run.config, current_ranks()
-    if is_extracted(run):
-        return _result(run)
+    missing = [view for view in views if not is_extracted(view)]
+    if not missing:
+        return [_result(view) for view in views]
     ranks.barrier()  # before rank 0 may change what the others ask
     device = pick_device()
     dtype = amp_type(config.amp, device)
     source = open_source(run)
     images = source.train
-    backbone = load_backbone(run, len(source.classes), None, device)
-    channels, height, width = backbone.feature_shape(config.image_size)
-    _require_room(run, len(images))
+    network = _network(missing, len(source.classes)).to(device, memory_format=torch.channels_last).eval()
+    shapes = network.feature_shapes(config.image_size)
+    _require_room(missing, len(images))
     kind = loader_of(run, images, device).loader
     made_from = {name: getattr(config, name) for name in ("data", "subset", "backbone", "image_size", "seed")}
 
-    with ranks.first():
-        writer = FeatureMapWriter(
-            run.features,
-            shape=(height, width, channels),
-            samples=len(images),
-            epochs=markers.markers,
-            labels=images.labels,
-            dtype=config.dtype,
-            source={**made_from, "precision": precision_name(dtype)},
-            strict=config.strict,
-            row_checksums=config.row_checksums,
-            rank=ranks.rank,
-            ranks=ranks.size,
-        )
-    todo = writer.spans()
-    with (
-        run.recording("extract") if ranks.rank == 0 else nullcontext({}) as facts,
-        writer,
-        progress.task("extract", total=sum(span.rows for span in todo), unit="images") as task,
-        torch.inference_mode(),
-    ):
-        facts["hardware"], facts["processes"] = describe(device, dtype), ranks.size
-        for span in todo:
-            epoch = markers.markers[span.score - 1]
-            backbone.load(run.weights_of(epoch))
-            # Whole batches from the start of the data set, so that the store does not depend on who writes what.
-            first = span.first - span.first % config.batch_size
-            last = min(len(images), -(-span.end // config.batch_size) * config.batch_size)
+    writers = []
+    with ExitStack() as stack:
+        with ranks.first():
+            for view, (channels, height, width) in zip(missing, shapes, strict=True):
+                view.of_module.mkdir(parents=True, exist_ok=True)
+                of_module = {"module": view.module} if view.module else {}
+                writer = FeatureMapWriter(
+                    view.features,
+                    shape=(height, width, channels),
+                    samples=len(images),
+                    epochs=markers.markers,
+                    labels=images.labels,
+                    dtype=config.dtype,
+                    source={**made_from, **of_module, "precision": precision_name(dtype)},
+                    strict=config.strict,
+                    row_checksums=config.row_checksums,
+                    rank=ranks.rank,
+                    ranks=ranks.size,
+                )
+                writers.append(stack.enter_context(writer))
+        todo = [writer.spans() for writer in writers]
+        recordings = [view.recording("extract") if ranks.rank == 0 else nullcontext({}) for view in missing]
+        facts = [stack.enter_context(recording) for recording in recordings]
+        blocks = list(_blocks([span for spans in todo for span in spans], config.batch_size, len(images)))
+        task = stack.enter_context(progress.task("extract", total=sum(block.rows for block in blocks), unit="images"))
+        stack.enter_context(torch.inference_mode())
+        for each in facts:
+            each["hardware"], each["processes"] = describe(device, dtype), ranks.size
+        for block in blocks:
+            epoch = markers.markers[block.score - 1]
+            network.load(run.weights_of(epoch))
             loader = make_loader(
-                images.take(np.arange(first, last)),
+                images.take(np.arange(block.first, block.end)),
                 recipe_of(config.data),
                 image_size=config.image_size,
                 batch_size=config.batch_size,
@@ -100,31 +133,69 @@ def extract(run: RunFolder, progress: Progress) -> ExtractResult:
                 workers=config.workers,
                 loader=kind,
             )
+            first = block.first
             for batch, _ in loader:
                 with autocast(device, dtype):
-                    maps = backbone.features(batch)
-                writer.write(span.score, maps[max(0, span.first - first) : span.end - first])
-                asked = min(first + len(batch), span.end) - max(first, span.first)
+                    maps = network.all_features(batch)
+                for writer, spans, made in zip(writers, todo, maps, strict=True):
+                    for span in spans:
+                        begin, end = max(span.first, first), min(span.end, first + len(batch))
+                        if span.score == block.score and begin < end:
+                            writer.write(span.score, made[begin - first : end - first])
                 first += len(batch)
-                task.advance(asked, note=f"phase {span.score} of {markers.phases} (epoch {epoch})")
-                facts["images_per_second"] = round(task.rate * ranks.size, 1)
+                task.advance(len(batch), note=f"phase {block.score} of {markers.phases} (epoch {epoch})")
+                for each in facts:
+                    each["images_per_second"] = round(task.rate * ranks.size, 1)
     ranks.barrier()
-    if ranks.rank == 0:
-        writer.merge()
+    for writer in writers:
+        if ranks.rank == 0:
+            writer.merge()
+        _say_flaws(writer, progress)
+    return [_result(view) for view in views]
+
+
+def _network(views: list[RunFolder], classes: int) -> Backbone | ModuleMaps:
+    """What gives the feature maps of all views in one pass."""
+    name = views[0].config.backbone
+    if views[0].module is None:
+        return make_backbone(name, classes)
+    return ModuleMaps(name, classes, [view.module for view in views])
+
+
+def _blocks(spans: list[Span], batch_size: int, images: int) -> Iterator[Span]:
+    """The rows of all spans in whole batches from the start of the data set, so that a store does not depend on who
+    writes what of it."""
+    for score in sorted({span.score for span in spans}):
+        batches = sorted(
+            {
+                batch
+                for span in spans
+                if span.score == score
+                for batch in range(span.first // batch_size, -(-span.end // batch_size))
+            }
+        )
+        begins = [batch for batch in batches if batch - 1 not in set(batches)]
+        ends = [batch + 1 for batch in batches if batch + 1 not in set(batches)]
+        for begin, end in zip(begins, ends, strict=True):
+            first, last = begin * batch_size, min(end * batch_size, images)
+            yield Span(score, first, last - first)
+
+
+def _say_flaws(writer: FeatureMapWriter, progress: Progress) -> None:
     if not writer.past_page_cache:
         progress.line(
-            f"extract: the file system of {run.features} has no direct writes (O_DIRECT); the maps went through the "
+            f"extract: the file system of {writer.folder} has no direct writes (O_DIRECT); the maps went through the "
             "page cache, which can be slower."
         )
     if writer.overflowed:
         progress.line(
             f"extract: {writer.overflowed:,} values were too large for float16 and became infinite. Use --fp32."
         )
-    return _result(run)
 
 
-def _require_room(run: RunFolder, images: int) -> None:
-    need, free = bytes_to_extract(run, images), free_disk(run)
+def _require_room(views: list[RunFolder], images: int) -> None:
+    run = views[0]
+    need, free = sum(bytes_to_extract(view, images) for view in views), free_disk(run)
     if need > free:
         config = run.config
         half = "--fp16 needs half of it; " if config.dtype == "float32" else ""
@@ -144,5 +215,5 @@ def _result(run: RunFolder) -> ExtractResult:
             "go on without --strict."
         )
     return ExtractResult(
-        manifest.samples, len(manifest.phases), manifest.shape, manifest.dtype, manifest.bytes, not_finite
+        manifest.samples, len(manifest.phases), manifest.shape, manifest.dtype, manifest.bytes, not_finite, run.module
     )

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from sklearn.model_selection import train_test_split
 from torch.nn import functional
@@ -27,7 +28,8 @@ TRAIN_PART = 0.75
 class FitResult:
     """Metrics of FMCE-Net on the test side: fractions, macro-averaged over the scores ([FMCE] Table II).
 
-    confusion: row = true score - 1, column = predicted; mean_absolute_error: in scores.
+    confusion: row = true score - 1, column = predicted; mean_absolute_error: in scores; spearman: the rank correlation
+    of predicted and true score, None when all predictions are the same.
     """
 
     accuracy: float
@@ -40,6 +42,7 @@ class FitResult:
     test_maps: int
     epochs: int
     confusion: list[list[int]]
+    spearman: float | None = None
 
     def explain(self) -> str:
         return (
@@ -169,6 +172,7 @@ def measure(
         test_maps=len(true),
         epochs=epochs,
         confusion=confusion_matrix(true, predicted, labels=labels).tolist(),
+        spearman=float(spearmanr(true, predicted).statistic) if len(np.unique(predicted)) > 1 else None,
     )
 
 
@@ -177,7 +181,8 @@ def load_fit(run: RunFolder) -> FitResult:
     try:
         return FitResult(**json.loads(run.fit_json.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise InputError(f"{run} has no FMCE-Net yet. Make one: fmcefast fit {run}") from error
+        flag = f" --module {run.module}" if run.module else ""
+        raise InputError(f"{run} has no FMCE-Net yet. Make one: fmcefast fit {run}{flag}") from error
     except (OSError, TypeError, ValueError) as error:
         raise InputError(f"{run.fit_json} is damaged: {error}. Make it again: fmcefast fit {run} --force") from error
 

@@ -18,6 +18,7 @@ from fmcefast.features.manifest import FILE, HEADER_BYTES, Manifest, read_commit
 from fmcefast.features.memory import MapsInMemory
 from fmcefast.features.recompute import RecomputedMaps
 from fmcefast.models.backbones import Backbone, make_backbone
+from fmcefast.models.modules import ModuleMaps
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.images import loader_of, open_source
@@ -64,9 +65,10 @@ def open_maps(run: RunFolder, device: torch.device, dtype: torch.dtype | None, p
     """The maps of a run from where `--store` says. Raises InputError when they are neither stored nor to be made."""
     store, why = choose_store(run, device)
     if store != "recompute" and not is_extracted(run):
+        of = f" --module {run.module}" if run.module else ""
         raise InputError(
-            f"{run} has no whole feature store. Make it: fmcefast extract {run}; or do without: fmcefast fit {run} "
-            "--store recompute"
+            f"{run} has no whole feature store{of and f' of {run.module}'}. Make it: fmcefast extract {run}{of}; or do "
+            f"without: fmcefast fit {run}{of} --store recompute"
         )
     progress.line(f"fit: --store {store}, {why}")
     if store == "recompute":
@@ -96,7 +98,7 @@ def maps_to_extract(run: RunFolder, images: int) -> int:
 def bytes_to_extract(run: RunFolder, images: int) -> int:
     """What they take on the disk."""
     with torch.random.fork_rng(devices=[]):
-        backbone = make_backbone(run.config.backbone, classes=2)
+        backbone = load_backbone(run, 2, None, torch.device("cpu"))
     values = int(np.prod(backbone.feature_shape(run.config.image_size)))
     map_bytes = values * np.dtype(run.config.dtype).itemsize
     return maps_to_extract(run, images) * map_bytes + run.config.phases * HEADER_BYTES
@@ -128,9 +130,11 @@ def _recomputed(run: RunFolder, device: torch.device, dtype: torch.dtype | None)
     )
 
 
-def load_backbone(run: RunFolder, classes: int, weights: Path | None, device: torch.device) -> Backbone:
-    """The run's backbone in eval mode, with these weights or fresh ones."""
-    backbone = make_backbone(run.config.backbone, classes).to(device, memory_format=torch.channels_last).eval()
+def load_backbone(run: RunFolder, classes: int, weights: Path | None, device: torch.device) -> Backbone | ModuleMaps:
+    """The run's backbone, up to the run's module, in eval mode, with these weights or fresh ones."""
+    name = run.config.backbone
+    backbone = ModuleMaps(name, classes, [run.module]) if run.module else make_backbone(name, classes)
+    backbone = backbone.to(device, memory_format=torch.channels_last).eval()
     if weights is not None:
         backbone.load(weights)
     return backbone

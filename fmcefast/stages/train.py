@@ -4,14 +4,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from fmcefast.config import Config
+from fmcefast.config import RECORDED, Config
 from fmcefast.convergence import cqi
 from fmcefast.data.image_set import Source
 from fmcefast.data.split import read_split
 from fmcefast.device import describe, pick_device
 from fmcefast.errors import FmcefastError
-from fmcefast.losses_csv import Epoch, read_epochs, write_epochs
-from fmcefast.progress import Progress, Task, format_seconds
+from fmcefast.losses_csv import Epoch, Row, read_epochs, write_epochs
+from fmcefast.progress import Progress, format_seconds
 from fmcefast.ranks import current_ranks
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.background import Background
@@ -63,7 +63,15 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
 
     progress.line(_what_is_trained(config, source, trainer, epochs))
     progress.line(f"train: --loader {choice.loader}, {choice.why}")
-    train_epochs(run, trainer, epochs, lambda done: is_trained(config, done), progress)
+    train_epochs(
+        run,
+        trainer,
+        epochs,
+        progress,
+        last=config.epochs,
+        is_done=lambda done: is_trained(config, done),
+        note=lambda done: _loss_and_cqi(config, done),
+    )
     ranks.barrier()
     return _result(run, epochs)
 
@@ -72,29 +80,42 @@ def train_epochs(
     run: RunFolder,
     trainer: Trainer,
     epochs: list[Epoch],
-    is_done: Callable[[list[Epoch]], bool],
     progress: Progress,
+    *,
+    last: int,
+    is_done: Callable[[list[Epoch]], bool],
+    note: Callable[[list[Epoch]], str],
+    stage: str = "train",
+    keep: Callable[[int], bool] = lambda epoch: True,
 ) -> None:
-    """Train after `epochs`, which grow, until `is_done` says so of them. The files of an epoch are written beside the
-    next one, and all when this returns, well or not."""
-    config, ranks = run.config, trainer.ranks
-    images = trainer.images_of_epoch * (config.epochs - len(epochs))
+    """Train after `epochs`, which grow, until `is_done` says so of them, at the latest after epoch `last`.
+
+    note: what to say of the last epoch; keep: whether to keep an epoch's weights. The files of an epoch are written
+    beside the next one, and all when this returns, well or not.
+    """
+    ranks = trainer.ranks
+    images = trainer.images_of_epoch * (last - len(epochs))
     with (
-        run.recording("train") if ranks.rank == 0 else nullcontext({}) as facts,
+        run.recording(stage) if ranks.rank == 0 else nullcontext({}) as facts,
         Background() as background,
-        progress.task("train", total=images, unit="images") as task,
+        progress.task(stage, total=images, unit="images") as task,
     ):
         facts["hardware"], facts["processes"] = describe(trainer.device, trainer.dtype), ranks.size
         while not is_done(epochs):
-            epochs.append(trainer.run_epoch(len(epochs) + 1, task, note=_loss_and_cqi(config, epochs)))
+            said = f"epoch {len(epochs) + 1} of {last}  {note(epochs) if epochs else ''}"
+            epochs.append(trainer.run_epoch(len(epochs) + 1, task, note=said))
             if ranks.rank == 0:
-                background.submit(_commit(run, list(epochs), trainer))
+                background.submit(_commit(run, list(epochs), trainer, keep(epochs[-1].epoch)))
             facts["images_per_second"] = round(task.rate, 1)
             facts["data_wait"] = round(trainer.data_wait, 4)
-            progress.line(_epoch_line(config, epochs, task))
+            limit = "at most " if run.config.until_converged and stage == "train" else ""
+            progress.line(
+                f"epoch {len(epochs):>3} of {last}  {note(epochs)}  top-1 {epochs[-1].top1:.4f}  "
+                f"{task.rate:,.0f} images/s  {limit}{format_seconds(task.seconds_left)} left"
+            )
 
 
-def _commit(run: RunFolder, epochs: list[Epoch], trainer: Trainer) -> Callable[[], None]:
+def _commit(run: RunFolder, epochs: list[Epoch], trainer: Trainer, keep_weights: bool) -> Callable[[], None]:
     """A job that makes the last epoch durable, as it is now."""
     state = TrainingState.capture(
         epochs[-1].epoch, trainer.backbone, trainer.optimizer, trainer.scaler, loader=trainer.config.loader
@@ -102,8 +123,9 @@ def _commit(run: RunFolder, epochs: list[Epoch], trainer: Trainer) -> Callable[[
 
     def write() -> None:
         in_memory = state.on_cpu()
-        run.weights.mkdir(exist_ok=True)
-        trainer.backbone.save(run.weights_of(epochs[-1].epoch), in_memory.model)
+        if keep_weights:
+            run.weights.mkdir(exist_ok=True)
+            trainer.backbone.save(run.weights_of(epochs[-1].epoch), in_memory.model)
         write_epochs(run.losses_csv, epochs)
         in_memory.write(run.resume)  # the commit: an epoch without it is trained again
 
@@ -111,13 +133,19 @@ def _commit(run: RunFolder, epochs: list[Epoch], trainer: Trainer) -> Callable[[
 
 
 def is_trained(config: Config, epochs: list[Epoch]) -> bool:
-    """Whether training has reached its last epoch, or convergence if it was asked to stop there."""
-    return len(epochs) >= config.epochs or (config.until_converged and _converged(config, epochs))
+    """Whether training has reached its last epoch, or convergence if it was asked to stop there; a recorded one always
+    has, once it has begun."""
+    if config.data == RECORDED:
+        return bool(epochs)
+    return len(epochs) >= config.epochs or (config.until_converged and has_converged(config, epochs))
 
 
-def committed_epochs(run: RunFolder) -> list[Epoch]:
-    """The epochs that the training state covers; a row after them belongs to an epoch that was cut off."""
-    epochs, done = read_epochs(run.losses_csv), state_facts(run.resume)["epoch"]
+def committed_epochs(run: RunFolder, kind: type[Row] = Epoch) -> list[Row]:
+    """The epochs that the training state covers; a row after them belongs to an epoch that was cut off. Of a recorded
+    run, which has no such state, all."""
+    epochs, done = read_epochs(run.losses_csv, kind), state_facts(run.resume)["epoch"]
+    if run.config.data == RECORDED:
+        return epochs
     if len(epochs) < done:
         raise FmcefastError(
             f"{run.losses_csv} has {len(epochs)} epochs and the training state {done}: rows are missing. Put the "
@@ -126,7 +154,8 @@ def committed_epochs(run: RunFolder) -> list[Epoch]:
     return epochs[:done]
 
 
-def _converged(config: Config, epochs: list[Epoch]) -> bool:
+def has_converged(config: Config, epochs: list[Epoch]) -> bool:
+    """Whether the CQI of a full window was at most mu in one of the epochs."""
     first = max(config.window, config.start - 1)
     if len(epochs) <= first:
         return False
@@ -137,7 +166,7 @@ def _converged(config: Config, epochs: list[Epoch]) -> bool:
 def _result(run: RunFolder, epochs: list[Epoch]) -> TrainResult:
     left_out = len(read_split(run.split_json, run.path).left_out) if run.split_json.exists() else 0
     seconds, last = sum(row.seconds for row in epochs), epochs[-1]
-    return TrainResult(len(epochs), last.loss, last.top1, _converged(run.config, epochs), seconds, left_out)
+    return TrainResult(len(epochs), last.loss, last.top1, has_converged(run.config, epochs), seconds, left_out)
 
 
 def _what_is_trained(config: Config, source: Source, trainer: Trainer, epochs: list[Epoch]) -> str:
@@ -151,17 +180,7 @@ def _what_is_trained(config: Config, source: Source, trainer: Trainer, epochs: l
 
 
 def _loss_and_cqi(config: Config, epochs: list[Epoch]) -> str:
-    if not epochs:
-        return ""
     losses = [row.loss for row in epochs]
     value = cqi(losses, alpha=config.alpha, window=config.window, smoothing=config.smoothing)[-1]
     shown = f"{value:.2e}" if len(losses) > 1 else "-"
     return f"loss {losses[-1]:.4f}  CQI {shown} (mu {config.mu:g})"
-
-
-def _epoch_line(config: Config, epochs: list[Epoch], task: Task) -> str:
-    limit = "at most " if config.until_converged else ""
-    return (
-        f"epoch {len(epochs):>3} of {config.epochs}  {_loss_and_cqi(config, epochs)}  top-1 {epochs[-1].top1:.4f}  "
-        f"{task.rate:,.0f} images/s  {limit}{format_seconds(task.seconds_left)} left"
-    )

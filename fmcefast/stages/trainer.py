@@ -31,8 +31,11 @@ _WITHOUT_BUFFERS = {"forward_sync_buffers" if _NEWER else "broadcast_buffers": F
 class Trainer:
     """A backbone in training: cross-entropy, Adam, cosine annealing per step, automatic mixed precision.
 
-    data_wait: the fraction of the last epoch's training in which the network waited for images.
+    data_wait: the fraction of the last epoch's training in which the network waited for images. Subclasses may override
+    `loss`, `measure`, `network` and the kind of `row`.
     """
+
+    row: type[Epoch] = Epoch
 
     def __init__(self, config: Config, source: Source, device: torch.device, ranks: Ranks | None = None):
         self.config, self.device, self.ranks = config, device, ranks or Ranks()
@@ -86,21 +89,29 @@ class Trainer:
             first_bad = torch.where(torch.isfinite(loss.detach()), first_bad, first_bad.clamp(max=batch))
             if batch == batches - 1 or (self.device.type == "cpu" and batch % _BATCHES_BETWEEN_CHECKS == 0):
                 self._stop_if_bad(epoch, int(first_bad), batches)
-            task.advance(len(labels) * self.ranks.size, note=f"epoch {epoch} of {self.config.epochs}  {note}")
+            task.advance(len(labels) * self.ranks.size, note=note)
         self.data_wait = waited.seconds / (time.monotonic() - began)
         self._average_buffers()
-        top1 = measure_top1(self.backbone, self.test_loader, self.device, self.dtype)
+        measured = self.measure()
         mean_loss = float(self.ranks.sum(total)) / (batches * self.ranks.size)
-        return Epoch(epoch, mean_loss, top1, lr, round(time.monotonic() - began, 3))
+        return self.row(epoch=epoch, loss=mean_loss, lr=lr, seconds=round(time.monotonic() - began, 3), **measured)
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """What is minimised: the mean cross-entropy of a batch. Others override it."""
+        """What is minimised: the mean cross-entropy of a batch."""
         with autocast(self.device, self.dtype):
             logits = self._network(images)
         return functional.cross_entropy(logits.float(), labels)
 
+    def measure(self) -> dict[str, float | None]:
+        """What else a row holds, measured after the epoch: top-1 on the held-out images."""
+        return {"top1": measure_top1(self.backbone, self.test_loader, self.device, self.dtype)}
+
+    def network(self) -> torch.nn.Module:
+        """What `loss` calls, before it is shared among processes and compiled."""
+        return self.backbone
+
     def _parallel_and_compiled(self) -> torch.nn.Module:
-        network: torch.nn.Module = self.backbone
+        network = self.network()
         if self.ranks.size > 1:
             self.ranks.connect()
             devices = [self.device] if self.device.type == "cuda" else None

@@ -11,8 +11,12 @@ from fmcefast.features.verify import verify_store
 from fmcefast.losses_csv import read_epochs
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run_folder import RunFolder
+from fmcefast.stages.finetuning.cell import finished_cells
+from fmcefast.stages.finetuning.sweep import read_table
 from fmcefast.stages.fit import load_fit
 from fmcefast.stages.markers import load_markers
+from fmcefast.stages.other_runs import load_other_runs
+from fmcefast.stages.score import load_score
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,26 @@ def verify(run: RunFolder, progress: Progress) -> VerifyResult:
         attempt(_read_safetensors, run.weights_of(epoch))
     if run.split_json.exists():
         attempt(read_split, run.split_json, run.path)
-    for path in (run.resume, run.fmce_net, run.fmce_net_resume):
-        if path.exists():
-            attempt(_read_safetensors, path)
-    if run.fit_json.exists():
-        attempt(load_fit, run)
-    if run.features.exists():
-        size = sum(path.stat().st_size for path in run.features.glob("*.npy"))
-        with progress.task("verify", total=size, unit="bytes") as task:
-            problems += verify_store(run.features, task.advance)
+    if run.resume.exists():
+        attempt(_read_safetensors, run.resume)
+    for view in run.views():
+        for path in (view.fmce_net, view.fmce_net_resume):
+            if path.exists():
+                attempt(_read_safetensors, path)
+        for path, read in ((view.fit_json, load_fit), (view.score_json, load_score)):
+            if path.exists():
+                attempt(read, view)
+        attempt(load_other_runs, view)
+        if view.features.exists():
+            size = sum(path.stat().st_size for path in view.features.glob("*.npy"))
+            with progress.task("verify", total=size, unit="bytes") as task:
+                problems += verify_store(view.features, task.advance)
+    for cell in attempt(finished_cells, run) or []:
+        rows = attempt(lambda cell=cell: cell.epochs_done)
+        if rows:
+            attempt(_read_safetensors, cell.place.weights_of(len(rows)))
+    if run.sweep_csv.exists():
+        attempt(read_table, run)
     return VerifyResult(len(looked_at), sum(path.stat().st_size for path in looked_at), problems)
 
 

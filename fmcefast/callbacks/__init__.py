@@ -1,0 +1,1 @@
+"""ConvergenceRecorder as a callback of other libraries' trainers, one module for each."""

@@ -1,0 +1,67 @@
+"""The command line: verbs and flags. What they do lives in the stages."""
+
+import sys
+import traceback
+
+import click
+
+from fmcefast import __version__
+from fmcefast.cli.finetuning_verbs import finetune, score, sweep
+from fmcefast.cli.pipeline_verbs import extract, fit, markers, report, run, train
+from fmcefast.cli.service_verbs import doctor, plan, verify
+from fmcefast.errors import FmcefastError, unknown_name
+from fmcefast.memory import keep_freed_memory
+
+
+class _Verbs(click.Group):
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        command = super().get_command(ctx, name)
+        if command is None:
+            raise unknown_name("verb", name, self.commands)
+        return command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="fmcefast")
+def cli() -> None:
+    """How mature are a backbone's feature maps? (Feature Map Convergence Evaluation)
+
+    \b
+    fmcefast run                    train, markers, extract, fit, report on bundled digits
+    fmcefast run runs/mine --data folder:my/images --epochs 60 --mu 1e-2
+    fmcefast markers my-losses.csv  has my own training converged, and when?
+
+    RUN is a run folder; left out, it is the newest one under runs/. A verb that is run again goes on where it
+    was interrupted. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 not converged.
+    """
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    debug = "--debug" in sys.argv
+    keep_freed_memory()
+    try:
+        code = cli.main(args=sys.argv[1:] or ["--help"], prog_name="fmcefast", standalone_mode=False) or 0
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "fmcefast"
+        code = _fail(f"{error.format_message()} See: {path} --help", 2, debug)
+    except FmcefastError as error:
+        code = _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort):
+        code = _fail("Interrupted.", 1, debug)
+    except OSError as error:
+        code = _fail(str(error), 1, debug)
+    except Exception as error:
+        code = _fail(f"{type(error).__name__}: {error}. Run again with --debug for the traceback.", 1, debug)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"fmcefast: {message}", file=sys.stderr)
+    return code
+
+
+for verb in (run, train, markers, extract, fit, finetune, sweep, score, report, plan, verify, doctor):
+    cli.add_command(verb)

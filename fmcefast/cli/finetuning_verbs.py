@@ -1,0 +1,146 @@
+"""The verbs that use a run's FMCE-Net: to train under it, and to judge with it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fmcefast.cli.options import common, module_option, settings
+from fmcefast.cli.running import finish, open_existing, perform
+from fmcefast.errors import InputError
+
+_WHERE = ("data_root", "workers", "loader")
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--raf", type=float, required=True, metavar="X", help="Weight of classification, 0 to 1; 1 is plain training."
+)
+@click.option("--seed", type=int, metavar="N", help="Seed of weights, order and augmentation. [default: the run's]")
+@click.option("--epochs", type=int, metavar="N", help="Epochs of the run's schedule. [default: up to the last marker]")
+@click.option(
+    "--init", metavar="FILE", type=click.Path(path_type=Path), help="Weights to begin with, instead of fresh ones."
+)
+@settings(also=(*_WHERE, "compile"))
+@common
+def finetune(
+    run: Path | None, raf: float, seed: int | None, epochs: int | None, init: Path | None, **options: Any
+) -> int:
+    """Train the backbone anew with the run's FMCE-Net as auxiliary loss (FMCE-Net++).
+
+    \b
+    fmcefast finetune runs/mnist --raf 0.8
+    torchrun --nproc-per-node 8 -m fmcefast finetune runs/mini --raf 0.8
+
+    L = raf * cross-entropy + (1 - raf) * FMCS loss. Leaves RUN/finetune/raf-0.80-seed-0/. One seed says little about
+    a RAF: see sweep.
+    """
+    force, options["force"] = options["force"], False
+    folder, progress, as_json = open_existing(run, "fit", options)
+    from fmcefast.stages.finetuning.finetune import finetune
+
+    stage = partial(finetune, raf=raf, seed=seed, epochs=epochs, init=init, force=force)
+    return finish(folder, perform(stage, folder, progress), as_json)
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--rafs", metavar="X,X,...", help="RAFs to compare with 1. [default: those of the paper's Table I]")
+@click.option("--seeds", type=int, default=5, metavar="N", help="Seeds of each RAF. [default: 5]")
+@click.option(
+    "--engine", default="local", metavar="local|ray", help="Processes here, or a Ray cluster. [default: local]"
+)
+@click.option(
+    "--jobs", type=int, metavar="N", help="Cells at a time on a machine. [default: one for each GPU, one on a CPU]"
+)
+@click.option(
+    "--fmce-per-seed", is_flag=True, help="Fit an FMCE-Net to each seed's own training, instead of the run's."
+)
+@settings(also=(*_WHERE, "compile"))
+@common
+def sweep(
+    run: Path | None,
+    rafs: str | None,
+    seeds: int,
+    engine: str,
+    jobs: int | None,
+    fmce_per_seed: bool,
+    **options: Any,
+) -> int:
+    """Fine-tune for many RAFs and seeds, and compare each RAF with plain training, seed by seed.
+
+    \b
+    fmcefast sweep runs/mnist --rafs 1,0.95,0.8,0.5,0 --seeds 5
+    RAY_ADDRESS=head:6379 fmcefast sweep runs/mnist --engine ray
+
+    Leaves RUN/sweep.csv. Finished cells are never trained again; more RAFs or seeds are added to them.
+    """
+    force, options["force"] = options["force"], False
+    folder, progress, as_json = open_existing(run, "fit", options)
+    from fmcefast.stages.finetuning.sweep import PAPER_RAFS, sweep
+
+    stage = partial(
+        sweep,
+        rafs=PAPER_RAFS if rafs is None else _numbers(rafs),
+        seeds=seeds,
+        engine=engine,
+        jobs=jobs,
+        fmce_per_seed=fmce_per_seed,
+        force=force,
+    )
+    return finish(folder, perform(stage, folder, progress), as_json)
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="FILE...",
+    type=click.Path(path_type=Path),
+    help="Checkpoints to judge: safetensors or a plain state_dict.",
+)
+@click.argument("more_weights", nargs=-1, metavar="", type=click.Path(path_type=Path))
+@click.option("--model", metavar="FILE", type=click.Path(path_type=Path), help="An FMCE-Net. [default: the run's]")
+@module_option
+@click.option(
+    "--reference", is_flag=True, help="Judge the run's own epochs too: a curve of maturity against the epoch."
+)
+@settings(also=_WHERE)
+@common
+def score(
+    run: Path | None,
+    weights: tuple[Path, ...],
+    more_weights: tuple[Path, ...],
+    model: Path | None,
+    module: str | None,
+    reference: bool,
+    **options: Any,
+) -> int:
+    """Judge how mature the feature maps of checkpoints are, under the run's FMCE-Net.
+
+    \b
+    fmcefast score runs/mnist --weights mine/epoch-10.pt mine/epoch-20.safetensors
+    fmcefast score runs/mnist --reference
+
+    Every held-out image's feature map gets a score from 1 to K; the table shows mean, spread and distribution. Nothing
+    in a file is executed: pickled objects are refused.
+    """
+    if options["force"]:
+        raise InputError("score keeps nothing that --force could make again; leave it out.")
+    if run is not None and run.is_file():  # score --weights FILE FILE
+        run, more_weights = None, (run, *more_weights)
+    folder, progress, as_json = open_existing(run, "fit", options)
+    from fmcefast.stages.score import score
+
+    stage = partial(score, weights=[*weights, *more_weights], model=model, reference=reference)
+    return finish(folder, perform(stage, folder.view(module), progress), as_json)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"--rafs takes numbers with commas between them, such as 1,0.9,0.5, not {text!r}.") from error

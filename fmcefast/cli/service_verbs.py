@@ -1,0 +1,79 @@
+"""The verbs about runs and machines: what will it take, is it whole, what can be used."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fmcefast.cli.options import common, settings
+from fmcefast.cli.running import finish, folder_of_data, given, perform, print_json
+from fmcefast.config import RECORDED, STAGES
+from fmcefast.errors import InputError
+from fmcefast.progress import Progress
+from fmcefast.run_folder import newest_run, peek_run
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@settings(*STAGES)
+@common
+def plan(run: Path | None, **options: Any) -> int:
+    """What a run will take, in seconds and bytes, and whether the disk has room; measures for a few seconds.
+
+    \b
+    fmcefast plan runs/mine --data folder:my/images --backbone resnet50
+
+    The run need not exist, and is not made. Left out, it is the newest one, or runs/DATA with --data.
+    """
+    if run is None and options["data"] is None and not options["config_file"]:
+        run = newest_run()
+    folder = peek_run(run or folder_of_data(options), given(options), options["config_file"])
+    from fmcefast.models.networks import check_backbone
+    from fmcefast.stages.plan import plan
+
+    if folder.config.data != RECORDED:  # whose backbone may have any name
+        check_backbone(folder.config.backbone)
+    finish(folder, perform(plan, folder, Progress(quiet=options["quiet"])), options["as_json"])
+    return 0
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on standard error.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
+def verify(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
+    """Read every file of a run: are checksums, shapes and tables as they were written? Exit code 1 if not.
+
+    \b
+    fmcefast verify runs/mnist
+    """
+    folder = peek_run(run or newest_run(), {})
+    if not folder.config_yaml.exists():
+        raise InputError(f"{folder} is not a run folder (no config.yaml in it).")
+    from fmcefast.stages.verify import verify
+
+    result = perform(verify, folder, Progress(quiet=quiet))
+    finish(folder, result, as_json)
+    return 0 if result.sound else 1
+
+
+@click.command()
+@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on standard error; there is none.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
+def doctor(folder: Path, quiet: bool, as_json: bool, debug: bool) -> int:
+    """What this machine can do, what each stage will use on it and why. Exit code 1 if fmcefast cannot run here.
+
+    \b
+    fmcefast doctor /data/runs
+
+    FOLDER is where runs are to lie, by default the current one; it need not exist, and nothing is left there.
+    """
+    from fmcefast.doctor.examination import doctor
+
+    found = doctor(folder)
+    print_json(asdict(found)) if as_json else click.echo(found.explain())
+    return 0 if found.usable else 1

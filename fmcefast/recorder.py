@@ -1,0 +1,393 @@
+"""Records training loops of people's own as runs."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from math import inf, nan
+from pathlib import Path
+from sys import float_info
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from fmcefast import convergence, files
+from fmcefast.config import FIELDS, RECORDED
+from fmcefast.convergence import Markers
+from fmcefast.device import describe
+from fmcefast.errors import FmcefastError, InputError, unknown_name
+from fmcefast.features.dataset import FeatureMapDataset
+from fmcefast.features.writer import FeatureMapWriter
+from fmcefast.losses_csv import Epoch, read_epochs, write_epochs
+from fmcefast.models.fmce_net import LEAST_CHANNELS
+from fmcefast.models.weights import read_weights, require_no_others, take_weights
+from fmcefast.progress import Progress
+from fmcefast.run_folder import RunFolder, open_run
+from fmcefast.stages.maps import is_extracted
+from fmcefast.stages.markers import load_markers, require_markers
+from fmcefast.stages.markers import markers as find_and_write
+from fmcefast.stages.train import has_converged
+
+_SETTINGS = tuple(name for name, field in FIELDS.items() if field.metadata["stage"] != "train")
+
+
+class ConvergenceRecorder:
+    """Makes a run folder out of any training loop, and says when the loss has converged.
+
+        with ConvergenceRecorder("runs/mine", mu=1e-3) as recorder:
+            for epoch in range(200):
+                ...  # train
+                if recorder.epoch_end(model, mean_loss, top1=accuracy):
+                    break
+            recorder.extract(model, model.backbone, loader)  # the feature maps at the epoch markers
+
+    Afterwards `fmcefast markers`, `fit`, `report` and `verify` work on the folder.
+
+    run: the folder, made if missing; a recorded one is taken up again after its last epoch.
+    name: of the model, for the report of a new folder; its class by default.
+    settings: phases=10, mu=1e-4, alpha=0.85, window=5, smoothing="ema" and start=1 as for `find_markers`; keep="all",
+    or "markers" to drop the weights of other epochs once there are markers; dtype="float16" and others of `fmcefast
+    extract` and `fmcefast fit`. What is left out stays as the folder has it.
+
+    The folder is locked until `close`, or the end of the `with` block. Of several training processes one records.
+
+    Raises InputError for settings that cannot be or that contradict feature maps in the folder, and for a folder that
+    is something else; FmcefastError when another process or recorder has it.
+    """
+
+    def __init__(self, run: str | Path, *, name: str | None = None, **settings: Any):
+        for each in settings.keys() - set(_SETTINGS):
+            raise unknown_name("setting", each, _SETTINGS)
+        path = Path(run)
+        wanted = {"data": RECORDED, **settings}
+        known = (path / "config.yaml").exists()
+        with ExitStack() as stack:
+            if known:
+                stack.enter_context(_lock(path))
+            self.run: RunFolder = open_run(path, wanted, create=True)
+            if not known:
+                stack.enter_context(_lock(path))
+            self._epochs = read_epochs(self.run.losses_csv)
+            self._lock = stack.pop_all()
+        self._name, self._is_open, self._began = name, True, monotonic()
+
+    @property
+    def epochs(self) -> int:
+        """How many are recorded."""
+        return len(self._epochs)
+
+    @property
+    def cqi(self) -> float:
+        """The Convergence Quantification Indicator of the last epoch ([FMCE] IV-B); NaN before the second one."""
+        if not self._epochs:
+            return nan
+        config, losses = self.run.config, [row.loss for row in self._epochs]
+        return float(convergence.cqi(losses, alpha=config.alpha, window=config.window, smoothing=config.smoothing)[-1])
+
+    @property
+    def converged(self) -> bool:
+        """Whether the CQI of a full window was at most mu in the last epoch or one before."""
+        return has_converged(self.run.config, self._epochs)
+
+    def epoch_end(
+        self,
+        model: nn.Module | Mapping[str, torch.Tensor],
+        loss: float,
+        *,
+        top1: float | None = None,
+        lr: float | None = None,
+        epoch: int | None = None,
+    ) -> bool:
+        """Record an epoch. Returns whether the loss has converged.
+
+        model: or its state_dict, gathered if the model is sharded; the weights are stored without the prefixes that
+        DistributedDataParallel and torch.compile give names. loss: mean training loss of the epoch; top1: on held-out
+        images, a fraction; lr: the last learning rate.
+        epoch: from 1, the next one by default. One that is recorded already is replaced, and later ones are dropped,
+        as for a loop that goes on from an older checkpoint.
+
+        Once this returns the epoch is durable. Raises InputError for a loss that is not positive and finite, an epoch
+        that leaves a gap or from which feature maps were made, and a state that is not made of plain tensors.
+        """
+        self._require_open()
+        epoch = self.epochs + 1 if epoch is None else epoch
+        if not 1 <= epoch <= self.epochs + 1:
+            raise InputError(
+                f"Epoch {epoch} cannot be recorded: {self.run} holds {self.epochs} epochs, which count from 1 without "
+                f"a gap. Go on with epoch {self.epochs + 1} or an earlier one, or name another folder."
+            )
+        row = Epoch(
+            epoch=epoch,
+            loss=float(loss),
+            top1=nan if top1 is None else float(top1),
+            lr=nan if lr is None else float(lr),
+            seconds=round(monotonic() - self._began, 3),
+        )
+        if not float_info.min <= row.loss < inf:
+            raise InputError(
+                f"The mean loss of epoch {epoch} is {row.loss:g}; every loss must be positive and finite, because the "
+                f"markers divide its logarithm. {self.run} keeps the epochs before; train on from one of them."
+            )
+        if top1 is not None and not 0 <= row.top1 <= 1:
+            raise InputError(f"top1 must be a fraction from 0 to 1, not {row.top1:g}. Leave it out if there is none.")
+        content = _as_safetensors(model.state_dict() if isinstance(model, nn.Module) else model)
+        if epoch <= self.epochs:
+            self._drop_from(epoch)
+        if not self.run.begun("train"):
+            self.run = open_run(self.run.path, {"backbone": self._name or _class_of(model)})
+        self.run.weights.mkdir(exist_ok=True)
+        files.write_bytes(self.run.weights_of(epoch), content)
+        write_epochs(self.run.losses_csv, [*self._epochs, row])  # the commit: weights without a row do not count
+        self._epochs.append(row)
+        self._renew_markers()
+        self._began = monotonic()
+        return self.converged
+
+    def markers(self) -> Markers:
+        """Find the epoch markers and write markers.json, as `fmcefast markers` does ([FMCE] IV-C).
+
+        Raises InputError when nothing is recorded, or when too few epochs lie before convergence.
+        """
+        self._require_open()
+        if not self._epochs:
+            raise InputError(f"{self.run} holds no epochs yet. Record some: recorder.epoch_end(model, loss)")
+        return find_and_write(self.run, Progress(quiet=True))
+
+    def extract(
+        self,
+        model: nn.Module,
+        features: Callable[[Any], torch.Tensor],
+        loader: Iterable[tuple[Any, Any]],
+        *,
+        labels: Any = None,
+        quiet: bool = False,
+    ) -> FeatureMapDataset:
+        """Store the feature maps of every image at every epoch marker (the FMCS-Dataset, [FMCE] IV-D), for `fmcefast
+        fit`. Called again, it goes on after what is stored.
+
+        model: of the recorded loop. It takes the weights of the markers in turn, in eval mode; afterwards it is as it
+        was. features: images, on the model's device, -> maps (N, C, H, W) with C >= 4, by that model: model.backbone,
+        say. loader: (images, labels) in batches, the same images in the same order in every pass: neither shuffled nor
+        augmented, the last batch not dropped.
+        labels: (samples,) int64; they are taken from a first pass over the loader when left out.
+
+        Raises NotConvergedError without markers; InputError when passes over the loader differ, or for weights or maps
+        that do not fit; and what FeatureMapWriter raises.
+        """
+        self._require_open()
+        self.markers()
+        found = require_markers(self.run)
+        if not is_extracted(self.run):
+            if isinstance(loader, Iterator):
+                raise InputError(
+                    "The loader is an iterator, which can be gone through once. Give a DataLoader or list."
+                )
+            with _in_eval_mode(model, features):
+                self._extract(found, model, _Features(model, features), loader, labels, Progress(quiet=quiet))
+        return FeatureMapDataset(self.run.features)
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._is_open = False
+        self._lock.close()
+
+    def __enter__(self) -> "ConvergenceRecorder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.close()
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise InputError(f"This recorder of {self.run} is closed. Make another one to go on.")
+
+    def _drop_from(self, epoch: int) -> None:
+        """Forget an epoch and all later ones, and what was made from them."""
+        found = load_markers(self.run) if self.run.markers_json.exists() else None
+        if found is None or not found.converged or found.markers[-1] >= epoch:
+            made = [stage for stage in ("extract", "fit") if self.run.begun(stage)]
+            if made:
+                raise InputError(
+                    f"Epoch {epoch} of {self.run} cannot be recorded again: feature maps were made from it or later "
+                    f"ones. Record into another folder, or remove {self.run.features} and what was fitted to it."
+                )
+            self.run.undo("markers")
+        dropped, self._epochs = self._epochs[epoch - 1 :], self._epochs[: epoch - 1]
+        write_epochs(self.run.losses_csv, self._epochs)
+        for row in dropped:
+            self.run.weights_of(row.epoch).unlink(missing_ok=True)
+
+    def _renew_markers(self) -> None:
+        """A further epoch may bring markers, but does not change those there are."""
+        if self.run.markers_json.exists():
+            if load_markers(self.run).converged:
+                self.markers()
+            else:
+                self.run.markers_json.unlink()
+
+    def _extract(
+        self,
+        found: Markers,
+        model: nn.Module,
+        features: "_Features",
+        loader: Iterable[tuple[Any, Any]],
+        labels: Any,
+        progress: Progress,
+    ) -> None:
+        config = self.run.config
+        maps = next((features(images, len(each)) for images, each in loader), None)
+        if maps is None:
+            raise InputError("The loader gave no images.")
+        labels = np.concatenate([_array(each) for _, each in loader]) if labels is None else _array(labels)
+        channels, height, width = maps.shape[1:]
+        with (
+            FeatureMapWriter(
+                self.run.features,
+                shape=(height, width, channels),
+                samples=len(labels),
+                epochs=found.markers,
+                labels=labels,
+                dtype=config.dtype,
+                source={"data": config.data, "backbone": config.backbone},
+                strict=config.strict,
+                row_checksums=config.row_checksums,
+            ) as writer,
+            self.run.recording("extract") as facts,
+            progress.task("extract", total=sum(span.rows for span in writer.spans()), unit="images") as task,
+        ):
+            half = maps.dtype if maps.dtype in (torch.bfloat16, torch.float16) else None
+            facts["hardware"] = describe(features.device, half)
+            todo = writer.spans()
+            for score in sorted({span.score for span in todo}):
+                spans, epoch = [span for span in todo if span.score == score], found.markers[score - 1]
+                _load(model, self.run.weights_of(epoch))
+                for first, end, images in _checked(loader, labels, score):
+                    parts = [(max(span.first, first), min(span.end, end)) for span in spans]
+                    if all(begin >= stop for begin, stop in parts):
+                        continue  # stored by a call before
+                    maps = features(images, end - first)
+                    for begin, stop in parts:
+                        if begin < stop:
+                            writer.write(score, maps[begin - first : stop - first])
+                            task.advance(stop - begin, note=f"phase {score} of {found.phases} (epoch {epoch})")
+                    # Not images_per_second, by which `--store auto` may decide to make maps again.
+                    facts["maps_per_second"] = round(task.rate, 1)
+        if writer.overflowed:
+            progress.line(
+                f"extract: {writer.overflowed:,} values were too large for float16 and became infinite. Record with "
+                'dtype="float32".'
+            )
+
+
+class _Features:
+    """Images -> maps (N, C, H, W), on the device of the model and without gradients."""
+
+    def __init__(self, model: nn.Module, features: Callable[[Any], torch.Tensor]):
+        self.device = next((each.device for each in model.parameters()), torch.device("cpu"))
+        self._features = features
+
+    @torch.inference_mode()
+    def __call__(self, images: Any, number: int) -> torch.Tensor:
+        maps = self._features(images.to(self.device) if hasattr(images, "to") else images)
+        if not torch.is_tensor(maps) or maps.ndim != 4 or maps.shape[1] < LEAST_CHANNELS:
+            found = f"of shape {tuple(maps.shape)}" if torch.is_tensor(maps) else f"a {type(maps).__name__}"
+            raise InputError(
+                f"features gave {found}. Feature maps are (N, C, H, W) with at least {LEAST_CHANNELS} channels: those "
+                "before the pooling, say."
+            )
+        if len(maps) != number:
+            raise InputError(f"features made {len(maps)} maps of {number} images; one of each is needed.")
+        return maps
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module, features: Callable) -> Iterator[None]:
+    """Both in eval mode; afterwards their modes and the state of the model are as before."""
+    roots = [each for each in (model, features) if isinstance(each, nn.Module)]
+    modes = [(module, module.training) for root in roots for module in root.modules()]
+    state = deepcopy(model.state_dict())
+    for root in roots:
+        root.eval()
+    try:
+        yield
+    finally:
+        model.load_state_dict(state)
+        for module, mode in modes:
+            module.train(mode)
+
+
+def _checked(loader: Iterable[tuple[Any, Any]], labels: np.ndarray, score: int) -> Iterator[tuple[int, int, Any]]:
+    """(first row, end, images) of every batch. Raises InputError when their labels are not `labels`."""
+    hint = "Every pass must give the same images in the same order: not shuffled, none left out, none added."
+    first = 0
+    for images, each in loader:
+        given = _array(each)
+        end = first + len(given)
+        if not np.array_equal(given, labels[first:end]):
+            raise InputError(
+                f"In phase {score} the loader gives other images than the {len(labels):,} before, from image "
+                f"{first + 1:,} on. {hint}"
+            )
+        yield first, end, images
+        first = end
+    if first != len(labels):
+        raise InputError(f"In phase {score} the loader gave {first:,} images, not the {len(labels):,} before. {hint}")
+
+
+def _array(labels: Any) -> np.ndarray:
+    return np.asarray(labels.cpu() if torch.is_tensor(labels) else labels)
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    """Read weights as `_as_safetensors` made them. Raises InputError unless all fit."""
+    tensors = read_weights(path)
+    names = _plain_names(name for name, value in model.state_dict().items() if torch.is_tensor(value))
+    take_weights(model, tensors, path, names)
+    require_no_others(tensors, path, set(names))
+
+
+def _as_safetensors(state: Mapping[str, Any]) -> bytes:
+    """Tensors under plain names, each on its own even where several share their memory."""
+    tensors = {}
+    for plain, name in _plain_names(state).items():
+        tensor = state[name].detach() if torch.is_tensor(state[name]) else state[name]
+        if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.is_meta:
+            raise InputError(
+                f"{name!r} in the model's state is a {type(tensor).__name__}, and weights are written as plain tensors "
+                "alone. Give a state_dict without it, or of the gathered model if it is sharded, in place of the model."
+            )
+        tensors[plain] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return save(tensors)
+
+
+def _plain_names(names: Iterable[str]) -> dict[str, str]:
+    """{name without what DistributedDataParallel and torch.compile put into it: name}."""
+    plain = {".".join(part for part in name.split(".") if part != "_orig_mod"): name for name in names}
+    while plain and all(name.startswith("module.") for name in plain):
+        plain = {name.removeprefix("module."): own for name, own in plain.items()}
+    return plain
+
+
+def _class_of(model: nn.Module | Mapping) -> str:
+    """The name of the class within such wrappers; `model` for a state_dict."""
+    inner = getattr(model, "_orig_mod", getattr(model, "module", None))
+    if isinstance(inner, nn.Module):
+        return _class_of(inner)
+    return type(model).__name__ if isinstance(model, nn.Module) else "model"
+
+
+def _lock(folder: Path) -> files.FolderLock:
+    try:
+        return files.FolderLock(folder)
+    except FmcefastError as error:
+        raise FmcefastError(
+            f"Another recorder, or fmcefast itself, is at work in {folder}. Close it (recorder.close()), or name "
+            "another folder."
+        ) from error

@@ -1,0 +1,18 @@
+"""How all figures look."""
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+RAW, SMOOTH, MARK = "#9aa5b1", "#1f5f99", "#c8553d"
+
+
+def finish(*panels: Axes, xlabel: str = "epoch", whole_numbers: bool = True) -> None:
+    """Label the x axis, and leave only what is needed around the data."""
+    for axes in panels:
+        axes.set_xlabel(xlabel)
+        if whole_numbers:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if axes.get_xlim()[1] > 100_000:
+                axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)

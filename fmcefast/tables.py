@@ -1,0 +1,37 @@
+"""CSV files with a header, whose rows are dataclasses of numbers and text."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TypeVar
+
+from fmcefast import files
+
+Row = TypeVar("Row")
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows of a file; columns that `kind` has not are left out, and an empty cell of an optional number is None.
+
+    Raises OSError, KeyError, TypeError or ValueError for a file that is missing or damaged.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            kind(**{each.name: _value(cells[each.name], each.type) for each in fields(kind)})
+            for cells in csv.DictReader(file)
+        ]
+
+
+def write_rows(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:
+    """Write rows of `kind`; the file is replaced as a whole."""
+    with files.replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [each.name for each in fields(kind)])
+        writer.writeheader()
+        writer.writerows(map(asdict, rows))
+
+
+def _value(cell: str, kind: type) -> int | float | str | None:
+    if kind == float | None:
+        return float(cell) if cell else None
+    return kind(cell)

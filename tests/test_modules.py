@@ -1,0 +1,166 @@
+"""Feature maps of any module, and timm's networks, against hooks and the networks themselves."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fmcefast import FeatureMapDataset
+from fmcefast.data.loaders.choose import make_loader
+from fmcefast.data.recipes import recipe_of
+from fmcefast.data.sources import load_source
+from fmcefast.errors import InputError
+from fmcefast.models.backbones import make_backbone
+from fmcefast.models.modules import ModuleMaps
+from fmcefast.models.networks import make_network
+from fmcefast.progress import Progress
+from fmcefast.stages.extract import extract, extract_modules
+from fmcefast.stages.fit import fit
+
+NAME = "shufflenet_v2_x0_5"
+
+
+def test_the_maps_are_the_modules_outputs():
+    maps = ModuleMaps("resnet18", 10, ["layer2", "layer3.0.conv1", "layer1.1"]).eval()
+    images = torch.randn(2, 3, 64, 64)
+    network = maps.network
+    with torch.inference_mode():
+        (second, inner, first), logits = maps(images)
+        stem = network.maxpool(network.relu(network.bn1(network.conv1(images))))
+        expected_first = network.layer1(stem)
+        expected_second = network.layer2(expected_first)
+        assert torch.equal(first, expected_first) and torch.equal(second, expected_second)
+        assert torch.equal(inner, network.layer3[0].conv1(expected_second))
+        assert torch.equal(logits, network(images)) and torch.equal(maps.features(images), second)
+    assert maps.feature_shapes(64) == ((128, 8, 8), (256, 4, 4), (64, 16, 16))
+
+
+def test_names_that_are_no_module_or_give_no_map_are_refused():
+    with pytest.raises(InputError, match=r"Unknown module of resnet18 'layer5'\. Did you mean 'layer"):
+        ModuleMaps("resnet18", 10, ["layer5"])
+    with pytest.raises(InputError, match=r"'fc' puts out a tensor \(1, 10\)\. A feature map is"):
+        ModuleMaps("resnet18", 10, ["fc"]).feature_shapes(64)
+
+
+TIMM = {
+    "resnet18": (512, 2, 2),
+    "mobilenetv3_small_050": (288, 2, 2),
+    "convnext_atto": (320, 2, 2),
+    "regnetx_002": (368, 2, 2),
+    "densenet121": (1024, 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_a_cut_backbone_of_timm_is_the_original_network(name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=10)
+    torch.manual_seed(0)
+    backbone = make_backbone(f"timm:{name}", 10)
+    images = torch.randn(3, 3, 64, 64)
+    for training in (False, True):
+        network.train(training)
+        backbone.train(training)
+        torch.manual_seed(1)
+        expected = network(images)
+        torch.manual_seed(1)
+        assert torch.equal(backbone(images), expected)
+    assert backbone.feature_shape(64) == TIMM[name]
+    assert {key.partition(".")[2] for key in backbone.state_dict()} == set(network.state_dict())
+
+
+def test_unfit_networks_of_timm_are_refused(monkeypatch):
+    pytest.importorskip("timm")
+    with pytest.raises(InputError, match="Did you mean 'timm:resnet18'"):
+        make_network("timm:resnet1B", 10)
+    with pytest.raises(InputError, match="no feature map"):
+        make_backbone("timm:vit_tiny_patch16_224", 10)
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(InputError, match=r"pip install 'fmcefast\[timm\]'"):
+        make_network("timm:resnet18", 10)
+
+
+def test_modules_are_extracted_in_one_pass_and_fitted(run, fmcefast, cpu, monkeypatch):
+    whole = FeatureMapDataset(run.features).batch(np.arange(300))[0]
+    passes = []
+    load = ModuleMaps.load
+    monkeypatch.setattr(ModuleMaps, "load", lambda self, path: (passes.append(path), load(self, path)))
+    code, out, _ = fmcefast("extract", run.path, "--module", "stage2", "--module", "stage3.0", "--json", "--quiet")
+    assert code == 0 and [each["module"] for each in json.loads(out)["modules"]] == ["stage2", "stage3.0"]
+    assert len(passes) == 3  # one for each phase, not for each module
+    markers = json.loads(run.markers_json.read_text())["markers"]
+    source = load_source("digits", subset=100)
+    images, _ = next(iter(make_loader(source.train, recipe_of("digits"), image_size=32, batch_size=100,
+                                      training=False, device=cpu)))  # fmt: skip
+    for module in ("stage2", "stage3.0"):
+        dataset = FeatureMapDataset(run.view(module).features)
+        for phase, epoch in enumerate(markers):
+            maps = ModuleMaps(NAME, 10, [module]).eval()
+            maps.load(run.weights_of(epoch))
+            with torch.inference_mode():
+                expected = maps.features(images)
+            found, targets = dataset.batch(np.arange(100) + 100 * phase)
+            torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=2e-3)
+            assert targets.eq(phase).all()
+    assert run.view("stage2").features == run.path / "modules" / "stage2" / "features"
+
+    code, out, _ = fmcefast("fit", run.path, "--module", "stage2", "--json", "--quiet")
+    assert code == 0 and json.loads(out) == {
+        "run": str(run.path),
+        **json.loads(run.view("stage2").fit_json.read_text()),
+    }
+    recomputed = run.view("stage3.0")
+    code, _, err = fmcefast("fit", run.path, "--module", "stage3.0", "--store", "recompute")
+    assert code == 0 and "--store recompute" in err and recomputed.fmce_net.exists()
+    code, out, _ = fmcefast("score", run.path, "--module", "stage2", "--reference", "--json", "--quiet")
+    assert code == 0 and len(json.loads(out)["reference"]) == 8
+    assert fmcefast("verify", run.path)[0] == 0
+
+    # To do one module again leaves the rest alone; to do the run again takes the modules along.
+    code, _, _ = fmcefast("extract", run.path, "--module", "stage2", "--force", "--quiet")
+    assert code == 0 and not run.view("stage2").fit_json.exists() and recomputed.fit_json.exists()
+    assert run.fit_json.exists() and torch.equal(FeatureMapDataset(run.features).batch(np.arange(300))[0], whole)
+    code, _, _ = fmcefast("extract", run.path, "--force", "--quiet")
+    assert code == 0 and not recomputed.features.exists()
+
+
+def test_an_interrupted_pass_over_several_modules_ends_the_same(run, runs, monkeypatch):
+    modules, progress = ["stage2", "stage4"], Progress(quiet=True)
+    whole = extract_modules(run, progress, modules)
+    expected = {path.name: path.read_bytes() for path in run.view("stage2").features.iterdir()}
+    for module in modules:
+        run.view(module).undo("extract")
+    load, calls = ModuleMaps.load, []
+
+    def interrupted(self, path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        load(self, path)
+
+    monkeypatch.setattr(ModuleMaps, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract_modules(run, progress, modules)
+    # One of them is further than the other.
+    run.view("stage4").undo("extract")
+    again = extract_modules(run, progress, modules)
+    assert again == whole
+    found = {path.name: path.read_bytes() for path in run.view("stage2").features.iterdir()}
+    assert found == expected
+    assert extract(run, progress).module is None and fit(run, progress).test_maps == 75
+
+
+def test_bad_modules_are_refused(run, fmcefast):
+    code, _, err = fmcefast("extract", run.path, "--module", "stage9")
+    assert code == 2 and "Did you mean 'stage" in err
+    for name in ("../../x", "/etc", "a..b", ""):
+        code, _, err = fmcefast("extract", run.path, "--module", name, "--force")
+        assert code == 2 and "is not the name of a module" in err
+    code, _, err = fmcefast("fit", run.path, "--module", "stage2")
+    assert code == 2 and f"fmcefast extract {run.path} --module stage2" in err
+    code, _, err = fmcefast("score", run.path, "--module", "stage2", "--reference")
+    assert code == 2 and "has no FMCE-Net of stage2" in err and "--module stage2" in err
+    code, _, err = fmcefast("score", run.path, "--module", "stage2", "--reference", "--model", run.fmce_net)
+    assert code == 2 and "takes feature maps of 1024x1x1" in err and "stage2" in err
