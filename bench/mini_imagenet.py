@@ -14,27 +14,22 @@ runs as YAML. Writes RUNS/mini-imagenet.json, in the form of bench/results.
 import argparse
 from pathlib import Path
 
-import torch
 from environment import document, row, write
 
-from fmcefast import FMCENet, RepresentationAuxiliaryLoss
-from fmcefast.config import Config, read_yaml
-from fmcefast.data.image_set import Source
-from fmcefast.device import amp_type, autocast, pick_device
+from fmcefast.config import read_yaml
 from fmcefast.errors import FmcefastError
 from fmcefast.memory import keep_freed_memory
 from fmcefast.progress import Progress, format_bytes, format_seconds
 from fmcefast.report.page import report
 from fmcefast.run_folder import RunFolder, open_run
 from fmcefast.stages.extract import extract
-from fmcefast.stages.fit import fit, measure, predict, split_maps
-from fmcefast.stages.images import open_source
-from fmcefast.stages.maps import open_maps, recomputes_maps
+from fmcefast.stages.finetuning.finetune import finetune
+from fmcefast.stages.fit import fit
+from fmcefast.stages.maps import recomputes_maps
 from fmcefast.stages.markers import markers
+from fmcefast.stages.other_runs import judge_other_runs
 from fmcefast.stages.plan import plan
-from fmcefast.stages.train import committed_epochs, train, train_epochs
-from fmcefast.stages.trainer import Trainer
-from fmcefast.training_state import load_state
+from fmcefast.stages.train import train
 
 PAPER = ("resnet50=150", "shufflenet_v2_x1_0=250")
 SEEDS = (0, 1)
@@ -116,45 +111,15 @@ def results_of(run: RunFolder, progress: Progress) -> list[dict]:
 
 def cross_seed_row(name: str, first: RunFolder, second: RunFolder, progress: Progress) -> dict:
     """FMCE-Net of the first run on images that it was not trained on, under the backbones of the second."""
-    device = pick_device()
-    dtype = amp_type(first.config.amp, device)
-    net = FMCENet.from_pretrained(first.fmce_net).to(device, memory_format=torch.channels_last)
-    maps = open_maps(second, device, dtype, progress)
-    _, held_out = split_maps(maps.samples, maps.phases, first.config.split, first.config.seed)
-    predicted = predict(net, maps, held_out, second.config.fmce_batch_size, device, dtype)
-    found = measure(held_out // maps.samples, predicted, maps.phases, first.config.split, 0, 0)
-    facts = {"f1": found.f1, "mean_absolute_error": found.mean_absolute_error}
+    found = judge_other_runs(first, progress, [second.path]).others[0].metrics
+    facts = {"f1": found.f1, "mean_absolute_error": found.mean_absolute_error, "spearman": found.spearman}
     return row(f"{name}: FMCE-Net accuracy, maps of the other seed", [found.accuracy], "fraction", **facts)
 
 
 def raf_row(name: str, run: RunFolder, raf: float, progress: Progress) -> dict:
     """Top-1 after training from fresh weights until E_K with the representation auxiliary loss."""
-    config, last = run.config, markers(run, progress).markers[-1]
-    place = RunFolder(run.path / "finetune" / f"raf-{raf:.2f}-seed-{config.seed}", config)
-    place.path.mkdir(parents=True, exist_ok=True)
-    epochs = committed_epochs(place)
-    if len(epochs) < last:
-        progress.line(f"{name}, RAF {raf:.2f}: {last} epochs")
-        trainer = TrainerWithFMCENet(config, open_source(run), pick_device(), run.fmce_net, raf)
-        if epochs:
-            load_state(place.resume, trainer.backbone, trainer.optimizer, trainer.scaler)
-        train_epochs(place, trainer, epochs, lambda done: len(done) >= last, progress)
-    return row(f"{name}: top-1 at RAF {raf:.2f}", [epochs[-1].top1], "fraction", epochs=last)
-
-
-class TrainerWithFMCENet(Trainer):
-    """Trains with L = raf * cross-entropy + (1 - raf) * FMCS loss of a frozen FMCE-Net ([FMCE++] III)."""
-
-    def __init__(self, config: Config, source: Source, device: torch.device, fmce_net: Path, raf: float):
-        super().__init__(config, source, device)
-        self._criterion = RepresentationAuxiliaryLoss(FMCENet.from_pretrained(fmce_net), raf).to(device)
-        self._features = torch.compile(self.backbone.features) if config.compile else self.backbone.features
-
-    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with autocast(self.device, self.dtype):
-            maps = self._features(images)
-            logits = self.backbone.head(maps)
-        return self._criterion(logits.float(), labels, maps)
+    found = finetune(run, progress, raf=raf)
+    return row(f"{name}: top-1 at RAF {raf:.2f}", [found.top1], "fraction", epochs=found.epochs, fmcs=found.fmcs)
 
 
 if __name__ == "__main__":

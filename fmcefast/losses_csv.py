@@ -43,7 +43,7 @@ def read_epochs(path: Path, kind: type[Row] = Epoch) -> list[Row]:
         if [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
             raise ValueError("its epochs do not count from 1")
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}. Start the training again with --force.") from error
+        raise InputError(f"{path} is damaged: {error}. Put the file back, or train again.") from error
     return rows
 
 

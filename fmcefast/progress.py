@@ -48,10 +48,11 @@ class Progress:
             print(text, file=self.file, flush=True)
 
     @contextmanager
-    def task(self, name: str, *, total: int, unit: str) -> Iterator["Task"]:
-        """Work of `total` units that lasts as long as the block."""
+    def task(self, name: str, *, total: int, unit: str, lines: bool = True) -> Iterator["Task"]:
+        """Work of `total` units that lasts as long as the block. lines: whether it says so now and then where there is
+        no terminal."""
         if self.quiet or not self.file.isatty():
-            yield Task(self, name, total, unit)
+            yield Task(self, name, total, unit, interval=_PLAIN_INTERVAL if lines else float("inf"))
             return
         with _bar(self.file) as self._bar:
             try:
@@ -63,10 +64,12 @@ class Progress:
 class Task:
     """One piece of work; `advance` it and give a `note` to show beside it."""
 
-    def __init__(self, progress: Progress, name: str, total: int, unit: str, bar=None):
+    def __init__(
+        self, progress: Progress, name: str, total: int, unit: str, bar=None, interval: float = _PLAIN_INTERVAL
+    ):
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
-        self._progress, self._bar = progress, bar
+        self._progress, self._bar, self._interval = progress, bar, interval
         self._begun = self._said = time.monotonic()
         self._id = bar.add_task(name, total=total, unit=unit, rate="", note="") if bar is not None else None
 
@@ -83,7 +86,7 @@ class Task:
         self.done += units
         if self._bar is not None:
             self._bar.update(self._id, completed=self.done, rate=f"{self.rate:,.0f}", note=note)
-        elif time.monotonic() - self._said > _PLAIN_INTERVAL:
+        elif time.monotonic() - self._said > self._interval:
             self._said = time.monotonic()
             self._progress.line(
                 f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.0f} {self.unit}/s, "

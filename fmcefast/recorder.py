@@ -23,7 +23,7 @@ from fmcefast.features.dataset import FeatureMapDataset
 from fmcefast.features.writer import FeatureMapWriter
 from fmcefast.losses_csv import Epoch, read_epochs, write_epochs
 from fmcefast.models.fmce_net import LEAST_CHANNELS
-from fmcefast.models.weights import read_weights, require_no_others, take_weights
+from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
 from fmcefast.progress import Progress
 from fmcefast.run_folder import RunFolder, open_run
 from fmcefast.stages.maps import is_extracted
@@ -347,10 +347,8 @@ def _array(labels: Any) -> np.ndarray:
 
 def _load(model: nn.Module, path: Path) -> None:
     """Read weights as `_as_safetensors` made them. Raises InputError unless all fit."""
-    tensors = read_weights(path)
     names = _plain_names(name for name, value in model.state_dict().items() if torch.is_tensor(value))
-    take_weights(model, tensors, path, names)
-    require_no_others(tensors, path, set(names))
+    copy_weights(model, weights_of_network(read_weights(path), path, names, names), path, names)
 
 
 def _as_safetensors(state: Mapping[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fmcefast.errors import InputError
 
 # Stages whose results take long to make: they are not undone without being asked.
 _COSTLY = ("train", "extract", "fit")
+_MODULE = re.compile(r"\w+(\.\w+)*")
 
 
 class RunFolder:
@@ -58,7 +60,7 @@ class RunFolder:
 
     def view(self, module: str | None) -> "RunFolder":
         """The same run, of one of its modules. Raises InputError for what cannot be a module's name."""
-        if module is not None and not re.fullmatch(r"\w+(\.\w+)*", module):
+        if module is not None and not _MODULE.fullmatch(module):
             raise InputError(f"{module!r} is not the name of a module, such as layer3 or layer3.0.conv2.")
         return RunFolder(self.path, self.config, module)
 
@@ -66,7 +68,12 @@ class RunFolder:
         """This view, and for that of the last module those of all others that have left something."""
         if self.module:
             return [self]
-        return [self, *(self.view(folder.name) for folder in sorted(self.modules.glob("*/")))]
+        names = sorted(folder.name for folder in self.modules.glob("*/"))
+        return [self, *(self.view(name) for name in names if _MODULE.fullmatch(name))]
+
+    def of_seed(self, seed: int) -> "RunFolder":
+        """The run's training under another seed, which has a folder of its own."""
+        return RunFolder(self.seeds / f"seed-{seed}", replace(self.config, seed=seed))
 
     def weights_of(self, epoch: int) -> Path:
         return self.weights / f"epoch-{epoch:04d}.safetensors"
@@ -174,9 +181,10 @@ def open_run(
         lost = [stage for stage in STAGES[STAGES.index(undone) :] if stage in _COSTLY and run.begun(stage)]
         if lost and redo is None and not consent:
             listed = ", ".join(f"{name} is {was}, not {wanted}" for name, (was, wanted) in differences.items())
+            also = ", and to lose what was trained under its FMCE-Net," if run.finetune.exists() else ""
             raise InputError(
                 f"{path} was made with another configuration: {listed}. Give --force to redo {' and '.join(lost)} "
-                "there, or name another folder."
+                f"there{also} or name another folder."
             )
     if undone is not None:
         for module in [None] if stages else modules or [None]:

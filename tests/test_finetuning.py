@@ -3,10 +3,13 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +27,15 @@ from fmcefast.data.sources import load_source
 from fmcefast.errors import FmcefastError, InputError
 from fmcefast.progress import Progress
 from fmcefast.run_folder import RunFolder, open_run
-from fmcefast.stages.finetuning import engines
-from fmcefast.stages.finetuning.cell import finished_cells
+from fmcefast.stages.finetuning import local_engine
+from fmcefast.stages.finetuning.cell import Cell, Init, finished_cells
 from fmcefast.stages.finetuning.finetune import finetune
+from fmcefast.stages.finetuning.ray_engine import share_of_node
 from fmcefast.stages.finetuning.sweep import read_table, sweep
 from fmcefast.stages.finetuning.table import compare
 from fmcefast.stages.finetuning.trainer import RALTrainer
 from fmcefast.stages.trainer import Trainer, epoch_seed
+from fmcefast.stages.verify import verify
 
 TINY = {"subset": 60, "image_size": 32, "batch_size": 20, "epochs": 4, "amp": "off"}
 
@@ -174,21 +179,54 @@ def test_a_cell_repeats_the_run_and_goes_on_where_it_was(run, monkeypatch):
     assert finetune(run, quiet(), raf=0.8, seed=3) == cut
 
 
+def test_a_cell_without_its_note_begins_anew(run, monkeypatch):
+    """Whatever a kill left there, of other settings perhaps, does not count."""
+    cell = Cell(run, 0.5, 0, 6, run.fmce_net)
+    monkeypatch.setattr(RunFolder, "undo", lambda *_: os._exit(1))
+    if os.fork() == 0:
+        finetune(run, quiet(), raf=0.5, force=True)
+    assert os.wait()[1] != 0
+    monkeypatch.undo()
+    finetune(run, quiet(), raf=0.5, force=True)  # a cell that is not there may be forced
+    expected = cell.rows()
+    (cell.place.path / "cell.json").unlink()
+    assert not finished_cells(run)
+    found = finetune(run, quiet(), raf=0.5)
+    assert [replace(row, seconds=0.0) for row in cell.rows()] == [replace(row, seconds=0.0) for row in expected]
+    assert found.epochs == 6
+    lines = cell.place.losses_csv.read_text().splitlines(keepends=True)
+    cell.place.losses_csv.write_text("".join(lines[:-1]))
+    with pytest.raises(FmcefastError, match=r"has 5 of 6 epochs\. Put the file back, or remove the folder"):
+        finetune(run, quiet(), raf=0.5)
+    assert not verify(run, quiet()).sound
+
+
+def test_a_copy_of_a_cell_is_no_cell(run):
+    finetune(run, quiet(), raf=1)
+    shutil.copytree(run.finetune / "raf-1.00-seed-0", run.finetune / "raf-1.00-seed-0.backup")
+    assert len(finished_cells(run)) == 1
+
+
 def test_init_begins_with_a_checkpoint(run):
     path = run.weights_of(5)
     found = finetune(run, quiet(), raf=0.9, init=path, epochs=1)
-    assert Path(found.weights).parent.parent.name == "raf-0.90-seed-0-epochs-1-from-epoch-0005"
+    assert (
+        Path(found.weights).parent.parent.name == f"raf-0.90-seed-0-epochs-1-from-epoch-0005-{Init.of(path).checksum}"
+    )
     fresh = finetune(run, quiet(), raf=0.9, epochs=1)
     assert found.base_loss < fresh.base_loss
     assert Path(fresh.weights).parent.parent.name == "raf-0.90-seed-0-epochs-1"
     assert not finished_cells(run)  # no cells of a table
 
 
-def test_cells_of_something_else_are_refused(run, fmcefast):
+def test_cells_of_something_else_are_refused(run, fmcefast, tmp_path):
+    (tmp_path / "fit.yaml").write_text("fmce_epochs: 7\n")
     for words, complaint in (
         (["--raf", "1.5"], "raf must lie in 0..1, not 1.5"),
         (["--raf", "0.5", "--epochs", "9"], "--epochs must lie in 1..8"),
         (["--raf", "0.5", "--init", "absent.pt"], "no weights at absent.pt"),
+        (["--raf", "0.5", "--seed", "-1"], "--seed must be at least 0"),
+        (["--raf", "0.5", "--config", "fit.yaml", "--force"], "These settings contradict what fit made"),
     ):
         code, out, err = fmcefast("finetune", run.path, *words)
         assert code == 2 and out == "" and complaint in err
@@ -215,6 +253,24 @@ def test_changing_the_fmce_net_removes_what_was_trained_under_it(run):
     assert run.sweep_csv.exists()
     open_run(run.path, {"fmce_epochs": 1}, redo="fit")
     assert not run.finetune.exists() and not run.sweep_csv.exists() and run.features.exists()
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.mark.parametrize("raf", ["0.5", "0"])
+def test_torchrun_trains_one_cell(run, tmp_path, raf):
+    words = [*TORCHRUN, "-m", "fmcefast", "finetune", run.path, "--raf", raf, "--epochs", "2", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["epochs"] == 2 and 1 <= found["fmcs"] <= 3
+    place = run.finetune / f"raf-{float(raf):.2f}-seed-0-epochs-2"
+    last = rows_of(place)[-1]
+    assert (float(last["loss"]), float(last["fmcs"])) == (found["loss"], found["fmcs"])
+    assert [path.name for path in (place / "weights").iterdir()] == ["epoch-0002.safetensors"]
+    again = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert json.loads(again.stdout) == found and "epoch" not in again.stderr.replace("epochs", "")
 
 
 SWEEP = ["--rafs", "0.5", "--seeds", "2", "--json"]
@@ -316,6 +372,8 @@ def test_statistics_are_those_of_pandas_and_scipy(rng):
     assert (table[0.0].difference, table[0.0].low) == (pytest.approx(0.1 - top1[1.0][0]), None)
     assert table[1.0].difference is None and not table[1.0].differs
     assert compare({0.5: {0: 0.3}})[0].difference is None
+    alike = compare({1.0: {0: 0.90, 1: 0.91}, 0.5: {0: 0.91, 1: 0.92, 2: 0.99}})[1]  # nothing varies
+    assert (alike.pairs, alike.seeds, alike.low, alike.differs) == (2, 3, None, False)
 
 
 def test_workers_that_die_again_and_again_end_the_sweep(run, monkeypatch):
@@ -329,10 +387,10 @@ def test_workers_that_die_again_and_again_end_the_sweep(run, monkeypatch):
             yield cells[0], "done"
         raise BrokenProcessPool
 
-    monkeypatch.setattr(engines, "_train_side_by_side", dying)
-    results = engines.train_locally(["a", "b"], 1)
+    monkeypatch.setattr(local_engine, "_train_side_by_side", dying)
+    results = local_engine.train_locally(["a", "b"], 1)
     assert next(results) == "done"
-    with pytest.raises(FmcefastError, match=r"killed 3 times in a row.*--jobs"):
+    with pytest.raises(FmcefastError, match=r"ended without a word 3 times.*--jobs"):
         next(results)
     assert tried == [["a", "b"], ["a", "b"], ["b"], ["b"]]
 
@@ -347,3 +405,44 @@ def test_bad_sweeps_are_refused_before_anything_is_trained(run, fmcefast):
         code, out, err = fmcefast("sweep", run.path, *words)
         assert code == 2 and out == "" and complaint in err, err
     assert not run.finetune.exists()
+
+
+def test_what_a_cell_takes_of_a_node_of_a_cluster():
+    share = share_of_node
+    assert share([{"CPU": 8.0}, {"CPU": 4.0}, {"memory": 1.0}], None) == {"num_cpus": 4}
+    assert share([{"CPU": 8.0}], 3) == {"num_cpus": 2}
+    assert share([{"CPU": 2.0}], 4) == {"num_cpus": 1}
+    assert share([{"CPU": 16.0}, {"CPU": 32.0, "GPU": 4.0}], None) == {"num_cpus": 8, "num_gpus": 1}
+    assert share([{"CPU": 32.0, "GPU": 4.0}], 8) == {"num_cpus": 4, "num_gpus": 0.5}
+    assert share([{"CPU": 32.0, "GPU": 8.0}], 3) == {"num_cpus": 10, "num_gpus": 1}
+    with pytest.raises(InputError, match="no node"):
+        share([{"memory": 1.0}], None)
+
+
+def test_ray_trains_a_killed_workers_cell_again(run, fmcefast, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    code, out, err = fmcefast("sweep", run.path, "--rafs", "0.5", "--seeds", "1", "--engine", "ray")
+    assert code == 2 and out == "" and "There is no Ray cluster at 127.0.0.1:1" in err and "ray start --head" in err
+    monkeypatch.delenv("RAY_ADDRESS")
+    expected = finetune(run, quiet(), raf=0.5)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        killer = threading.Thread(target=_kill_one_worker_of_ray, daemon=True)
+        killer.start()
+        found = sweep(run, quiet(), rafs=[0.5], seeds=1, engine="ray", force=True)
+        killer.join(0)
+        assert not killer.is_alive()  # it has found one to kill
+    finally:
+        ray.shutdown()
+    assert [(row.raf, row.top1) for row in found.cells] == [(1.0, found.cells[0].top1), (0.5, expected.top1)]
+
+
+def _kill_one_worker_of_ray():
+    while True:
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (process / "cmdline").read_bytes().startswith(b"ray::_work_in"):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
+        time.sleep(0.05)

@@ -82,7 +82,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(InputError, match="damaged"):
         backbone.load(tmp_path / "bad")
     make_backbone("shufflenet_v2_x0_5", 7).save(tmp_path / "seven")
-    with pytest.raises(InputError, match=r"another network \(missing or of another shape: fc\.weight"):
+    with pytest.raises(InputError, match=r"another network \(of another shape or type: fc\.weight"):
         backbone.load(tmp_path / "seven")
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
     with pytest.raises(InputError, match="another network"):

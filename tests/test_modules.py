@@ -22,18 +22,22 @@ NAME = "shufflenet_v2_x0_5"
 
 
 def test_the_maps_are_the_modules_outputs():
-    maps = ModuleMaps("resnet18", 10, ["layer2", "layer3.0.conv1", "layer1.1"]).eval()
+    maps = ModuleMaps("resnet18", 10, ["layer2", "layer3.0.conv1", "layer1.1", "bn1", "layer1.0.bn2"]).eval()
     images = torch.randn(2, 3, 64, 64)
     network = maps.network
     with torch.inference_mode():
-        (second, inner, first), logits = maps(images)
+        (second, inner, first, before_relu, before_sum), logits = maps(images)
+        # These two are changed in place by what follows them in the network.
+        assert torch.equal(before_relu, network.bn1(network.conv1(images))) and before_relu.min() < 0
+        block = network.layer1[0]
         stem = network.maxpool(network.relu(network.bn1(network.conv1(images))))
+        assert torch.equal(before_sum, block.bn2(block.conv2(block.relu(block.bn1(block.conv1(stem))))))
         expected_first = network.layer1(stem)
         expected_second = network.layer2(expected_first)
         assert torch.equal(first, expected_first) and torch.equal(second, expected_second)
         assert torch.equal(inner, network.layer3[0].conv1(expected_second))
         assert torch.equal(logits, network(images)) and torch.equal(maps.features(images), second)
-    assert maps.feature_shapes(64) == ((128, 8, 8), (256, 4, 4), (64, 16, 16))
+    assert maps.feature_shapes(64)[:3] == ((128, 8, 8), (256, 4, 4), (64, 16, 16))
 
 
 def test_names_that_are_no_module_or_give_no_map_are_refused():
@@ -117,6 +121,13 @@ def test_modules_are_extracted_in_one_pass_and_fitted(run, fmcefast, cpu, monkey
     code, out, _ = fmcefast("score", run.path, "--module", "stage2", "--reference", "--json", "--quiet")
     assert code == 0 and len(json.loads(out)["reference"]) == 8
     assert fmcefast("verify", run.path)[0] == 0
+
+    # A name that is wrong costs none of the others what they have.
+    for wrong in ("stge3", "a..b"):
+        code, _, _ = fmcefast("extract", run.path, "--module", "stage2", "--module", wrong, "--force")
+        assert code == 2 and run.view("stage2").fit_json.exists()
+    (run.modules / ".ipynb_checkpoints").mkdir()
+    assert fmcefast("verify", run.path)[0] == 0 and fmcefast("report", run.path)[0] == 0
 
     # To do one module again leaves the rest alone; to do the run again takes the modules along.
     code, _, _ = fmcefast("extract", run.path, "--module", "stage2", "--force", "--quiet")

@@ -82,6 +82,21 @@ def test_what_holds_no_weights_is_refused(tmp_path):
             read_weights(tmp_path / name)
 
 
+def test_one_network_of_a_file_is_read_and_several_are_refused(tmp_path, network):
+    state, backbone = network.state_dict(), make_backbone(NAME, 10)
+    student = {f"student.{name}": tensor for name, tensor in state.items()}
+    backbone.take({**student, "criterion.weight": torch.zeros(3), "teacher.fc.weight": torch.zeros(2)}, tmp_path)
+    torch.testing.assert_close(logits_after(backbone), logits_after(network))
+    both = {**student, **{f"teacher.{name}": tensor for name, tensor in state.items()}}
+    with pytest.raises(InputError, match=r"several such networks \(student\., teacher\.\)"):
+        backbone.take(both, tmp_path)
+    whole_numbers = {**state, "fc.weight": state["fc.weight"].to(torch.int8)}
+    with pytest.raises(InputError, match=r"of another shape or type: fc\.weight"):
+        backbone.take(whole_numbers, tmp_path)
+    torch.save({"model": {"state_dict": student}}, tmp_path / "nested.pt")
+    assert read_weights(tmp_path / "nested.pt").keys() == student.keys()
+
+
 def test_another_classifier_is_left_out_and_another_network_refused(tmp_path, network):
     torch.save(make_network(NAME, 4).state_dict(), tmp_path / "four.pt")
     backbone = make_backbone(NAME, 10)
@@ -90,10 +105,10 @@ def test_another_classifier_is_left_out_and_another_network_refused(tmp_path, ne
     assert torch.equal(backbone.head.fc.weight, fresh)
     assert backbone.take_features(network.state_dict(), tmp_path / "ten.pt") is True
     torch.testing.assert_close(logits_after(backbone), logits_after(network))
-    with pytest.raises(InputError, match=r"another network \(missing or of another shape: fc.weight, fc.bias\)"):
+    with pytest.raises(InputError, match=r"another network \(of another shape or type: fc.weight, fc.bias\)"):
         backbone.load(tmp_path / "four.pt")
     wide = make_network("shufflenet_v2_x1_0", 10).state_dict()
-    with pytest.raises(InputError, match="missing or of another shape"):
+    with pytest.raises(InputError, match="of another shape or type"):
         backbone.take_features(wide, tmp_path / "wide.pt")
     # A deeper network of the same kind holds every tensor of a shallower one.
     shallow = make_backbone("resnet18", 10)

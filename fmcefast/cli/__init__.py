@@ -30,6 +30,8 @@ def cli() -> None:
     fmcefast run                    train, markers, extract, fit, report on bundled digits
     fmcefast run runs/mine --data folder:my/images --epochs 60 --mu 1e-2
     fmcefast markers my-losses.csv  has my own training converged, and when?
+    fmcefast score runs/mine --weights my.pt   how mature is a checkpoint?
+    fmcefast sweep runs/mine --rafs 1,0.9,0.5  does FMCE-Net++ help?
 
     RUN is a run folder; left out, it is the newest one under runs/. A verb that is run again goes on where it
     was interrupted. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 not converged.

@@ -38,7 +38,7 @@ def finetune(
     a RAF: see sweep.
     """
     force, options["force"] = options["force"], False
-    folder, progress, as_json = open_existing(run, "fit", options)
+    folder, progress, as_json = open_existing(run, "report", options)
     from fmcefast.stages.finetuning.finetune import finetune
 
     stage = partial(finetune, raf=raf, seed=seed, epochs=epochs, init=init, force=force)
@@ -78,7 +78,7 @@ def sweep(
     Leaves RUN/sweep.csv. Finished cells are never trained again; more RAFs or seeds are added to them.
     """
     force, options["force"] = options["force"], False
-    folder, progress, as_json = open_existing(run, "fit", options)
+    folder, progress, as_json = open_existing(run, "report", options)
     from fmcefast.stages.finetuning.sweep import PAPER_RAFS, sweep
 
     stage = partial(
@@ -132,7 +132,7 @@ def score(
         raise InputError("score keeps nothing that --force could make again; leave it out.")
     if run is not None and run.is_file():  # score --weights FILE FILE
         run, more_weights = None, (run, *more_weights)
-    folder, progress, as_json = open_existing(run, "fit", options)
+    folder, progress, as_json = open_existing(run, "report", options)
     from fmcefast.stages.score import score
 
     stage = partial(score, weights=[*weights, *more_weights], model=model, reference=reference)

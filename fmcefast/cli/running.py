@@ -44,9 +44,16 @@ def _open(
 ) -> tuple[RunFolder, Progress, bool]:
     def check(run: RunFolder, undone: str | None) -> None:
         """Refuse what could not be finished, before anything is removed."""
+        if modules:
+            from fmcefast.models.modules import check_modules
+            from fmcefast.models.networks import make_network
+
+            for module in modules:
+                run.view(module)
+            check_modules(run.config.backbone, make_network(run.config.backbone, classes=2), modules)
         if undone in STAGES[: STAGES.index(verb)]:
             raise InputError(
-                f"These settings contradict what {undone} made in {run}, and {verb} comes after it. Start there: "
+                f"These settings contradict what {undone} made in {run}, and {command} comes after it. Start there: "
                 f"fmcefast run {run} with the same settings and --force."
             )
         if run.config.data == RECORDED and (create or undone == "extract"):

@@ -12,7 +12,7 @@ from torch import fx, nn
 from fmcefast import files
 from fmcefast.errors import InputError
 from fmcefast.models.networks import Tracer, make_network
-from fmcefast.models.weights import read_weights, require_no_others, take_weights
+from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
 
 
 class Backbone(nn.Module):
@@ -64,17 +64,16 @@ class Backbone(nn.Module):
     def take(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
         """Copy tensors of the file `path`, under the original network's names. Raises InputError unless all fit."""
         names = self._original_names()
-        take_weights(self, tensors, path, names)
-        require_no_others(tensors, path, set(names))
+        copy_weights(self, weights_of_network(tensors, path, names, names), path, names)
 
     def take_features(self, tensors: dict[str, torch.Tensor], path: Path) -> bool:
         """The same for a classifier that may be of other classes. Returns whether it fits and was copied too."""
         names = self._original_names()
         of_features = {name: own for name, own in names.items() if own.startswith("features.")}
-        take_weights(self, tensors, path, of_features)
-        require_no_others(tensors, path, set(names))
+        found = weights_of_network(tensors, path, of_features, names)
+        copy_weights(self, found, path, of_features)
         try:
-            take_weights(self, tensors, path, names)
+            self.take(tensors, path)
         except InputError:
             return False
         return True

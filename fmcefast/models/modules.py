@@ -9,15 +9,15 @@ from torch import nn
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.models.fmce_net import LEAST_CHANNELS
 from fmcefast.models.networks import make_network
-from fmcefast.models.weights import read_weights, require_no_others, take_weights
+from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
 
 
 class ModuleMaps(nn.Module):
     """Images (N, 3, S, S) -> the outputs (N, C, H, W) of `modules` in one pass, and the logits (N, classes).
 
-    backbone: as for `make_network`; modules: names within it, such as layer3 or layer3.0.conv2. Of a module that is
-    passed several times the last output is given. Raises InputError for a name that the network has not, with the
-    nearest one.
+    backbone: as for `make_network`; modules: names within it, such as layer3 or layer3.0.conv2, of modules whose output
+    has the channels second. Of one that is passed several times the last output is given. Raises InputError for a name
+    that the network has not, with the nearest one.
     """
 
     def __init__(self, backbone: str, classes: int, modules: Sequence[str]):
@@ -25,10 +25,8 @@ class ModuleMaps(nn.Module):
         self.network = make_network(backbone, classes)
         self.names = tuple(modules)
         self._outputs: dict[str, torch.Tensor] = {}
-        known = {name: module for name, module in self.network.named_modules() if name}
+        known = check_modules(backbone, self.network, self.names)
         for name in self.names:
-            if name not in known:
-                raise unknown_name(f"module of {backbone}", name, known)
             known[name].register_forward_hook(self._keeping(name))
 
     def forward(self, images: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
@@ -74,12 +72,21 @@ class ModuleMaps(nn.Module):
     def take_features(self, tensors: dict[str, torch.Tensor], path: Path) -> bool:
         """Copy tensors of the file `path`; all must fit, since any module may be the one."""
         names = {name: name for name in self.network.state_dict()}
-        take_weights(self.network, tensors, path, names)
-        require_no_others(tensors, path, set(names))
+        copy_weights(self.network, weights_of_network(tensors, path, names, names), path, names)
         return True
 
     def _keeping(self, name: str):
         def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-            self._outputs[name] = output
+            # Copied, since what follows may work in place (ReLU after batch normalisation, say).
+            self._outputs[name] = output.clone() if torch.is_tensor(output) else output
 
         return keep
+
+
+def check_modules(backbone: str, network: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """All modules of a network by name. Raises InputError, with the nearest one, for names that are not among them."""
+    known = {name: module for name, module in network.named_modules() if name}
+    for name in names:
+        if name not in known:
+            raise unknown_name(f"module of {backbone}", name, known)
+    return known

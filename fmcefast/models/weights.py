@@ -1,6 +1,7 @@
 """Weights from files: safetensors, or the plain state_dict that torch.save writes."""
 
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,49 +21,62 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Nothing in the file is executed. Raises InputError when it is missing, damaged, or holds Python objects.
     """
     try:
-        tensors = _from_torch(path) if _is_of_torch(path) else load_file(path)
+        return _from_torch(path) if _is_of_torch(path) else load_file(path)
     except FileNotFoundError as error:
         raise InputError(f"There are no weights at {path}.") from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"The weights {path} are damaged: {error}") from error
-    return tensors
 
 
-def take_weights(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path, names: dict[str, str]) -> None:
-    """Copy tensors into a network. names: {name in the file: name in the network} of all that it needs; in the file
-    they may have a common prefix, as wrappers of networks give one. Raises InputError that says what does not fit."""
+def weights_of_network(
+    tensors: Mapping[str, torch.Tensor], path: Path, needed: Iterable[str], known: Iterable[str]
+) -> dict[str, torch.Tensor]:
+    """The tensors of a network among those of the file `path`, under its own names.
+
+    needed, known: names that must be there, and all that the network has. In the file they may have a common prefix, as
+    wrappers of networks give one. Raises InputError when names are missing, when there are others under that prefix,
+    and when the file holds several such networks.
+    """
+    required = [name for name in needed if not name.endswith("num_batches_tracked")]  # old files lack these
+    prefixes = _prefixes_of(tensors, required)
+    if len(prefixes) > 1 and "" not in prefixes:
+        raise InputError(
+            f"{path} holds several such networks ({', '.join(sorted(prefixes))}). Save the one that is meant in a file "
+            "of its own."
+        )
+    prefix = "" if "" in prefixes else next(iter(prefixes), "")
+    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    _require_none(path, "missing", [name for name in required if name not in found])
+    _require_none(path, "not part of this one", sorted(found.keys() - set(known)))
+    return found
+
+
+def copy_weights(network: nn.Module, found: Mapping[str, torch.Tensor], path: Path, names: Mapping[str, str]) -> None:
+    """Copy tensors into a network. names: {name in the file: name in the network}. Raises InputError for another shape,
+    and for whole numbers that should be fractions."""
     own = network.state_dict()
-    prefix = prefix_of(tensors, names)
+    given = {name: own_name for name, own_name in names.items() if name in found}
     unfit = [
         name
-        for name, own_name in names.items()
-        if (prefix + name not in tensors and not name.endswith("num_batches_tracked"))  # old files lack these
-        or (prefix + name in tensors and tensors[prefix + name].shape != own[own_name].shape)
+        for name, own_name in given.items()
+        if found[name].shape != own[own_name].shape
+        or found[name].is_floating_point() != own[own_name].is_floating_point()
     ]
-    if unfit:
-        raise _of_another_network(path, "missing or of another shape", unfit)
-    found = {own_name: tensors[prefix + name] for name, own_name in names.items() if prefix + name in tensors}
-    network.load_state_dict(found, strict=False)
+    _require_none(path, "of another shape or type", unfit)
+    network.load_state_dict({own_name: found[name] for name, own_name in given.items()}, strict=False)
 
 
-def require_no_others(tensors: dict[str, torch.Tensor], path: Path, names: set[str]) -> None:
-    """Raise InputError when a network's part of the file holds more than `names`."""
-    prefix = prefix_of(tensors, names)
-    others = [name for name in tensors if name.startswith(prefix) and name.removeprefix(prefix) not in names]
-    if others:
-        raise _of_another_network(path, "not part of this one", others)
+def _prefixes_of(tensors: Mapping[str, torch.Tensor], names: list[str]) -> set[str]:
+    """What may stand before every one of `names`, `module.` for example."""
+    first = names[0]
+    candidates = {name.removesuffix(first) for name in tensors if name == first or name.endswith("." + first)}
+    return {prefix for prefix in candidates if all(prefix + name in tensors for name in names)}
 
 
-def prefix_of(tensors: dict[str, torch.Tensor], names) -> str:
-    """What stands before every one of `names` in a file, `module.` for example."""
-    first = next(iter(names))
-    ends = [name.removesuffix(first) for name in tensors if name == first or name.endswith("." + first)]
-    return min(ends, key=len, default="")
-
-
-def _of_another_network(path: Path, what: str, names: list[str]) -> InputError:
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return InputError(f"The weights {path} are of another network ({what}: {shown}).")
+def _require_none(path: Path, what: str, names: list[str]) -> None:
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise InputError(f"The weights {path} are of another network ({what}: {shown}).")
 
 
 def _is_of_torch(path: Path) -> bool:
@@ -83,14 +97,14 @@ def _from_torch(path: Path) -> dict[str, torch.Tensor]:
             "damaged. Where the file is from, write the weights themselves: "
             "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
-    for place in _PLACES:
-        if isinstance(content, dict) and isinstance(content.get(place), dict):
-            content = content[place]
-    tensors = {name: value for name, value in content.items() if torch.is_tensor(value)} if _named(content) else {}
+    while inner := [content[place] for place in _PLACES if isinstance(content, dict) and _holds(content.get(place))]:
+        content = inner[0]
+    tensors = {name: value for name, value in content.items() if torch.is_tensor(value)} if _holds(content) else {}
     if not tensors:
         raise InputError(f"{path} holds no state_dict (names and their tensors).")
     return tensors
 
 
-def _named(content: object) -> bool:
-    return isinstance(content, dict) and all(isinstance(name, str) for name in content)
+def _holds(content: object) -> bool:
+    """Whether it is a dictionary with something in it under names."""
+    return isinstance(content, dict) and bool(content) and all(isinstance(name, str) for name in content)

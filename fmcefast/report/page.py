@@ -4,7 +4,9 @@ import base64
 import shlex
 from dataclasses import dataclass
 from importlib.resources import files as package_files
+from math import isnan
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import jinja2
@@ -74,6 +76,8 @@ def report(run: RunFolder, progress: Progress) -> ReportResult:
         timings=_timings(run, epochs),
         command=command_of(run),
         version=__version__,
+        recorded=run.config.data == RECORDED,
+        with_top1=not any(isnan(row.top1) for row in epochs),
         demonstration=run.config.data == "digits" or run.config.subset is not None,
     )
     files.write_text(run.report_html, page)
@@ -87,15 +91,16 @@ def _sweep(run: RunFolder, kind: str, pictures: dict[str, str]) -> dict[str, Any
     courses: dict[float, list[list[float]]] = {}
     for cell in finished_cells(run):
         if cell.of_seed == (kind == "seed"):
-            courses.setdefault(cell.raf, []).append([row.top1 for row in cell.epochs_done])
+            courses.setdefault(cell.raf, []).append([row.top1 for row in cell.rows()])
     rivals = [row for row in table if row.raf < 1]
     best = max(rivals, key=lambda row: row.mean, default=None)
     shown = {1.0, best.raf} if best else {1.0}
     names = {"progression": f"progression-{kind}", "rafs": f"rafs-{kind}"}
-    progression = progression_figure({raf: courses[raf] for raf in shown & courses.keys()})
-    pictures[names["progression"]] = _save(progression, run.figures / f"{names['progression']}.png")
+    if shown & courses.keys():  # those of a sweep may be in the making again
+        progression = progression_figure({raf: courses[raf] for raf in shown & courses.keys()})
+        pictures[names["progression"]] = _save(progression, run.figures / f"{names['progression']}.png")
     pictures[names["rafs"]] = _save(raf_figure(table), run.figures / f"{names['rafs']}.png")
-    fmcs = {raf: sum(own) / len(own) for raf in courses if (own := [row.fmcs for row in rows if row.raf == raf])}
+    fmcs = {each.raf: mean(row.fmcs for row in rows if row.raf == each.raf) for each in table}
     return {"kind": kind, "table": table, "epochs": rows[0].epochs, "best": best, "fmcs": fmcs, **names}
 
 
@@ -125,7 +130,8 @@ def _timings(run: RunFolder, epochs: list[Epoch]) -> list[dict[str, str]]:
     """One row for each stage that took time: training from its epochs, the others with their interrupted attempts."""
     rows: dict[str, dict[str, Any]] = {}
     for entry in run.history():
-        row = rows.setdefault(entry["stage"], {"seconds": 0.0, "rate": "", "hardware": ""})
+        stage = " ".join([entry["stage"], *([entry["module"]] if "module" in entry else [])])
+        row = rows.setdefault(stage, {"seconds": 0.0, "rate": "", "hardware": ""})
         row["seconds"] += entry["seconds"]
         row["hardware"] = entry.get("hardware", row["hardware"])
         for name, value in entry.items():

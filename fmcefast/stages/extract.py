@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fmcefast.data.loaders.choose import make_loader
-from fmcefast.data.recipes import recipe_of
 from fmcefast.device import amp_type, autocast, describe, pick_device, precision_name
 from fmcefast.errors import DiskFullError, FmcefastError
 from fmcefast.features.manifest import Manifest
@@ -17,9 +15,9 @@ from fmcefast.features.writer import FeatureMapWriter
 from fmcefast.models.backbones import Backbone, make_backbone
 from fmcefast.models.modules import ModuleMaps
 from fmcefast.progress import Progress, format_bytes
-from fmcefast.ranks import current_ranks
+from fmcefast.ranks import Ranks, current_ranks
 from fmcefast.run_folder import RunFolder
-from fmcefast.stages.images import loader_of, open_source
+from fmcefast.stages.images import evaluation_loader, loader_of, open_source
 from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted
 from fmcefast.stages.markers import require_markers
 
@@ -90,51 +88,27 @@ def _extract(views: list[RunFolder], progress: Progress) -> list[ExtractResult]:
     shapes = network.feature_shapes(config.image_size)
     _require_room(missing, len(images))
     kind = loader_of(run, images, device).loader
-    made_from = {name: getattr(config, name) for name in ("data", "subset", "backbone", "image_size", "seed")}
-
-    writers = []
-    with ExitStack() as stack:
-        with ranks.first():
-            for view, (channels, height, width) in zip(missing, shapes, strict=True):
-                view.of_module.mkdir(parents=True, exist_ok=True)
-                of_module = {"module": view.module} if view.module else {}
-                writer = FeatureMapWriter(
-                    view.features,
-                    shape=(height, width, channels),
-                    samples=len(images),
-                    epochs=markers.markers,
-                    labels=images.labels,
-                    dtype=config.dtype,
-                    source={**made_from, **of_module, "precision": precision_name(dtype)},
-                    strict=config.strict,
-                    row_checksums=config.row_checksums,
-                    rank=ranks.rank,
-                    ranks=ranks.size,
-                )
-                writers.append(stack.enter_context(writer))
-        todo = [writer.spans() for writer in writers]
-        recordings = [view.recording("extract") if ranks.rank == 0 else nullcontext({}) for view in missing]
-        facts = [stack.enter_context(recording) for recording in recordings]
-        blocks = list(_blocks([span for spans in todo for span in spans], config.batch_size, len(images)))
-        task = stack.enter_context(progress.task("extract", total=sum(block.rows for block in blocks), unit="images"))
-        stack.enter_context(torch.inference_mode())
-        for each in facts:
-            each["hardware"], each["processes"] = describe(device, dtype), ranks.size
+    with ranks.first():
+        writers = [
+            _writer(view, images.labels, shape, dtype, ranks) for view, shape in zip(missing, shapes, strict=True)
+        ]
+    todo = [writer.spans() for writer in writers]
+    blocks = list(_blocks([span for spans in todo for span in spans], config.batch_size, len(images)))
+    with (
+        ExitStack() as stack,
+        progress.task("extract", total=sum(block.rows for block in blocks), unit="images") as task,
+        torch.inference_mode(),
+    ):
+        facts = stack.enter_context(missing[0].recording("extract") if ranks.rank == 0 else nullcontext({}))
+        facts["hardware"], facts["processes"] = describe(device, dtype), ranks.size
+        for writer in writers:
+            stack.enter_context(writer)
         for block in blocks:
             epoch = markers.markers[block.score - 1]
             network.load(run.weights_of(epoch))
-            loader = make_loader(
-                images.take(np.arange(block.first, block.end)),
-                recipe_of(config.data),
-                image_size=config.image_size,
-                batch_size=config.batch_size,
-                training=False,
-                device=device,
-                workers=config.workers,
-                loader=kind,
-            )
+            part = images.take(np.arange(block.first, block.end))
             first = block.first
-            for batch, _ in loader:
+            for batch, _ in evaluation_loader(config, part, device, kind):
                 with autocast(device, dtype):
                     maps = network.all_features(batch)
                 for writer, spans, made in zip(writers, todo, maps, strict=True):
@@ -144,8 +118,7 @@ def _extract(views: list[RunFolder], progress: Progress) -> list[ExtractResult]:
                             writer.write(span.score, made[begin - first : end - first])
                 first += len(batch)
                 task.advance(len(batch), note=f"phase {block.score} of {markers.phases} (epoch {epoch})")
-                for each in facts:
-                    each["images_per_second"] = round(task.rate * ranks.size, 1)
+                facts["images_per_second"] = round(task.rate * ranks.size, 1)
     ranks.barrier()
     for writer in writers:
         if ranks.rank == 0:
@@ -160,6 +133,29 @@ def _network(views: list[RunFolder], classes: int) -> Backbone | ModuleMaps:
     if views[0].module is None:
         return make_backbone(name, classes)
     return ModuleMaps(name, classes, [view.module for view in views])
+
+
+def _writer(
+    view: RunFolder, labels: np.ndarray, shape: tuple[int, int, int], dtype: torch.dtype | None, ranks: Ranks
+) -> FeatureMapWriter:
+    config, (channels, height, width) = view.config, shape
+    made_from = {name: getattr(config, name) for name in ("data", "subset", "backbone", "image_size", "seed")}
+    if view.module:
+        made_from["module"] = view.module
+    view.of_module.mkdir(parents=True, exist_ok=True)
+    return FeatureMapWriter(
+        view.features,
+        shape=(height, width, channels),
+        samples=len(labels),
+        epochs=require_markers(view).markers,
+        labels=labels,
+        dtype=config.dtype,
+        source={**made_from, "precision": precision_name(dtype)},
+        strict=config.strict,
+        row_checksums=config.row_checksums,
+        rank=ranks.rank,
+        ranks=ranks.size,
+    )
 
 
 def _blocks(spans: list[Span], batch_size: int, images: int) -> Iterator[Span]:

@@ -2,8 +2,11 @@
 
 import torch
 
+from fmcefast.config import Config
 from fmcefast.data.image_set import ImageSet, Source
-from fmcefast.data.loaders.choose import Choice, choose_loader
+from fmcefast.data.loaders.base import Loader
+from fmcefast.data.loaders.choose import Choice, choose_loader, make_loader
+from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import folder_of, load_source
 from fmcefast.data.split import read_split, write_split
 from fmcefast.errors import InputError
@@ -30,6 +33,20 @@ def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool 
     if folder is not None and keep:
         write_split(run.split_json, source, folder)
     return source
+
+
+def evaluation_loader(config: Config, images: ImageSet, device: torch.device, kind: str) -> Loader:
+    """All images in order and without augmentation, by a loader of this kind."""
+    return make_loader(
+        images,
+        recipe_of(config.data),
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        training=False,
+        device=device,
+        workers=config.workers,
+        loader=kind,
+    )
 
 
 def loader_of(run: RunFolder, images: ImageSet, device: torch.device) -> Choice:

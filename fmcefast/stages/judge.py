@@ -29,8 +29,9 @@ def judge(network: Network, verdict: Verdict, loader: Loader) -> tuple[np.ndarra
         parts.append(verdict(maps).double().softmax(1))
         if logits is not None:
             correct += (logits.argmax(1) == labels).sum()
-    top1 = None if logits is None else int(loader.ranks.sum(correct)) / len(loader.images)
-    return torch.cat(parts).cpu().numpy(), top1
+    with_classifier = logits is not None or not parts  # a process may have no images
+    top1 = int(loader.ranks.sum(correct)) / len(loader.images) if with_classifier else None
+    return torch.cat(parts).cpu().numpy() if parts else np.empty((0, 0)), top1
 
 
 def expected_scores(probabilities: np.ndarray) -> np.ndarray:

@@ -155,6 +155,6 @@ def _extraction_rate(run: RunFolder) -> float | None:
     rates = [
         entry["images_per_second"] / entry.get("processes", 1)
         for entry in run.history()
-        if entry["stage"] == "extract" and "images_per_second" in entry
+        if entry["stage"] == "extract" and entry.get("module") == run.module and "images_per_second" in entry
     ]
     return rates[-1] if rates else None

@@ -63,7 +63,7 @@ def _require_weights(run: RunFolder, epochs: Iterable[int]) -> None:
         raise InputError(
             f"The weights of the epochs {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''} of {run} are "
             f"gone (with --keep markers only those of the old markers stay). Train again: fmcefast train {run} "
-            "--force"
+            "--force, or for a recorded run, into another folder."
         )
 
 

@@ -87,11 +87,18 @@ def _test_on(run: RunFolder, other: RunFolder, progress: Progress) -> OtherRun:
     dtype = amp_type(config.amp, device)
     maps = open_maps(other, device, dtype, progress)
     require_maps(net, maps.shape, str(other))
-    same_images = all(getattr(config, name) == getattr(run.config, name) for name in ("data", "subset"))
-    rows = np.arange(maps.samples * phases)
-    if same_images:
+    rows, held_out = np.arange(maps.samples * phases), _has_same_images(run, other) and run.config.split == "image"
+    if held_out:
         _, rows = split_maps(maps.samples, phases, run.config.split, run.config.seed)
     net = net.to(device, memory_format=torch.channels_last)
     predicted = predict(net, maps, rows, config.fmce_batch_size, device, dtype)
     metrics = measure(rows // maps.samples, predicted, phases, run.config.split, 0, 0)
-    return OtherRun(str(other), config.seed, same_images, metrics)
+    return OtherRun(str(other), config.seed, held_out, metrics)
+
+
+def _has_same_images(run: RunFolder, other: RunFolder) -> bool:
+    def images(of: RunFolder) -> tuple:
+        files_listed = of.split_json.read_bytes() if of.split_json.exists() else None
+        return of.config.data, of.config.subset, files_listed
+
+    return images(run) == images(other)

@@ -177,8 +177,10 @@ class _Rates:
     def of(self, stage: str, trial: Callable[[], float]) -> tuple[float, str]:
         """The rate, and a text that says where it is from."""
         for entry in reversed(self.run.history()):
+            if entry["stage"] != stage or "module" in entry:
+                continue
             for name, value in entry.items():
-                if entry["stage"] == stage and name.endswith("_per_second") and value > 0:
+                if name.endswith("_per_second") and value > 0:
                     return value, f"{value:,.0f} {name.removesuffix('_per_second')}/s, as measured in this run"
         rate = trial()
         return rate, f"{rate:,.0f} {'maps' if stage == 'fit' else 'images'}/s in a trial"

@@ -10,8 +10,6 @@ import torch
 from scipy.stats import spearmanr
 
 from fmcefast import files
-from fmcefast.data.loaders.choose import make_loader
-from fmcefast.data.recipes import recipe_of
 from fmcefast.device import amp_type, in_precision, pick_device
 from fmcefast.errors import InputError
 from fmcefast.losses_csv import read_epochs
@@ -21,12 +19,13 @@ from fmcefast.models.modules import ModuleMaps
 from fmcefast.models.weights import read_weights
 from fmcefast.progress import Progress
 from fmcefast.run_folder import RunFolder
-from fmcefast.stages.images import loader_of, open_source
+from fmcefast.stages.images import evaluation_loader, loader_of, open_source
 from fmcefast.stages.judge import Network, expected_scores, judge, load_fmce_net, require_maps
 from fmcefast.stages.maps import load_backbone
 from fmcefast.stages.markers import load_markers
 
 _CALIBRATION_BINS = 15
+_WIDTH = 46  # of a file's name in the table
 
 
 @dataclass(frozen=True)
@@ -104,21 +103,14 @@ def score(
     backbone = load_backbone(run, len(source.classes), None, device)
     require_maps(net, backbone.feature_shape(config.image_size), _whose(run))
     verdict = in_precision(net.to(device, memory_format=torch.channels_last).eval(), device, dtype)
-    loader = make_loader(
-        source.test,
-        recipe_of(config.data),
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        training=False,
-        device=device,
-        workers=config.workers,
-        loader=loader_of(run, source.train, device).loader,
-    )
+    loader = evaluation_loader(config, source.test, device, loader_of(run, source.train, device).loader)
     own = {run.weights_of(row.epoch): row.epoch for row in read_epochs(run.losses_csv)}
     judged = [path for path in own if path.exists()] if reference else []
     paths = [*judged, *weights]
     true = {run.weights_of(epoch): k for k, epoch in enumerate(markers.markers or [])} if model is None else {}
-    scores, right = [], []
+    if reference and not judged:
+        raise InputError(f"{run} holds no weights of its epochs that could be a reference. Leave --reference out.")
+    scores, right = [], {}
     with progress.task("score", total=len(paths) * len(source.test), unit="images") as task:
         for path in paths:
             with_head = backbone.take_features(read_weights(path), path)
@@ -127,9 +119,10 @@ def score(
             known = true.get(path)
             scores.append(_score(path, own.get(path), probabilities, top1, known))
             if known is not None:
-                right.append((probabilities.max(1), probabilities.argmax(1) == known))
+                right[path] = probabilities.max(1), probabilities.argmax(1) == known
             task.advance(len(source.test), note=path.name)
             progress.line(f"score: {path.name}  FMCS {scores[-1].fmcs:.2f} of {net.phases}")
+    collected = [np.concatenate(each) for each in zip(*right.values(), strict=True)]
     result = ScoreResult(
         model=str(model or run.fmce_net),
         module=run.module,
@@ -141,7 +134,7 @@ def score(
         spearman_from_e1=_correlation(
             [each for each in scores[: len(judged)] if markers.converged and each.epoch >= markers.markers[0]]
         ),
-        calibration_error=_calibration_error(*map(np.concatenate, zip(*right, strict=True))) if right else None,
+        calibration_error=_calibration_error(*collected) if right else None,
     )
     if reference and model is None:
         files.write_json(run.score_json, asdict(result))
@@ -209,8 +202,8 @@ def _line(phases: int, score: Score | None = None) -> str:
     """A row of the table, or its head."""
     if score is None:
         parts = "  ".join(f"{k:>4}" for k in range(1, phases + 1))
-        return f"{'checkpoint':28}{'FMCS':>6}{'std':>6}{'sure':>7}{'top-1':>8}   % of images by score: {parts}"
+        return f"{'checkpoint':{_WIDTH}}{'FMCS':>6}{'std':>6}{'sure':>7}{'top-1':>8}   % of images by score: {parts}"
     parts = "  ".join(f"{100 * part:4.0f}" for part in score.distribution)
     top1 = "-" if score.top1 is None else f"{score.top1:.4f}"
-    name = score.weights if len(score.weights) <= 27 else "..." + score.weights[-24:]
-    return f"{name:28}{score.fmcs:6.2f}{score.std:6.2f}{score.confidence:7.3f}{top1:>8}{'':25}{parts}"
+    name = score.weights if len(score.weights) < _WIDTH else "..." + score.weights[4 - _WIDTH :]
+    return f"{name:{_WIDTH}}{score.fmcs:6.2f}{score.std:6.2f}{score.confidence:7.3f}{top1:>8}{'':25}{parts}"

@@ -10,7 +10,7 @@ from fmcefast.errors import FmcefastError
 from fmcefast.features.verify import verify_store
 from fmcefast.losses_csv import read_epochs
 from fmcefast.progress import Progress, format_bytes
-from fmcefast.run_folder import RunFolder
+from fmcefast.run_folder import RunFolder, peek_run
 from fmcefast.stages.finetuning.cell import finished_cells
 from fmcefast.stages.finetuning.sweep import read_table
 from fmcefast.stages.fit import load_fit
@@ -73,11 +73,14 @@ def verify(run: RunFolder, progress: Progress) -> VerifyResult:
             with progress.task("verify", total=size, unit="bytes") as task:
                 problems += verify_store(view.features, task.advance)
     for cell in attempt(finished_cells, run) or []:
-        rows = attempt(lambda cell=cell: cell.epochs_done)
-        if rows:
-            attempt(_read_safetensors, cell.place.weights_of(len(rows)))
+        attempt(cell.rows)
+        attempt(_read_safetensors, cell.place.weights_of(cell.epochs))
+    for path in run.finetune.rglob("*.safetensors"):
+        attempt(_read_safetensors, path)
     if run.sweep_csv.exists():
         attempt(read_table, run)
+    for path in sorted(run.seeds.glob("*/config.yaml")):
+        problems += verify(peek_run(path.parent, {}), progress).problems
     return VerifyResult(len(looked_at), sum(path.stat().st_size for path in looked_at), problems)
 
 

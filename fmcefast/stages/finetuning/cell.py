@@ -1,19 +1,32 @@
 """One cell of FMCE-Net++'s table: a RAF and a seed, and the folder that its training leaves."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fmcefast import _core, files
 from fmcefast.config import FIELDS
-from fmcefast.errors import InputError
+from fmcefast.errors import FmcefastError, InputError
 from fmcefast.losses_csv import FinetuningEpoch, read_epochs
 from fmcefast.run_folder import RunFolder
 
-_FILE = "cell.json"
+FILE = "cell.json"
+
+
+class Init(NamedTuple):
+    """Weights to begin with: a file, and the checksum of its content."""
+
+    path: Path
+    checksum: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Init":
+        return cls(path, _checksum(path))
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class Cell:
     seed: int
     epochs: int
     fmce_net: Path
-    init: Path | None = None
+    init: Init | None = None
     of_seed: bool = False
     until_convergence: bool = True
 
@@ -42,32 +55,39 @@ class Cell:
         raf = f"{self.raf:.2f}" if round(self.raf, 2) == self.raf else f"{self.raf!r}"
         name = f"raf-{raf}-seed-{self.seed}"
         name += "" if self.until_convergence else f"-epochs-{self.epochs}"
-        name += f"-from-{self.init.stem}" if self.init else ""
+        name += f"-from-{self.init.path.stem}-{self.init.checksum}" if self.init else ""
         folder = self.run.finetune / "fmce-per-seed" if self.of_seed else self.run.finetune
         return RunFolder(folder / name, replace(self.run.config, seed=self.seed))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder, made if need be, to oneself. Raises FmcefastError when another trains the cell."""
+        self.place.path.mkdir(parents=True, exist_ok=True)
+        with files.FolderLock(self.place.path):
+            yield
 
     def begin(self, force: bool) -> None:
         """Note what the cell is made from; with `force` what lies there goes first.
 
         Raises InputError when its folder was made from something else.
         """
+        path = self.place.path / FILE
         if force:
-            self.place.undo("train")
-            (self.place.path / _FILE).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         wanted, noted = self._made_from(), _read(self.place.path)
-        if noted is not None:
-            differing = [name for name, value in wanted.items() if noted.get(name) != value]
-            if differing:
-                raise InputError(
-                    f"{self.place} was made with another {', '.join(differing)}. Give --force to train it again."
-                )
+        if noted is None:
+            self.place.undo("train")  # without the file nothing there counts
+            files.write_json(path, {**wanted, "finished": False})
             return
-        self.place.path.mkdir(parents=True, exist_ok=True)
-        files.write_json(self.place.path / _FILE, {**wanted, "finished": False})
+        differing = [name for name, value in wanted.items() if noted.get(name) != value]
+        if differing:
+            raise InputError(
+                f"{self.place} was made with another {', '.join(differing)}. Give --force to train it again."
+            )
 
     def finish(self) -> None:
         """Only the table and the last weights stay."""
-        files.write_json(self.place.path / _FILE, {**self._made_from(), "finished": True})
+        files.write_json(self.place.path / FILE, {**_read(self.place.path), "finished": True})
         self.place.resume.unlink(missing_ok=True)
 
     @property
@@ -75,10 +95,15 @@ class Cell:
         noted = _read(self.place.path)
         return noted is not None and noted["finished"]
 
-    @property
-    def epochs_done(self) -> list[FinetuningEpoch]:
-        """The rows of its losses.csv."""
-        return read_epochs(self.place.losses_csv, FinetuningEpoch)
+    def rows(self) -> list[FinetuningEpoch]:
+        """The table of a finished cell. Raises FmcefastError when rows are missing."""
+        rows = read_epochs(self.place.losses_csv, FinetuningEpoch)
+        if len(rows) != self.epochs:
+            raise FmcefastError(
+                f"{self.place.losses_csv} has {len(rows)} of {self.epochs} epochs. Put the file back, or remove the "
+                f"folder {self.place}: its cell is trained again."
+            )
+        return rows
 
     def _made_from(self) -> dict[str, Any]:
         config = self.place.config.as_dict()
@@ -92,7 +117,7 @@ class Cell:
             "epochs_trained": self.epochs,
             "until_convergence": self.until_convergence,
             "fmce_net": _checksum(self.fmce_net),
-            "init": _checksum(self.init) if self.init else None,
+            "init": self.init.checksum if self.init else None,
             **settings,
         }
 
@@ -100,17 +125,19 @@ class Cell:
 def finished_cells(run: RunFolder) -> list[Cell]:
     """The cells of a table: finished ones that were trained until E_K from fresh weights, by RAF and seed."""
     found = []
-    for file in sorted(run.finetune.rglob(_FILE)):
+    for file in sorted(run.finetune.rglob(FILE)):
         noted = _read(file.parent)
-        if noted["finished"] and noted["until_convergence"] and noted["init"] is None:
-            of_seed = file.parent.parent != run.finetune
-            epochs = noted["epochs_trained"]
-            found.append(Cell(run, noted["raf"], noted["seed"], epochs, run.fmce_net, of_seed=of_seed))
+        seed, of_seed = noted["seed"], file.parent.parent != run.finetune
+        net = run.of_seed(seed).fmce_net if of_seed and seed != run.config.seed else run.fmce_net
+        cell = Cell(run, noted["raf"], seed, noted["epochs_trained"], net, of_seed=of_seed)
+        of_table = noted["finished"] and noted["until_convergence"] and noted["init"] is None
+        if of_table and cell.place.path == file.parent:  # a copy under another name is nobody's
+            found.append(cell)
     return sorted(found, key=lambda cell: (cell.of_seed, -cell.raf, cell.seed))
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    path = folder / _FILE
+    path = folder / FILE
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
         if not {"raf", "seed", "epochs_trained", "until_convergence", "init", "finished"} <= noted.keys():

@@ -1,12 +1,14 @@
 """Training one backbone with an FMCE-Net as auxiliary head ([FMCE++] III)."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
+from fmcefast.config import check_value
 from fmcefast.device import describe, pick_device
 from fmcefast.errors import InputError
-from fmcefast.files import FolderLock
 from fmcefast.losses_csv import FinetuningEpoch
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.models.losses import check_raf
@@ -14,7 +16,7 @@ from fmcefast.models.weights import read_weights
 from fmcefast.progress import Progress
 from fmcefast.ranks import current_ranks
 from fmcefast.run_folder import RunFolder
-from fmcefast.stages.finetuning.cell import Cell
+from fmcefast.stages.finetuning.cell import Cell, Init
 from fmcefast.stages.finetuning.trainer import RALTrainer
 from fmcefast.stages.images import loader_of, open_source
 from fmcefast.stages.judge import load_fmce_net
@@ -68,28 +70,38 @@ def finetune(
     epochs = last if epochs is None else epochs
     if not 1 <= epochs <= config.epochs:
         raise InputError(f"--epochs must lie in 1..{config.epochs}, the length of the run's schedule, not {epochs}.")
-    load_fmce_net(run)
+    load_fmce_net(run)  # one that is missing shows here
     if init is not None:
-        read_weights(init)  # a file that cannot be used shows here
-    seed = config.seed if seed is None else seed
-    cell = Cell(run, check_raf(raf), seed, epochs, run.fmce_net, init, until_convergence=epochs == last)
+        read_weights(init)
+    cell = Cell(
+        run=run,
+        raf=check_raf(raf),
+        seed=config.seed if seed is None else check_value("seed", seed),
+        epochs=epochs,
+        fmce_net=run.fmce_net,
+        init=Init.of(init) if init else None,
+        until_convergence=epochs == last,
+    )
     return train_cell(cell, progress, force)
 
 
 def train_cell(cell: Cell, progress: Progress, force: bool = False) -> FinetuneResult:
     """Train a cell as far as it is not done. Raises what `finetune` does, and FmcefastError when another is at it."""
-    ranks, place, net = current_ranks(), cell.place, load_net(cell)
-    with ranks.first():
+    ranks, net = current_ranks(), load_net(cell)
+    with ranks.first(), ExitStack() as stack:
         if ranks.rank == 0:
+            stack.enter_context(cell.locked())
+            open_source(cell.run)  # images that are gone show here
             cell.begin(force)
-    with FolderLock(place.path) if ranks.rank == 0 else nullcontext():
+        lock = stack.pop_all()
+    with lock:
         if not cell.finished:
             _train(cell, net, progress)
             ranks.barrier()
             if ranks.rank == 0:
                 cell.finish()
             ranks.barrier()
-    rows = cell.epochs_done
+    rows = cell.rows()
     last = rows[-1]
     return FinetuneResult(
         cell.raf,
@@ -101,7 +113,7 @@ def train_cell(cell: Cell, progress: Progress, force: bool = False) -> FinetuneR
         last.fmcs_loss,
         last.top1,
         last.fmcs,
-        str(place.weights_of(last.epoch)),
+        str(cell.place.weights_of(last.epoch)),
         sum(row.seconds for row in rows),
     )
 
@@ -120,15 +132,17 @@ def load_net(cell: Cell) -> FMCENet:
 def _train(cell: Cell, net: FMCENet, progress: Progress) -> None:
     run, place, ranks = cell.run, cell.place, current_ranks()
     source, device = open_source(run), pick_device()
+    if run.config.compile:
+        torch.compiler.reset()  # else the cells of a process would share the limit of recompilations
     loader = loader_of(run, source.train, device).loader
     trainer = RALTrainer(replace(place.config, loader=loader), source, device, net, cell.raf, ranks)
     epochs = committed_epochs(place, FinetuningEpoch)
     if epochs:
         load_state(place.resume, trainer.backbone, trainer.optimizer, trainer.scaler)
     elif cell.init is not None:
-        trainer.backbone.take(read_weights(cell.init), cell.init)
+        trainer.backbone.take(read_weights(cell.init.path), cell.init.path)
     ranks.barrier()
-    begins = f"from {cell.init}" if cell.init else "from fresh weights"
+    begins = f"from {cell.init.path}" if cell.init else "from fresh weights"
     progress.line(
         f"finetune: {cell}: {cell.epochs} epochs {f'after epoch {len(epochs)}' if epochs else begins}; "
         f"{describe(device, trainer.dtype)}, --loader {loader}"

@@ -1,18 +1,21 @@
 """Many RAFs and seeds: Table I of FMCE-Net++ with paired statistics ([FMCE++] IV-C)."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from fmcefast import files
+from fmcefast.config import check_value
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.models.losses import check_raf
 from fmcefast.progress import Progress, format_seconds
 from fmcefast.run_folder import RunFolder, open_run
 from fmcefast.stages.extract import extract
 from fmcefast.stages.finetuning.cell import Cell, finished_cells
-from fmcefast.stages.finetuning.engines import ENGINE_OF
-from fmcefast.stages.finetuning.finetune import load_net
+from fmcefast.stages.finetuning.finetune import FinetuneResult, load_net
+from fmcefast.stages.finetuning.local_engine import train_locally
+from fmcefast.stages.finetuning.ray_engine import train_on_ray
 from fmcefast.stages.finetuning.table import RafRow, by_raf, compare
 from fmcefast.stages.fit import fit
 from fmcefast.stages.maps import recomputes_maps
@@ -20,6 +23,10 @@ from fmcefast.stages.markers import markers, require_markers
 from fmcefast.stages.train import train
 from fmcefast.tables import read_rows, write_rows
 
+ENGINE_OF: dict[str, Callable[[list[Cell], int | None], Iterator[FinetuneResult]]] = {
+    "local": train_locally,
+    "ray": train_on_ray,
+}
 PAPER_RAFS = (1, 0.95, 0.9, 0.85, 0.8, 0.78, 0.75, 0.7, 0.5, 0)
 
 
@@ -78,7 +85,7 @@ def sweep(
 
     fmce_per_seed: each seed is first trained to its own FMCE-Net, under seeds/; engine: "local" or "ray"; jobs: cells
     at a time on a machine. Finished cells are kept, and sweep.csv lists all that the run has. Raises InputError for a
-    raf outside 0..1 and for folders that were made from something else, before anything is trained.
+    raf outside 0..1 and, before any cell is trained, for folders that were made from something else.
     """
     rafs = sorted({1.0, *map(check_raf, map(float, rafs))}, reverse=True)
     if seeds < 1 or (jobs is not None and jobs < 1):
@@ -87,6 +94,7 @@ def sweep(
         raise unknown_name("engine", engine, ENGINE_OF)
     epochs = require_markers(run).markers[-1]
     first = run.config.seed
+    check_value("seed", first + seeds - 1)
     nets = dict.fromkeys(range(first, first + seeds), run.fmce_net)
     if fmce_per_seed:
         nets = {seed: _fmce_net_of(run, seed, progress) for seed in nets}
@@ -94,12 +102,14 @@ def sweep(
     finished_cells(run)  # one that is damaged shows here
     for cell in cells:
         load_net(cell)
-        cell.begin(force)
+        with cell.locked():
+            cell.begin(force)
     left = [cell for cell in cells if not cell.finished]
     progress.line(
         f"sweep: {len(cells)} cells of {epochs} epochs, {len(cells) - len(left)} finished before; --engine {engine}"
     )
-    _train(left, engine, jobs, progress)
+    if left:
+        _train(left, engine, jobs, progress)
     kind = "seed" if fmce_per_seed else "run"
     rows = write_table(run)
     return SweepResult(kind, table_of(rows, kind), [row for row in rows if row.fmce_net == kind], str(run.sweep_csv))
@@ -109,7 +119,7 @@ def write_table(run: RunFolder) -> list[SweepRow]:
     """Write sweep.csv from the finished cells of a run."""
     rows = []
     for cell in finished_cells(run):
-        done = cell.epochs_done
+        done = cell.rows()
         last = done[-1]
         rows.append(
             SweepRow(
@@ -134,7 +144,9 @@ def read_table(run: RunFolder) -> list[SweepRow]:
     try:
         return read_rows(run.sweep_csv, SweepRow)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{run.sweep_csv} is damaged: {error}. Write it again: fmcefast sweep {run}") from error
+        raise InputError(
+            f"{run.sweep_csv} is damaged: {error}. Write it again: fmcefast sweep {run} --rafs 1 --seeds 1"
+        ) from error
 
 
 def swept_kinds(run: RunFolder) -> list[str]:
@@ -150,7 +162,7 @@ def table_of(rows: Sequence[SweepRow], fmce_net: str) -> list[RafRow]:
 
 def _train(cells: list[Cell], engine: str, jobs: int | None, progress: Progress) -> None:
     began = time.monotonic()
-    with progress.task("sweep", total=len(cells), unit="cells") as task:
+    with progress.task("sweep", total=len(cells), unit="cells", lines=False) as task:
         for result in ENGINE_OF[engine](cells, jobs):
             said = f"RAF {result.raf:g}, seed {result.seed}: top-1 {result.top1:.4f}, FMCS {result.fmcs:.2f}"
             task.advance(1, note=said)
@@ -164,13 +176,14 @@ def _fmce_net_of(run: RunFolder, seed: int, progress: Progress) -> Path:
     """The FMCE-Net of the run's training under another seed."""
     if seed == run.config.seed:
         return run.fmce_net
-    path = run.seeds / f"seed-{seed}"
-    own = open_run(path, replace(run.config, seed=seed).as_dict(), create=True, consent=True)
-    progress.line(f"sweep: the FMCE-Net of seed {seed}, in {path}")
-    train(own, progress)
-    if not markers(own, progress).converged:
-        raise InputError(f"{path} has not converged, so it has no FMCE-Net. Use a larger --mu or no --fmce-per-seed.")
-    if not recomputes_maps(own):
-        extract(own, progress)
-    fit(own, progress)
+    wanted = run.of_seed(seed)
+    own = open_run(wanted.path, wanted.config.as_dict(), create=True, consent=True)
+    progress.line(f"sweep: the FMCE-Net of seed {seed}, in {own}")
+    with files.FolderLock(own.path):
+        train(own, progress)
+        if not markers(own, progress).converged:
+            raise InputError(f"{own} has not converged and has no FMCE-Net. Use a larger --mu, or no --fmce-per-seed.")
+        if not recomputes_maps(own):
+            extract(own, progress)
+        fit(own, progress)
     return own.fmce_net

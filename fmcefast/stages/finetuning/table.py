@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t
@@ -13,12 +13,14 @@ CONFIDENCE = 0.95
 @dataclass(frozen=True)
 class RafRow:
     """The seeds of one RAF: mean and sample standard deviation of top-1 (fractions; std is None for one seed), the mean
-    difference to RAF 1 over the seeds that both have, and its 95% Student interval (None for fewer than two)."""
+    difference to RAF 1 over the `pairs` of the same seed, and its 95% Student interval (None for fewer than two pairs,
+    and where all differ by the same)."""
 
     raf: float
     seeds: int
     mean: float
     std: float | None
+    pairs: int = 0
     difference: float | None = None
     low: float | None = None
     high: float | None = None
@@ -40,14 +42,15 @@ def compare(top1: Mapping[float, Mapping[int, float]]) -> list[RafRow]:
         shared = sorted(top1[raf].keys() & baseline.keys()) if raf != 1 else []
         if shared:
             differences = np.array([top1[raf][seed] - baseline[seed] for seed in shared])
-            row = RafRow(raf, row.seeds, row.mean, std, float(differences.mean()), *paired_interval(differences))
+            low, high = paired_interval(differences)
+            row = replace(row, pairs=len(shared), difference=float(differences.mean()), low=low, high=high)
         rows.append(row)
     return rows
 
 
 def paired_interval(differences: np.ndarray) -> tuple[float | None, float | None]:
-    """The 95% Student interval of the mean of differences (n,); None, None for fewer than two."""
-    if len(differences) < 2:
+    """The 95% Student interval of the mean of differences (n,); None, None for fewer than two that differ."""
+    if len(differences) < 2 or np.ptp(differences) < 1e-12:
         return None, None
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     half = t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * error

@@ -1,5 +1,7 @@
 """Training a backbone with the representation auxiliary loss (RAL)."""
 
+import copy
+
 import numpy as np
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ from fmcefast.stages.trainer import Trainer
 class RALTrainer(Trainer):
     """Minimises L = raf * L_base + (1 - raf) * L_FMCS of a frozen FMCE-Net ([FMCE++] III, Fig. 2).
 
-    With raf = 1 it does, bit for bit, what Trainer does; with raf = 0 the classifier is not trained.
+    With raf = 1 it does what Trainer does, on a CPU bit for bit; with raf = 0 the classifier is not trained.
     Raises InputError for an FMCE-Net that takes other maps than the backbone makes.
     """
 
@@ -39,8 +41,8 @@ class RALTrainer(Trainer):
         self._verdict_dtype = amp_type(config.amp, device)  # that of fitting
         super().__init__(config, source, device, ranks)
         require_maps(fmce_net, self.backbone.feature_shape(config.image_size), f"{config.backbone} at this image size")
-        fmce_net = fmce_net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        self._verdict = in_precision(fmce_net, device, self._verdict_dtype)
+        fmce_net = copy.deepcopy(fmce_net).to(device, memory_format=torch.channels_last)
+        self._verdict = in_precision(fmce_net.eval().requires_grad_(False), device, self._verdict_dtype)
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._batches = 0
 

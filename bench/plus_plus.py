@@ -1,0 +1,108 @@
+r"""FMCE-Net++ and what an FMCE-Net's scores are worth, as a user finds out: run, score, fit --test-run, sweep.
+
+    python bench/plus_plus.py digits                            # two cores: about 20 minutes
+    python bench/plus_plus.py cifar10 --seeds 5 --rafs 1,0.95,0.8,0.5,0 -- --data cifar10 --data-root ~/data
+
+In an empty folder, or in --folder to go on after an interruption: two runs with different seeds; the scores of all
+epochs of the first; its FMCE-Net on the maps of the second and the other way round; a sweep of RAFs over seeds. It is
+checked that no finished cell is trained twice and, on a CPU, that RAF 1 repeats the original run to the bit. Writes
+bench/results/plus-plus-NAME.json and the figures of the report beside it.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from environment import RESULTS, document, row, write
+
+FIGURES = ("maturity", "other-runs", "rafs-run", "progression-run")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("--rafs", default="1,0.95,0.8,0")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the runs are kept")
+    parser.add_argument("flags", nargs="*", help="flags of `fmcefast run`")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        first, second = (f"runs/{arguments.name}-seed-{seed}" for seed in (0, 1))
+        for seed, run in enumerate((first, second)):
+            fmcefast("run", run, *arguments.flags, "--seed", seed, cwd=folder)
+        scores, _ = fmcefast("score", first, "--reference", cwd=folder)
+        rows = score_rows(scores)
+        for run, other in ((first, second), (second, first)):
+            judged, _ = fmcefast("fit", run, "--test-run", other, cwd=folder)
+            rows += other_run_rows(judged, folder / run, folder / other)
+        sweep = ("sweep", first, "--rafs", arguments.rafs, "--seeds", arguments.seeds)
+        swept, seconds = fmcefast(*sweep, cwd=folder)
+        again, seconds_again = fmcefast(*sweep, cwd=folder)
+        assert again == swept and seconds_again < 60, "finished cells were trained again"
+        rows.append(row("sweep", [seconds], "s", cells=len(swept["cells"]), epochs=swept["cells"][0]["epochs"]))
+        rows += [raf_row(each) for each in swept["table"]]
+        fmcefast("report", first, cwd=folder)
+        for name in FIGURES:
+            shutil.copy(folder / first / "figures" / f"{name}.png", RESULTS / f"plus-plus-{arguments.name}-{name}.png")
+        content = document("plus-plus", rows, ("scipy",), cells=swept["cells"], flags=shown(arguments.flags))
+        write(RESULTS / f"plus-plus-{arguments.name}.json", content)
+        if not torch.cuda.is_available():  # a GPU's sums come in any order
+            check_baseline(folder / first)
+    for each in rows:
+        print(f"{each['name']:60}{each['value']:10.4f} {each['unit']}")
+
+
+def fmcefast(*words, cwd: Path) -> tuple[dict, float]:
+    """What a command says, and its seconds."""
+    began = time.perf_counter()
+    command = ["fmcefast", *map(str, words), "--json"]
+    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout), time.perf_counter() - began
+
+
+def score_rows(scores: dict) -> list[dict]:
+    return [
+        row("Spearman of mean FMCS and epoch, all epochs", [scores["spearman"]], "correlation"),
+        row("Spearman of mean FMCS and epoch, from E_1 on", [scores["spearman_from_e1"]], "correlation"),
+        row("calibration error at the markers", [scores["calibration_error"]], "probability"),
+    ]
+
+
+def other_run_rows(judged: dict, run: Path, other: Path) -> list[dict]:
+    rows = []
+    for whose, metrics in ((run.name, judged["own"]), (other.name, judged["others"][0]["metrics"])):
+        facts = {name: metrics[name] for name in ("f1", "mean_absolute_error", "spearman", "test_maps")}
+        rows.append(row(f"FMCE-Net of {run.name} on {whose}", [metrics["accuracy"]], "fraction", **facts))
+    return rows
+
+
+def raf_row(each: dict) -> dict:
+    facts = {name: each[name] for name in ("std", "difference", "low", "high")}
+    return {**row(f"top-1 at RAF {each['raf']:g}", [each["mean"]], "fraction"), "n": each["seeds"], **facts}
+
+
+def check_baseline(run: Path) -> None:
+    """RAF 1 under the run's seed is the run itself, but for the clock."""
+    tables = []
+    for place in (run, run / "finetune" / "raf-1.00-seed-0"):
+        with (place / "losses.csv").open() as file:
+            tables.append([[line[name] for name in ("epoch", "loss", "top1", "lr")] for line in csv.DictReader(file)])
+    original, repeated = tables
+    assert original[: len(repeated)] == repeated, "RAF 1 is not plain training"
+
+
+def shown(flags: list[str]) -> str:
+    """The flags without the folders of this machine."""
+    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in flags)
+
+
+if __name__ == "__main__":
+    main()

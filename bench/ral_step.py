@@ -1,0 +1,122 @@
+r"""What the FMCE-Net adds to a training step: the fused loss and the network's own layers against plain training.
+
+    python bench/ral_step.py                                    # two cores: about 5 minutes
+    python bench/ral_step.py --backbone resnet50 --batch 256    # on a GPU
+
+A step is forward, loss, backward and Adam on one random batch that is there already, as `fmcefast train` and `fmcefast
+finetune` compute it. First the loss and the gradient of all weights with the fused loss are compared with those of the
+plain layers. The contestants take turns, round by round, and their ratios are taken within a round. Writes
+bench/results/ral-step-*.json.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from environment import RESULTS, document, row, write
+
+from fmcefast import FMCENet, FMCSLoss
+from fmcefast.config import Config, resolve
+from fmcefast.data.sources import load_source
+from fmcefast.device import pick_device
+from fmcefast.memory import keep_freed_memory
+from fmcefast.stages.finetuning.trainer import RALTrainer
+from fmcefast.stages.trainer import Trainer
+
+RAF = 0.8
+PLAIN = "plain training"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="shufflenet_v2_x1_0")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--amp", nargs="+", default=["bf16", "off"], choices=("bf16", "fp16", "off"))
+    parser.add_argument("--steps", type=int, default=2, help="in each round")
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    device = pick_device()
+    shared = {"backbone": arguments.backbone, "image_size": arguments.image_size, "batch_size": arguments.batch}
+    rows = []
+    for amp in arguments.amp:
+        rows += step_rows(resolve({**shared, "amp": amp}), device, arguments.steps, arguments.rounds)
+    content = document("ral-step", rows, raf=RAF, **shared)
+    write(RESULTS / f"ral-step-{device.type}-{arguments.backbone}.json", content)
+
+
+def step_rows(config: Config, device: torch.device, steps: int, rounds: int) -> list[dict]:
+    trainers = make_trainers(config, device)
+    shape = (config.batch_size, 3, config.image_size, config.image_size)
+    images = torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (config.batch_size,), device=device)
+    difference = check(trainers, images, labels)
+    taken: dict[str, list[float]] = {name: [] for name in trainers}
+    for round_ in range(-1, rounds):  # the first one warms up
+        for name, trainer in trainers.items():
+            seconds = seconds_of_steps(trainer, images, labels, steps)
+            if round_ >= 0:
+                taken[name].append(seconds / steps)
+    rows = []
+    for name, values in taken.items():
+        times_plain = median(value / plain for value, plain in zip(values, taken[PLAIN], strict=True))
+        facts = {"times_plain_training": times_plain, "gradient_difference": difference}
+        rows.append(row(f"step, amp {config.amp}: {name}", [1e3 * value for value in values], "ms", **facts))
+        print(f"{rows[-1]['name']:44}{rows[-1]['value']:10,.1f} ms  {times_plain:.3f}x", flush=True)
+    return rows
+
+
+def make_trainers(config: Config, device: torch.device) -> dict[str, Trainer]:
+    """Trainers of the same weights."""
+    source = load_source("digits")
+    trainers: dict[str, Trainer] = {PLAIN: Trainer(config, source, device)}
+    channels, height, width = trainers[PLAIN].backbone.feature_shape(config.image_size)
+    torch.manual_seed(0)
+    net = FMCENet(channels, (height, width))
+    trainers["RAL, fused"] = RALTrainer(config, source, device, net, RAF)
+    trainers["RAL, FMCE-Net's own layers"] = own_layers = RALTrainer(config, source, device, net, RAF)
+    own_layers._criterion.fmcs = FMCSLoss(net).to(device, memory_format=torch.channels_last)
+    for trainer in trainers.values():
+        trainer.backbone.train()
+    return trainers
+
+
+def check(trainers: dict[str, Trainer], images: torch.Tensor, labels: torch.Tensor) -> float:
+    """The relative difference of the fused and the plain gradient of the backbone; raises when one is wrong."""
+    found = []
+    for name in ("RAL, fused", "RAL, FMCE-Net's own layers"):
+        trainer = trainers[name]
+        before = {key: value.clone() for key, value in trainer.backbone.state_dict().items()}
+        loss = trainer.loss(images, labels)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in trainer.backbone.parameters()]).double()
+        found.append((loss.item(), gradient))
+        trainer.optimizer.zero_grad()
+        trainer.backbone.load_state_dict(before)
+    (loss, gradient), (plain_loss, plain_gradient) = found
+    difference = ((gradient - plain_gradient).norm() / plain_gradient.norm()).item()
+    exact = trainers[PLAIN].dtype is None
+    assert abs(loss - plain_loss) < (1e-5 if exact else 5e-3) * plain_loss, f"{loss} is not {plain_loss}"
+    assert difference < (0.02 if exact else 0.2), f"the gradients differ by {difference:.1%}"
+    return difference
+
+
+def seconds_of_steps(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor, steps: int) -> float:
+    wait: Callable[[], None] = torch.cuda.synchronize if images.is_cuda else lambda: None
+    wait()
+    began = time.perf_counter()
+    for _ in range(steps):
+        loss = trainer.loss(images, labels)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.scaler.scale(loss).backward()
+        trainer.scaler.step(trainer.optimizer)
+        trainer.scaler.update()
+    wait()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
