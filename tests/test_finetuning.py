@@ -161,18 +161,11 @@ def test_a_cell_repeats_the_run_and_goes_on_where_it_was(run, monkeypatch):
     whole = finetune(run, quiet(), raf=0.8, seed=3)
     expected = rows_of(run.finetune / "raf-0.80-seed-3")
     expected_weights = Path(whole.weights).read_bytes()
-    run_epoch = RALTrainer.run_epoch
-
-    def interrupted(self, epoch, *rest, **more):
-        if epoch == 4:
-            raise KeyboardInterrupt
-        return run_epoch(self, epoch, *rest, **more)
-
-    monkeypatch.setattr(RALTrainer, "run_epoch", interrupted)
+    monkeypatch.setattr(RALTrainer, "run_epoch", _interrupted_after(3))
     with pytest.raises(KeyboardInterrupt):
         finetune(run, quiet(), raf=0.8, seed=3, force=True)
     assert not finished_cells(run)[1:] and len(rows_of(run.finetune / "raf-0.80-seed-3")) == 3
-    monkeypatch.setattr(RALTrainer, "run_epoch", run_epoch)
+    monkeypatch.undo()
     cut = finetune(run, quiet(), raf=0.8, seed=3)
     assert rows_of(run.finetune / "raf-0.80-seed-3") == expected and Path(cut.weights).read_bytes() == expected_weights
     monkeypatch.setattr(RALTrainer, "run_epoch", None)  # a finished cell is not trained
@@ -182,23 +175,43 @@ def test_a_cell_repeats_the_run_and_goes_on_where_it_was(run, monkeypatch):
 def test_a_cell_without_its_note_begins_anew(run, monkeypatch):
     """Whatever a kill left there, of other settings perhaps, does not count."""
     cell = Cell(run, 0.5, 0, 6, run.fmce_net)
-    monkeypatch.setattr(RunFolder, "undo", lambda *_: os._exit(1))
-    if os.fork() == 0:
-        finetune(run, quiet(), raf=0.5, force=True)
-    assert os.wait()[1] != 0
-    monkeypatch.undo()
     finetune(run, quiet(), raf=0.5, force=True)  # a cell that is not there may be forced
-    expected = cell.rows()
+    expected = rows_of(cell.place.path)
+    monkeypatch.setattr(RALTrainer, "run_epoch", _interrupted_after(3))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(run, quiet(), raf=0.9)
+    monkeypatch.undo()
+    # The state and the table of another cell, as if the settings had changed, and a kill while it began anew.
+    other = Cell(run, 0.9, 0, 6, run.fmce_net).place
+    for name in ("resume.safetensors", "losses.csv"):
+        shutil.copy(other.path / name, cell.place.path / name)
     (cell.place.path / "cell.json").unlink()
     assert not finished_cells(run)
-    found = finetune(run, quiet(), raf=0.5)
-    assert [replace(row, seconds=0.0) for row in cell.rows()] == [replace(row, seconds=0.0) for row in expected]
-    assert found.epochs == 6
+    finetune(run, quiet(), raf=0.5)
+    assert rows_of(cell.place.path) == expected
+
+
+def test_rows_that_are_missing_are_missed(run):
+    finetune(run, quiet(), raf=1)
+    cell = Cell(run, 1.0, 0, 6, run.fmce_net)
     lines = cell.place.losses_csv.read_text().splitlines(keepends=True)
     cell.place.losses_csv.write_text("".join(lines[:-1]))
-    with pytest.raises(FmcefastError, match=r"has 5 of 6 epochs\. Put the file back, or remove the folder"):
-        finetune(run, quiet(), raf=0.5)
-    assert not verify(run, quiet()).sound
+    for again in (lambda: finetune(run, quiet(), raf=1), lambda: sweep(run, quiet(), rafs=[0.5], seeds=1)):
+        with pytest.raises(FmcefastError, match=r"has 5 of 6 epochs\. Put the file back, or remove the folder"):
+            again()
+    assert "has 5 of 6 epochs" in verify(run, quiet()).explain()
+    assert not (run.finetune / "raf-0.50-seed-0").exists()  # nothing was trained for nothing
+
+
+def _interrupted_after(epochs):
+    run_epoch = RALTrainer.run_epoch
+
+    def interrupted(self, epoch, *rest, **more):
+        if epoch > epochs:
+            raise KeyboardInterrupt
+        return run_epoch(self, epoch, *rest, **more)
+
+    return interrupted
 
 
 def test_a_copy_of_a_cell_is_no_cell(run):
@@ -427,22 +440,33 @@ def test_ray_trains_a_killed_workers_cell_again(run, fmcefast, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS")
     expected = finetune(run, quiet(), raf=0.5)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ended, killed = threading.Event(), []
+    killer = threading.Thread(target=_kill_one_worker_of, args=(ray.nodes()[0]["ObjectStoreSocketName"], ended, killed))
     try:
-        killer = threading.Thread(target=_kill_one_worker_of_ray, daemon=True)
         killer.start()
         found = sweep(run, quiet(), rafs=[0.5], seeds=1, engine="ray", force=True)
-        killer.join(0)
-        assert not killer.is_alive()  # it has found one to kill
     finally:
+        ended.set()
+        killer.join()
         ray.shutdown()
-    assert [(row.raf, row.top1) for row in found.cells] == [(1.0, found.cells[0].top1), (0.5, expected.top1)]
+    assert killed
+    assert [(row.raf, row.epochs) for row in found.cells] == [(1.0, 6), (0.5, 6)]
+    assert found.cells[1].top1 == expected.top1
 
 
-def _kill_one_worker_of_ray():
-    while True:
+def _kill_one_worker_of(cluster, ended, killed):
+    """Of the cluster with this socket, the first that trains."""
+    while not ended.wait(0.05):
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if (process / "cmdline").read_bytes().startswith(b"ray::_work_in"):
+                trains = (process / "cmdline").read_bytes().startswith(b"ray::_work_in")
+                if trains and _belongs_to(process, cluster):
                     os.kill(int(process.name), signal.SIGKILL)
+                    killed.append(process.name)
                     return
-        time.sleep(0.05)
+
+
+def _belongs_to(process, cluster):
+    """Whether the raylet that started a process serves this cluster."""
+    parent = next(line.split()[1] for line in (process / "status").read_text().splitlines() if line.startswith("PPid"))
+    return cluster in Path(f"/proc/{parent}/cmdline").read_text()

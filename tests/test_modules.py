@@ -123,7 +123,7 @@ def test_modules_are_extracted_in_one_pass_and_fitted(run, fmcefast, cpu, monkey
     assert fmcefast("verify", run.path)[0] == 0
 
     # A name that is wrong costs none of the others what they have.
-    for wrong in ("stge3", "a..b"):
+    for wrong in ("stge3", "a..b", "fc"):
         code, _, _ = fmcefast("extract", run.path, "--module", "stage2", "--module", wrong, "--force")
         assert code == 2 and run.view("stage2").fit_json.exists()
     (run.modules / ".ipynb_checkpoints").mkdir()

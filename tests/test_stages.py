@@ -225,13 +225,13 @@ def quiet():
 
 def test_extraction_that_cannot_fit_is_refused_before_it_starts(extracted, monkeypatch):
     need = 2 * (60 * 2 * 2 * 1024 * 2 + 4096)
-    monkeypatch.setattr(maps, "free_disk", lambda run: need - 1)
-    monkeypatch.setattr(stage_extract, "free_disk", lambda run: need - 1)
+    monkeypatch.setattr(maps, "free_disk", lambda views: need - 1)
+    monkeypatch.setattr(stage_extract, "free_disk", lambda views: need - 1)
     with pytest.raises(DiskFullError, match=r"need 991 kB and the disk has 991 kB free.*--store recompute"):
         extract(extracted, quiet())
     assert not extracted.features.exists()
     assert maps.recomputes_maps(extracted)
-    monkeypatch.setattr(stage_extract, "free_disk", lambda run: need)
+    monkeypatch.setattr(stage_extract, "free_disk", lambda views: need)
     assert extract(extracted, quiet()).bytes == need
     assert not maps.recomputes_maps(extracted)
 

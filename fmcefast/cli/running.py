@@ -2,6 +2,8 @@
 
 import errno
 import json
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -44,13 +46,6 @@ def _open(
 ) -> tuple[RunFolder, Progress, bool]:
     def check(run: RunFolder, undone: str | None) -> None:
         """Refuse what could not be finished, before anything is removed."""
-        if modules:
-            from fmcefast.models.modules import check_modules
-            from fmcefast.models.networks import make_network
-
-            for module in modules:
-                run.view(module)
-            check_modules(run.config.backbone, make_network(run.config.backbone, classes=2), modules)
         if undone in STAGES[: STAGES.index(verb)]:
             raise InputError(
                 f"These settings contradict what {undone} made in {run}, and {command} comes after it. Start there: "
@@ -60,6 +55,12 @@ def _open(
             from fmcefast.data.sources import load_source
 
             load_source(RECORDED)  # raises what says where to go on
+        if modules:
+            from fmcefast.models.modules import ModuleMaps
+
+            for module in modules:
+                run.view(module)
+            ModuleMaps(run.config.backbone, 2, modules).feature_shapes(run.config.image_size)
         if undone == "markers" and run.begun("train"):
             from fmcefast.stages.markers import check_markers
 
@@ -101,29 +102,32 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 def perform(stage: Callable, folder: RunFolder, progress: Progress) -> Any:
     """Run a stage; Ctrl-C and a full disk become messages that say what is kept and how to go on."""
-    verb = click.get_current_context().info_name
+    again = shlex.join(["fmcefast", *(word for word in sys.argv[1:] if word != "--force")])
     try:
         return stage(folder, progress)
     except KeyboardInterrupt:
-        raise FmcefastError(f"Interrupted. {folder} keeps {_kept(folder)}. Go on: fmcefast {verb} {folder}") from None
+        raise FmcefastError(f"Interrupted. {folder} keeps {_kept(folder)}. Go on: {again}") from None
     except DiskFullError as error:
-        raise DiskFullError(f"{error} Free some space, then go on: fmcefast {verb} {folder}") from error
+        raise DiskFullError(f"{error} Free some space, then go on: {again}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFullError(
             f"The disk is full: {error.filename} cannot be written. {folder} keeps {_kept(folder)}. Free some space, "
-            f"then go on: fmcefast {verb} {folder}"
+            f"then go on: {again}"
         ) from error
 
 
 def _kept(folder: RunFolder) -> str:
     from fmcefast.features.manifest import FILE, read_committed
+    from fmcefast.stages.finetuning.cell import finished_cells
     from fmcefast.stages.train import committed_epochs
 
     kept = f"{len(committed_epochs(folder))} epochs"
     if (folder.features / FILE).exists():
         kept += f" and {read_committed(folder.features).rows:,} feature maps"
+    if folder.finetune.exists():
+        kept += f", and of fine-tuning {len(finished_cells(folder))} finished cells and the epochs of others"
     return kept
 
 

@@ -25,8 +25,10 @@ class ModuleMaps(nn.Module):
         self.network = make_network(backbone, classes)
         self.names = tuple(modules)
         self._outputs: dict[str, torch.Tensor] = {}
-        known = check_modules(backbone, self.network, self.names)
+        known = {name: module for name, module in self.network.named_modules() if name}
         for name in self.names:
+            if name not in known:
+                raise unknown_name(f"module of {backbone}", name, known)
             known[name].register_forward_hook(self._keeping(name))
 
     def forward(self, images: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
@@ -81,12 +83,3 @@ class ModuleMaps(nn.Module):
             self._outputs[name] = output.clone() if torch.is_tensor(output) else output
 
         return keep
-
-
-def check_modules(backbone: str, network: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """All modules of a network by name. Raises InputError, with the nearest one, for names that are not among them."""
-    known = {name: module for name, module in network.named_modules() if name}
-    for name in names:
-        if name not in known:
-            raise unknown_name(f"module of {backbone}", name, known)
-    return known

@@ -23,10 +23,11 @@ def maturity_figure(scores: ScoreResult, markers: list[int]) -> Figure:
     edges = np.concatenate([[epochs[0] - 0.5], (epochs[1:] + epochs[:-1]) / 2, [epochs[-1] + 0.5]])
     mesh = axes.pcolormesh(edges, np.arange(scores.phases + 1) + 0.5, parts, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(mesh, label="part of the held-out images", shrink=0.85)
-    axes.plot(epochs, [each.fmcs for each in scores.reference], color=SMOOTH, linewidth=2, label="mean predicted FMCS")
+    axes.plot(epochs, [each.fmcs for each in scores.reference], color="black", label="mean predicted FMCS")
     axes.plot(markers, np.arange(1, len(markers) + 1), "o", color=MARK, markersize=5, label="epoch markers")
     for number, each in enumerate(scores.checkpoints[:_NAMED]):
-        axes.axhline(each.fmcs, color=f"C{number + 1}", linestyle="--", linewidth=1.2, label=Path(each.weights).name)
+        name = "/".join(Path(each.weights).parts[-3:])
+        axes.axhline(each.fmcs, color=f"C{number + 1}", linestyle="--", linewidth=1.2, label=name)
     axes.set(title="Maturity of the feature maps", ylabel="FMCS", ylim=(0.5, scores.phases + 0.5))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, loc="upper left", fontsize=9)

@@ -86,9 +86,10 @@ def _extract(views: list[RunFolder], progress: Progress) -> list[ExtractResult]:
     images = source.train
     network = _network(missing, len(source.classes)).to(device, memory_format=torch.channels_last).eval()
     shapes = network.feature_shapes(config.image_size)
-    _require_room(missing, len(images))
     kind = loader_of(run, images, device).loader
     with ranks.first():
+        if ranks.rank == 0:
+            _require_room(missing, len(images))
         writers = [
             _writer(view, images.labels, shape, dtype, ranks) for view, shape in zip(missing, shapes, strict=True)
         ]
@@ -191,7 +192,7 @@ def _say_flaws(writer: FeatureMapWriter, progress: Progress) -> None:
 
 def _require_room(views: list[RunFolder], images: int) -> None:
     run = views[0]
-    need, free = sum(bytes_to_extract(view, images) for view in views), free_disk(run)
+    need, free = sum(bytes_to_extract(view, images) for view in views), free_disk(views)
     if need > free:
         config = run.config
         half = "--fp16 needs half of it; " if config.dtype == "float32" else ""

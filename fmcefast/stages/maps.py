@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ def choose_store(run: RunFolder, device: torch.device) -> Choice:
         return Choice(config.store, "as asked for")
     if not is_extracted(run):
         images = len(open_source(run).train)
-        need, free = bytes_to_extract(run, images), free_disk(run)
+        need, free = bytes_to_extract(run, images), free_disk([run])
         if need > free:
             why = f"{format_bytes(need)} of maps do not fit on the disk, which has {format_bytes(free)} free"
             return Choice("recompute", why)
@@ -104,10 +105,10 @@ def bytes_to_extract(run: RunFolder, images: int) -> int:
     return maps_to_extract(run, images) * map_bytes + run.config.phases * HEADER_BYTES
 
 
-def free_disk(run: RunFolder) -> int:
-    """Bytes free where the run is or will be; what an interrupted shard takes counts as free."""
-    leftovers = sum(path.stat().st_blocks * 512 for path in run.features.glob("*.partial"))
-    return shutil.disk_usage(files.nearest_folder(run.path)).free + leftovers
+def free_disk(views: Sequence[RunFolder]) -> int:
+    """Bytes free where the run is or will be; what interrupted shards of these views take counts as free."""
+    leftovers = sum(path.stat().st_blocks * 512 for view in views for path in view.features.glob("*.partial"))
+    return shutil.disk_usage(files.nearest_folder(views[0].path)).free + leftovers
 
 
 def _recomputed(run: RunFolder, device: torch.device, dtype: torch.dtype | None) -> RecomputedMaps:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fmcefast import files
+from fmcefast.config import RECORDED
 from fmcefast.device import amp_type, pick_device
 from fmcefast.errors import InputError
 from fmcefast.progress import Progress
@@ -97,6 +98,9 @@ def _test_on(run: RunFolder, other: RunFolder, progress: Progress) -> OtherRun:
 
 
 def _has_same_images(run: RunFolder, other: RunFolder) -> bool:
+    if run.config.data == RECORDED:
+        return False  # their owner knows
+
     def images(of: RunFolder) -> tuple:
         files_listed = of.split_json.read_bytes() if of.split_json.exists() else None
         return of.config.data, of.config.subset, files_listed

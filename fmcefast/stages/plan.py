@@ -111,7 +111,7 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
         stages,
         seconds,
         size,
-        free_disk(run),
+        free_disk([run]),
         str(place),
         memory,
         free_memory(device),

@@ -80,7 +80,8 @@ def verify(run: RunFolder, progress: Progress) -> VerifyResult:
     if run.sweep_csv.exists():
         attempt(read_table, run)
     for path in sorted(run.seeds.glob("*/config.yaml")):
-        problems += verify(peek_run(path.parent, {}), progress).problems
+        of_seed = attempt(peek_run, path.parent, {})
+        problems += verify(of_seed, progress).problems if of_seed else []
     return VerifyResult(len(looked_at), sum(path.stat().st_size for path in looked_at), problems)
 
 

@@ -91,7 +91,8 @@ def train_cell(cell: Cell, progress: Progress, force: bool = False) -> FinetuneR
     with ranks.first(), ExitStack() as stack:
         if ranks.rank == 0:
             stack.enter_context(cell.locked())
-            open_source(cell.run)  # images that are gone show here
+            if force or not cell.finished:
+                open_source(cell.run)  # images that are gone show here
             cell.begin(force)
         lock = stack.pop_all()
     with lock:

@@ -99,7 +99,9 @@ def sweep(
     if fmce_per_seed:
         nets = {seed: _fmce_net_of(run, seed, progress) for seed in nets}
     cells = [Cell(run, raf, seed, epochs, net, of_seed=fmce_per_seed) for seed, net in nets.items() for raf in rafs]
-    finished_cells(run)  # one that is damaged shows here
+    for cell in finished_cells(run):
+        if not force:
+            cell.rows()  # one that is damaged shows here
     for cell in cells:
         load_net(cell)
         with cell.locked():
@@ -177,9 +179,13 @@ def _fmce_net_of(run: RunFolder, seed: int, progress: Progress) -> Path:
     if seed == run.config.seed:
         return run.fmce_net
     wanted = run.of_seed(seed)
-    own = open_run(wanted.path, wanted.config.as_dict(), create=True, consent=True)
-    progress.line(f"sweep: the FMCE-Net of seed {seed}, in {own}")
-    with files.FolderLock(own.path):
+    if not wanted.config_yaml.exists():
+        open_run(wanted.path, wanted.config.as_dict(), create=True)
+    progress.line(f"sweep: the FMCE-Net of seed {seed}, in {wanted}")
+    with files.FolderLock(wanted.path):
+        own = open_run(wanted.path, wanted.config.as_dict(), consent=True)
+        if run.split_json.exists() and not own.split_json.exists():
+            files.write_bytes(own.split_json, run.split_json.read_bytes())  # the same images
         train(own, progress)
         if not markers(own, progress).converged:
             raise InputError(f"{own} has not converged and has no FMCE-Net. Use a larger --mu, or no --fmce-per-seed.")
