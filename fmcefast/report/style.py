@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-RAW, SMOOTH, MARK = "#9aa5b1", "#1f5f99", "#c8553d"
+RAW, SMOOTH, MARK, BETTER = "#9aa5b1", "#1f5f99", "#c8553d", "#2f8f5b"
 
 
 def finish(*panels: Axes, xlabel: str = "epoch", whole_numbers: bool = True) -> None:
