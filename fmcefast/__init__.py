@@ -15,7 +15,7 @@ if find_spec("fmcefast._core") is None:
     )
 
 _HOME_OF = {
-    "ConvergenceRecorder": "fmcefast.recorder",
+    "ConvergenceRecorder": "fmcefast.recorder.recorder",
     "FMCENet": "fmcefast.models.fmce_net",
     "FMCSLoss": "fmcefast.models.losses",
     "FeatureMapDataset": "fmcefast.features.dataset",

@@ -139,6 +139,21 @@ def test_raf_one_is_plain_training_to_the_bit(cpu, source, fmce_net):
     assert all(1 <= row.fmcs <= 4 and row.base_loss == pytest.approx(row.loss, rel=1e-12) for row in found)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_gpu_minimises_what_a_cpu_does(source, fmce_net, amp, compiled):
+    config = resolve({**TINY, "amp": amp, "compile": compiled})
+    on_cpu, on_gpu = (
+        run_epochs(RALTrainer(given, source, torch.device(device), fmce_net, 0.5), 2)
+        for given, device in ((resolve(TINY), "cpu"), (config, "cuda"))
+    )
+    for ours, theirs in zip(on_gpu, on_cpu, strict=True):
+        found, expected = ((row.loss, row.base_loss, row.fmcs_loss) for row in (ours, theirs))
+        assert found == pytest.approx(expected, rel=0.1)
+        assert 1 <= ours.fmcs <= 4
+
+
 def test_an_fmce_net_of_other_maps_is_refused(cpu, source):
     with pytest.raises(InputError, match=r"takes feature maps of 1024x7x7 .*makes 1024x1x1"):
         RALTrainer(resolve(TINY), source, cpu, FMCENet(1024, 7), 0.5)
@@ -292,10 +307,13 @@ SWEEP = ["--rafs", "0.5", "--seeds", "2", "--json"]
 def test_a_killed_sweep_goes_on_without_training_a_cell_twice(runs, tmp_path):
     """Killed as a whole after its first cell; then with a worker killed in the middle of a cell."""
     words = [sys.executable, "-m", "fmcefast", "sweep", runs / "seed-0", *SWEEP]
-    begun = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    begun = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path)
+    said = ""
     for line in begun.stderr:
+        said += line
         if "1 of 4 cells" in line:
             break
+    assert "1 of 4 cells" in said, said
     os.kill(begun.pid, signal.SIGKILL)
     begun.communicate()
     run = RunFolder(runs / "seed-0", open_run(runs / "seed-0", {}).config)
@@ -304,7 +322,7 @@ def test_a_killed_sweep_goes_on_without_training_a_cell_twice(runs, tmp_path):
     stamps = {cell.place.path: (cell.place.losses_csv).stat().st_mtime_ns for cell in kept}
     _wait_until_workers_are_gone(run)
 
-    going_on = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    going_on = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     said = ""
     for line in going_on.stderr:
         said += line

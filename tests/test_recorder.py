@@ -79,7 +79,7 @@ def test_the_folder_holds_what_was_recorded(tmp_path):
 
 def test_seconds_are_those_between_the_calls(tmp_path, monkeypatch):
     now = iter([100.0, 103.5, 110.0, 112.25, 120.0])
-    monkeypatch.setattr("fmcefast.recorder.monotonic", lambda: next(now))
+    monkeypatch.setattr("fmcefast.recorder.recorder.monotonic", lambda: next(now))
     with ConvergenceRecorder(tmp_path / "run") as recorder:
         record(recorder, LOSSES[:2])
     assert [row.seconds for row in read_epochs(recorder.run.losses_csv)] == [3.5, 2.25]
@@ -195,7 +195,7 @@ def test_the_weights_are_there_before_the_row(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("fmcefast.recorder.write_epochs", fail)
+    monkeypatch.setattr("fmcefast.recorder.recorder.write_epochs", fail)
     with pytest.raises(OSError, match="the disk is gone"):
         record(recorder, LOSSES[1:2])
     assert recorder.run.weights_of(2).exists() and recorder.epochs == 1

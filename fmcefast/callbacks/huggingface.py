@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from fmcefast.errors import InputError
-from fmcefast.recorder import ConvergenceRecorder
+from fmcefast.recorder.recorder import ConvergenceRecorder
 
 try:
     from accelerate.utils import broadcast_object_list

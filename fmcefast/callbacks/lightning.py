@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from fmcefast.errors import InputError
-from fmcefast.recorder import ConvergenceRecorder
+from fmcefast.recorder.recorder import ConvergenceRecorder
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -1,30 +1,25 @@
 """Records training loops of people's own as runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from contextlib import ExitStack
 from math import inf, nan
 from pathlib import Path
 from sys import float_info
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from fmcefast import convergence, files
 from fmcefast.config import FIELDS, RECORDED
 from fmcefast.convergence import Markers
-from fmcefast.device import describe
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.features.dataset import FeatureMapDataset
-from fmcefast.features.writer import FeatureMapWriter
 from fmcefast.losses_csv import Epoch, read_epochs, write_epochs
-from fmcefast.models.fmce_net import LEAST_CHANNELS
-from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
 from fmcefast.progress import Progress
+from fmcefast.recorder.maps import store_maps
+from fmcefast.recorder.state import as_safetensors, class_of
 from fmcefast.run_folder import RunFolder, open_run
 from fmcefast.stages.maps import is_extracted
 from fmcefast.stages.markers import load_markers, require_markers
@@ -133,11 +128,11 @@ class ConvergenceRecorder:
             )
         if top1 is not None and not 0 <= row.top1 <= 1:
             raise InputError(f"top1 must be a fraction from 0 to 1, not {row.top1:g}. Leave it out if there is none.")
-        content = _as_safetensors(model.state_dict() if isinstance(model, nn.Module) else model)
+        content = as_safetensors(model.state_dict() if isinstance(model, nn.Module) else model)
         if epoch <= self.epochs:
             self._drop_from(epoch)
         if not self.run.begun("train"):
-            self.run = open_run(self.run.path, {"backbone": self._name or _class_of(model)})
+            self.run = open_run(self.run.path, {"backbone": self._name or class_of(model)})
         self.run.weights.mkdir(exist_ok=True)
         files.write_bytes(self.run.weights_of(epoch), content)
         write_epochs(self.run.losses_csv, [*self._epochs, row])  # the commit: weights without a row do not count
@@ -185,8 +180,7 @@ class ConvergenceRecorder:
                 raise InputError(
                     "The loader is an iterator, which can be gone through once. Give a DataLoader or list."
                 )
-            with _in_eval_mode(model, features):
-                self._extract(found, model, _Features(model, features), loader, labels, Progress(quiet=quiet))
+            store_maps(self.run, found, model, features, loader, labels, Progress(quiet=quiet))
         return FeatureMapDataset(self.run.features)
 
     def close(self) -> None:
@@ -231,154 +225,6 @@ class ConvergenceRecorder:
                 self.markers()
             else:
                 self.run.markers_json.unlink()
-
-    def _extract(
-        self,
-        found: Markers,
-        model: nn.Module,
-        features: "_Features",
-        loader: Iterable[tuple[Any, Any]],
-        labels: Any,
-        progress: Progress,
-    ) -> None:
-        config = self.run.config
-        maps = next((features(images, len(each)) for images, each in loader), None)
-        if maps is None:
-            raise InputError("The loader gave no images.")
-        labels = np.concatenate([_array(each) for _, each in loader]) if labels is None else _array(labels)
-        channels, height, width = maps.shape[1:]
-        with (
-            FeatureMapWriter(
-                self.run.features,
-                shape=(height, width, channels),
-                samples=len(labels),
-                epochs=found.markers,
-                labels=labels,
-                dtype=config.dtype,
-                source={"data": config.data, "backbone": config.backbone},
-                strict=config.strict,
-                row_checksums=config.row_checksums,
-            ) as writer,
-            self.run.recording("extract") as facts,
-            progress.task("extract", total=sum(span.rows for span in writer.spans()), unit="images") as task,
-        ):
-            half = maps.dtype if maps.dtype in (torch.bfloat16, torch.float16) else None
-            facts["hardware"] = describe(features.device, half)
-            todo = writer.spans()
-            for score in sorted({span.score for span in todo}):
-                spans, epoch = [span for span in todo if span.score == score], found.markers[score - 1]
-                _load(model, self.run.weights_of(epoch))
-                for first, end, images in _checked(loader, labels, score):
-                    parts = [(max(span.first, first), min(span.end, end)) for span in spans]
-                    if all(begin >= stop for begin, stop in parts):
-                        continue  # stored by a call before
-                    maps = features(images, end - first)
-                    for begin, stop in parts:
-                        if begin < stop:
-                            writer.write(score, maps[begin - first : stop - first])
-                            task.advance(stop - begin, note=f"phase {score} of {found.phases} (epoch {epoch})")
-                    # Not images_per_second, by which `--store auto` may decide to make maps again.
-                    facts["maps_per_second"] = round(task.rate, 1)
-        if writer.overflowed:
-            progress.line(
-                f"extract: {writer.overflowed:,} values were too large for float16 and became infinite. Record with "
-                'dtype="float32".'
-            )
-
-
-class _Features:
-    """Images -> maps (N, C, H, W), on the device of the model and without gradients."""
-
-    def __init__(self, model: nn.Module, features: Callable[[Any], torch.Tensor]):
-        self.device = next((each.device for each in model.parameters()), torch.device("cpu"))
-        self._features = features
-
-    @torch.inference_mode()
-    def __call__(self, images: Any, number: int) -> torch.Tensor:
-        maps = self._features(images.to(self.device) if hasattr(images, "to") else images)
-        if not torch.is_tensor(maps) or maps.ndim != 4 or maps.shape[1] < LEAST_CHANNELS:
-            found = f"of shape {tuple(maps.shape)}" if torch.is_tensor(maps) else f"a {type(maps).__name__}"
-            raise InputError(
-                f"features gave {found}. Feature maps are (N, C, H, W) with at least {LEAST_CHANNELS} channels: those "
-                "before the pooling, say."
-            )
-        if len(maps) != number:
-            raise InputError(f"features made {len(maps)} maps of {number} images; one of each is needed.")
-        return maps
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module, features: Callable) -> Iterator[None]:
-    """Both in eval mode; afterwards their modes and the state of the model are as before."""
-    roots = [each for each in (model, features) if isinstance(each, nn.Module)]
-    modes = [(module, module.training) for root in roots for module in root.modules()]
-    state = deepcopy(model.state_dict())
-    for root in roots:
-        root.eval()
-    try:
-        yield
-    finally:
-        model.load_state_dict(state)
-        for module, mode in modes:
-            module.train(mode)
-
-
-def _checked(loader: Iterable[tuple[Any, Any]], labels: np.ndarray, score: int) -> Iterator[tuple[int, int, Any]]:
-    """(first row, end, images) of every batch. Raises InputError when their labels are not `labels`."""
-    hint = "Every pass must give the same images in the same order: not shuffled, none left out, none added."
-    first = 0
-    for images, each in loader:
-        given = _array(each)
-        end = first + len(given)
-        if not np.array_equal(given, labels[first:end]):
-            raise InputError(
-                f"In phase {score} the loader gives other images than the {len(labels):,} before, from image "
-                f"{first + 1:,} on. {hint}"
-            )
-        yield first, end, images
-        first = end
-    if first != len(labels):
-        raise InputError(f"In phase {score} the loader gave {first:,} images, not the {len(labels):,} before. {hint}")
-
-
-def _array(labels: Any) -> np.ndarray:
-    return np.asarray(labels.cpu() if torch.is_tensor(labels) else labels)
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    """Read weights as `_as_safetensors` made them. Raises InputError unless all fit."""
-    names = _plain_names(name for name, value in model.state_dict().items() if torch.is_tensor(value))
-    copy_weights(model, weights_of_network(read_weights(path), path, names, names), path, names)
-
-
-def _as_safetensors(state: Mapping[str, Any]) -> bytes:
-    """Tensors under plain names, each on its own even where several share their memory."""
-    tensors = {}
-    for plain, name in _plain_names(state).items():
-        tensor = state[name].detach() if torch.is_tensor(state[name]) else state[name]
-        if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.is_meta:
-            raise InputError(
-                f"{name!r} in the model's state is a {type(tensor).__name__}, and weights are written as plain tensors "
-                "alone. Give a state_dict without it, or of the gathered model if it is sharded, in place of the model."
-            )
-        tensors[plain] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-    return save(tensors)
-
-
-def _plain_names(names: Iterable[str]) -> dict[str, str]:
-    """{name without what DistributedDataParallel and torch.compile put into it: name}."""
-    plain = {".".join(part for part in name.split(".") if part != "_orig_mod"): name for name in names}
-    while plain and all(name.startswith("module.") for name in plain):
-        plain = {name.removeprefix("module."): own for name, own in plain.items()}
-    return plain
-
-
-def _class_of(model: nn.Module | Mapping) -> str:
-    """The name of the class within such wrappers; `model` for a state_dict."""
-    inner = getattr(model, "_orig_mod", getattr(model, "module", None))
-    if isinstance(inner, nn.Module):
-        return _class_of(inner)
-    return type(model).__name__ if isinstance(model, nn.Module) else "model"
 
 
 def _lock(folder: Path) -> files.FolderLock:

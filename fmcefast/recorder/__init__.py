@@ -1,0 +1,1 @@
+"""Runs out of training loops of people's own."""

@@ -1,0 +1,48 @@
+"""The state of a model as weights in a file."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from fmcefast.errors import InputError
+from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
+
+
+def as_safetensors(state: Mapping[str, Any]) -> bytes:
+    """Tensors under plain names, each on its own even where several share their memory."""
+    tensors = {}
+    for plain, name in _plain_names(state).items():
+        tensor = state[name].detach() if torch.is_tensor(state[name]) else state[name]
+        if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.is_meta:
+            raise InputError(
+                f"{name!r} in the model's state is a {type(tensor).__name__}, and weights are written as plain tensors "
+                "alone. Give a state_dict without it, or of the gathered model if it is sharded, in place of the model."
+            )
+        tensors[plain] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return save(tensors)
+
+
+def _plain_names(names: Iterable[str]) -> dict[str, str]:
+    """{name without what DistributedDataParallel and torch.compile put into it: name}."""
+    plain = {".".join(part for part in name.split(".") if part != "_orig_mod"): name for name in names}
+    while plain and all(name.startswith("module.") for name in plain):
+        plain = {name.removeprefix("module."): own for name, own in plain.items()}
+    return plain
+
+
+def class_of(model: nn.Module | Mapping) -> str:
+    """The name of the class within such wrappers; `model` for a state_dict."""
+    inner = getattr(model, "_orig_mod", getattr(model, "module", None))
+    if isinstance(inner, nn.Module):
+        return class_of(inner)
+    return type(model).__name__ if isinstance(model, nn.Module) else "model"
+
+
+def load_recorded(model: nn.Module, path: Path) -> None:
+    """Read weights as `as_safetensors` made them. Raises InputError unless all fit."""
+    names = _plain_names(name for name, value in model.state_dict().items() if torch.is_tensor(value))
+    copy_weights(model, weights_of_network(read_weights(path), path, names, names), path, names)
