@@ -4,7 +4,7 @@ r"""FMCE-Net++ and what an FMCE-Net's scores are worth, as a user finds out: run
     python bench/plus_plus.py cifar10 --seeds 5 --rafs 1,0.95,0.8,0.5,0 -- --data cifar10 --data-root ~/data
 
 In an empty folder, or in --folder to go on after an interruption: two runs with different seeds; the scores of all
-epochs of the first; its FMCE-Net on the maps of the second and the other way round; a sweep of RAFs over seeds. It is
+their epochs; the FMCE-Net of each on the maps of the other; a sweep of RAFs over seeds under that of the first. It is
 checked that no finished cell is trained twice and, on a CPU, that RAF 1 repeats the original run to the bit. Writes
 bench/results/plus-plus-NAME.json and the figures of the report beside it.
 """
@@ -38,21 +38,24 @@ def main() -> None:
         first, second = (f"runs/{arguments.name}-seed-{seed}" for seed in (0, 1))
         for seed, run in enumerate((first, second)):
             fmcefast("run", run, *arguments.flags, "--seed", seed, cwd=folder)
-        scores, _ = fmcefast("score", first, "--reference", cwd=folder)
-        rows = score_rows(scores)
+        rows = []
+        for run in (first, second):
+            rows += score_rows(Path(run).name, fmcefast("score", run, "--reference", cwd=folder)[0])
         for run, other in ((first, second), (second, first)):
             judged, _ = fmcefast("fit", run, "--test-run", other, cwd=folder)
             rows += other_run_rows(judged, folder / run, folder / other)
         sweep = ("sweep", first, "--rafs", arguments.rafs, "--seeds", arguments.seeds)
-        swept, seconds = fmcefast(*sweep, cwd=folder)
-        again, seconds_again = fmcefast(*sweep, cwd=folder)
-        assert again == swept and seconds_again < 60, "finished cells were trained again"
-        rows.append(row("sweep", [seconds], "s", cells=len(swept["cells"]), epochs=swept["cells"][0]["epochs"]))
+        swept, _ = fmcefast(*sweep, cwd=folder)
+        again, seconds = fmcefast(*sweep, cwd=folder)
+        assert again == swept and seconds < 60, "finished cells were trained again"
+        cells = swept["cells"]
+        taken = sum(cell["seconds"] for cell in cells)
+        rows.append(row("training of the sweep", [taken], "s", cells=len(cells), epochs=cells[0]["epochs"]))
         rows += [raf_row(each) for each in swept["table"]]
         fmcefast("report", first, cwd=folder)
         for name in FIGURES:
             shutil.copy(folder / first / "figures" / f"{name}.png", RESULTS / f"plus-plus-{arguments.name}-{name}.png")
-        content = document("plus-plus", rows, ("scipy",), cells=swept["cells"], flags=shown(arguments.flags))
+        content = document("plus-plus", rows, ("scipy",), cells=cells, flags=shown(arguments.flags))
         write(RESULTS / f"plus-plus-{arguments.name}.json", content)
         if not torch.cuda.is_available():  # a GPU's sums come in any order
             check_baseline(folder / first)
@@ -68,11 +71,11 @@ def fmcefast(*words, cwd: Path) -> tuple[dict, float]:
     return json.loads(done.stdout), time.perf_counter() - began
 
 
-def score_rows(scores: dict) -> list[dict]:
+def score_rows(name: str, scores: dict) -> list[dict]:
     return [
-        row("Spearman of mean FMCS and epoch, all epochs", [scores["spearman"]], "correlation"),
-        row("Spearman of mean FMCS and epoch, from E_1 on", [scores["spearman_from_e1"]], "correlation"),
-        row("calibration error at the markers", [scores["calibration_error"]], "probability"),
+        row(f"{name}: Spearman of mean FMCS and epoch, all epochs", [scores["spearman"]], "correlation"),
+        row(f"{name}: Spearman of mean FMCS and epoch, from E_1 on", [scores["spearman_from_e1"]], "correlation"),
+        row(f"{name}: calibration error at the markers", [scores["calibration_error"]], "probability"),
     ]
 
 
