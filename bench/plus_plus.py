@@ -1,7 +1,7 @@
 r"""FMCE-Net++ and what an FMCE-Net's scores are worth, as a user finds out: run, score, fit --test-run, sweep.
 
     python bench/plus_plus.py digits                            # two cores: about 20 minutes
-    python bench/plus_plus.py cifar10 --seeds 5 --rafs 1,0.95,0.8,0.5,0 -- --data cifar10 --data-root ~/data
+    python bench/plus_plus.py --seeds 5 --rafs 1,0.95,0.8,0.5,0 cifar10 -- --data cifar10 --data-root ~/data
 
 In an empty folder, or in --folder to go on after an interruption: two runs with different seeds; the scores of all
 their epochs; the FMCE-Net of each on the maps of the other; a sweep of RAFs over seeds under that of the first. It is
