@@ -1,32 +1,28 @@
 r"""The search for convergence in one long loss log: fmcefast against pandas, NumPy, bottleneck and polars.
 
     pip install '.[bench]'
-    python bench/cqi.py                     # 1e8 losses, about 12 minutes, 8 GB of memory
-    python bench/cqi.py --losses 1e7
+    fmcefast bench cqi                     # 1e8 losses, about 12 minutes, 8 GB of memory
+    fmcefast bench cqi --losses 1e7
 
 First every contestant must find the same E_0 and E_K. Then all of them take turns, round by round. The peers stop at
-E_0 and E_K; fmcefast also finds the markers between them. Writes bench/results/cqi.json and
-cqi-plot.png.
+E_0 and E_K; fmcefast also finds the markers between them. Leaves cqi.json and cqi-plot.png.
+Peers that are not installed are left out.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-import bottleneck
 import numpy as np
-import pandas as pd
-import polars as pl
-from environment import RESULTS, document, ratios, row, seconds, write
 from scipy.signal import lfilter
 
 from fmcefast import find_markers
+from fmcefast.bench.suite import SuiteParser, publish, ratios, result_name, row, seconds, with_peers
 from fmcefast.kernels.cqi.compiled import compiled
 from fmcefast.kernels.cqi.search import Criterion, Slices, search_chunks
 from fmcefast.report.figures import log_figure, save
@@ -38,14 +34,14 @@ CORES = len(os.sched_getaffinity(0))
 Contestant = Callable[[np.ndarray, float, int, str], tuple[int, int]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("cqi", __doc__)
     parser.add_argument("--losses", type=float, default=1e8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--memory", nargs=5, metavar=("NAME", "FILE", "MU", "WINDOW", "SMOOTHING"), help="of one search"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.memory:
         name, file, mu, window, smoothing = arguments.memory
         print(extra_memory(CONTESTANTS[name], np.load(file), float(mu), int(window), smoothing))
@@ -57,10 +53,9 @@ def main() -> None:
     for window in (5, 1000):
         for smoothing in ("ema", "literal"):
             rows += search_rows(losses, window, smoothing, arguments.rounds, rows[0]["value"])
-    draw(losses)
-    content = document("cqi", rows, packages=PEERS, losses=count, cores=CORES)
-    write(RESULTS / "cqi.json", content)
+    draw(losses, arguments.results)
     print(table(rows))
+    publish(arguments, "cqi", rows, peers=PEERS, losses=count, cores=CORES)
 
 
 def decaying_loss(count: int) -> np.ndarray:
@@ -91,6 +86,8 @@ def ours(threads: int) -> Contestant:
 
 
 def with_pandas(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
+    import pandas as pd
+
     series = pd.Series(losses, copy=False)
     if smoothing == "ema":
         smooth = series.ewm(alpha=1 - ALPHA, adjust=False).mean()
@@ -110,6 +107,8 @@ def with_numpy(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tu
 
 
 def with_bottleneck(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
+    import bottleneck
+
     origin, end = first_below(
         losses[1:], bottleneck.move_mean(np.abs(np.diff(smoothed(losses, smoothing))), window), mu
     )
@@ -123,6 +122,8 @@ def with_plain_loops(losses: np.ndarray, mu: float, window: int, smoothing: str)
 
 
 def with_polars(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
+    import polars as pl
+
     loss = pl.col("loss")
     if smoothing == "ema":
         smooth = loss.ewm_mean(alpha=1 - ALPHA, adjust=False)
@@ -147,24 +148,27 @@ def first_below(losses: np.ndarray, cqi: np.ndarray, mu: float) -> tuple[int, in
     return int(np.argmax(losses[: end + 1])), end
 
 
-CONTESTANTS: dict[str, Contestant] = {
-    "fmcefast, 1 thread": ours(1),
-    f"fmcefast, {CORES} threads": ours(CORES),
-    "Numba loops": with_plain_loops,
-    "pandas": with_pandas,
-    "bottleneck": with_bottleneck,
-    "NumPy": with_numpy,
-    "polars": with_polars,
-}
+CONTESTANTS: dict[str, Contestant] = with_peers(
+    {
+        "fmcefast, 1 thread": ours(1),
+        f"fmcefast, {CORES} threads": ours(CORES),
+        "Numba loops": with_plain_loops,
+        "pandas": with_pandas,
+        "bottleneck": with_bottleneck,
+        "NumPy": with_numpy,
+        "polars": with_polars,
+    },
+    needs={"pandas": "pandas", "bottleneck": "bottleneck", "polars": "polars"},
+)
 
 
 def search_rows(losses: np.ndarray, window: int, smoothing: str, rounds: int, read_speed: float) -> list[dict]:
     mu = threshold(losses, window, smoothing)
-    wanted = with_pandas(losses, mu, window, smoothing)
+    wanted = with_numpy(losses, mu, window, smoothing)
     assert wanted[1] > 0.9 * len(losses), f"E_K = {wanted[1]} is not in the last tenth"
     for name, search in CONTESTANTS.items():
         found = search(losses, mu, window, smoothing)
-        assert found == wanted, f"{name} finds {found}, pandas {wanted}"
+        assert found == wanted, f"{name} finds {found}, NumPy {wanted}"
     memory = memory_of_each(losses, mu, window, smoothing)
 
     taken: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
@@ -189,10 +193,11 @@ def search_rows(losses: np.ndarray, window: int, smoothing: str, rounds: int, re
     return result
 
 
-def draw(losses: np.ndarray) -> None:
+def draw(losses: np.ndarray, results: Path) -> None:
     """The figure that `fmcefast markers LOG --plot FILE` makes."""
     found = find_markers(losses, mu=threshold(losses, 1000, "ema"), window=1000)
-    save(log_figure(losses, found), RESULTS / "cqi-plot.png")
+    results.mkdir(parents=True, exist_ok=True)
+    save(log_figure(losses, found), results / f"{result_name('cqi')}-plot.png")
 
 
 def bandwidth(losses: np.ndarray) -> dict:
@@ -209,7 +214,9 @@ def memory_of_each(losses: np.ndarray, mu: float, window: int, smoothing: str) -
         np.save(Path(folder) / "losses.npy", losses)
         settings = [f"{folder}/losses.npy", repr(mu), str(window), smoothing]
         return {
-            name: float(subprocess.check_output([sys.executable, __file__, "--memory", name, *settings]))
+            name: float(
+                subprocess.check_output([sys.executable, "-P", "-m", "fmcefast.bench.cqi", "--memory", name, *settings])
+            )
             for name in CONTESTANTS
         }
 

@@ -1,6 +1,6 @@
 r"""Loading images: fmcefast's loaders against torchvision's, from real JPEG folders and from memory.
 
-    python bench/decode.py --jpegs my/photos --small cifar10-jpeg/train --mnist ~/data/mnist      # about 9 minutes
+    fmcefast bench decode --jpegs my/photos --small cifar10-jpeg/train --mnist ~/data/mnist      # about 9 minutes
 
 `--jpegs` and `--small` are folders that hold JPEG files at any depth; they are cut at random, resized to 224 px,
 mirrored and normalised. `--mnist` holds torchvision's MNIST, which is resized to 64 px and shifted. What is not given
@@ -11,23 +11,22 @@ is left out.
 tensors` hands out one batch again and again. First the images of every fmcefast loader are compared with torchvision's,
 without augmentation. Then the contestants take turns, round by round; starting workers and pipelines counts. All give
 float32 batches, fmcefast in channels-last and of three channels, the DataLoader as it comes, MNIST with one channel.
-Writes bench/results/decode.json.
+Leaves decode.json.
 """
 
-import argparse
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
-from environment import RESULTS, document, row, write
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
+from fmcefast.bench.suite import SuiteParser, publish, row
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import Recipe, recipe_of
@@ -44,14 +43,14 @@ WORST = {"resident": 1 / 255, "torchvision": 2 / 255, "dali": 20 / 255}
 Contestants = dict[str, Callable[[], Iterable]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("decode", __doc__)
     parser.add_argument("--jpegs", type=Path)
     parser.add_argument("--small", type=Path)
     parser.add_argument("--mnist", type=Path)
     parser.add_argument("--images", type=int, default=2560, help="of --jpegs in each round; ten times as many others")
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     keep_freed_memory()
     rows = []
     for name, folder, images in (("JPEGs", arguments.jpegs, 1), ("small JPEGs", arguments.small, 10)):
@@ -60,7 +59,7 @@ def main() -> None:
             rows += speed_rows(name, of_files(files), arguments.rounds)
     if arguments.mnist is not None:
         rows += speed_rows("MNIST", of_mnist(arguments.mnist, 10 * arguments.images), arguments.rounds)
-    write(RESULTS / "decode.json", document("decode", rows, ("pillow", "nvidia-dali-cuda130")))
+    publish(arguments, "decode", rows, peers=("pillow", "nvidia-dali-cuda130"))
 
 
 def some_files(folder: Path, count: int) -> ImageSet:

@@ -1,29 +1,28 @@
 r"""Extraction against the bare forward loop, and against the same loop with other ways to save.
 
     pip install '.[bench]'
-    python bench/extract.py                 # about 12 minutes on two cores, 1 GB of disk
-    python bench/extract.py --images 512 --rounds 3
+    fmcefast bench extract                 # about 12 minutes on two cores, 1 GB of disk
+    fmcefast bench extract --images 512 --rounds 3
 
 ShuffleNetV2 x1.0 at 224 px on the bundled digits, two phases, as `fmcefast extract` runs it. `bare` makes the same
 feature maps and keeps none. First the stored maps are compared with those of the loop. Everybody reads the images and
-loads the weights; files are synced; freed memory is kept, as `fmcefast` does, which helps everybody. Writes
-bench/results/extract.json.
+loads the weights; files are synced; freed memory is kept, as `fmcefast` does, which helps everybody. Leaves
+extract.json.
 """
 
-import argparse
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from environment import RESULTS, document, row, seconds, write
-from writer import BATCH, CONTESTANTS, table
 
 from fmcefast import FeatureMapDataset, files, find_markers
+from fmcefast.bench.suite import SuiteParser, publish, row, seconds
+from fmcefast.bench.writer import BATCH, CONTESTANTS, table
 from fmcefast.config import resolve
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import recipe_of
@@ -40,19 +39,19 @@ from fmcefast.stages.markers import load_markers
 PHASES = 2
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("extract", __doc__)
     parser.add_argument("--images", type=int, default=1024, help=f"of each phase, whole batches of {BATCH}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to write to")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     keep_freed_memory()
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="extract-bench-") as folder:
         run = make_run(Path(folder) / "run", arguments.images)
         check(run)
         rows = speed_rows(run, Path(folder) / "files", arguments.images, arguments.rounds)
-    write(RESULTS / "extract.json", document("extract", rows, packages=("zarr", "safetensors")))
     print(table(rows))
+    publish(arguments, "extract", rows, peers=("zarr", "safetensors"))
 
 
 def make_run(path: Path, images: int) -> RunFolder:

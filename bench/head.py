@@ -1,25 +1,24 @@
 r"""The FMCE-Net head as a loss: FusedFMCSLoss against PyTorch's own layers, eager and compiled.
 
-    python bench/head.py                    # a CPU: N = 64, float32 and bfloat16, about 2 minutes
-    python bench/head.py --batch 32 128 512 # on an NVIDIA GPU float16 and bfloat16, in CUDA graphs
+    fmcefast bench head                    # a CPU: N = 64, float32 and bfloat16, about 2 minutes
+    fmcefast bench head --batch 32 128 512 # on an NVIDIA GPU float16 and bfloat16, in CUDA graphs
 
 `plain` is FMCSLoss, channels-last, with weights of the maps' type; `compiled` is the same under torch.compile
 (max-autotune). First every contestant's loss and gradient are compared with float64. Then they take turns, round by
 round. The roofline is the rate of one large matrix product in the same type and run; its share counts the
 multiplications that each contestant makes, TFLOP/s those of the plain head. Freed memory is kept, as `fmcefast` does,
-which helps everybody. Writes bench/results/head-*.json.
+which helps everybody. Leaves head-*.json.
 """
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
-from environment import RESULTS, document, ratios, row, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss
+from fmcefast.bench.suite import SuiteParser, publish, ratios, row
 from fmcefast.memory import keep_freed_memory
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
@@ -28,13 +27,13 @@ WORST = {torch.float32: (1e-5, 1e-2), torch.float16: (5e-3, 0.2), torch.bfloat16
 CHECKED = 16  # maps
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("head", __doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[64])
     parser.add_argument("--channels", type=int, nargs="+", default=[1024, 2048])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compiled", action="store_true", help="also on a CPU, where compiling takes minutes")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
@@ -49,7 +48,7 @@ def main() -> None:
                 made = speed_rows(net, losses, batch, dtype, device, roofline, arguments.rounds)
                 print(table(made), flush=True)
                 rows += made
-    write(RESULTS / f"head-{device.type}.json", document("head", rows))
+    publish(arguments, "head", rows)
 
 
 def random_net(channels: int) -> FMCENet:

@@ -1,38 +1,38 @@
 r"""What a user waits for: whole processes of `fmcefast markers LOG`.
 
     pip install '.[bench]'
-    python bench/logs.py                    # a CSV of 1e8 rows, about 3 minutes and 4 GB of disk
-    python bench/logs.py --losses 1e7
+    fmcefast bench logs                    # a CSV of 1e8 rows, about 3 minutes and 4 GB of disk
+    fmcefast bench logs --losses 1e7
 
-The CSV log against parsers that only read its column, all taking turns. Writes bench/results/logs.json.
+The CSV log against parsers that only read its column, all taking turns. Leaves logs.json.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import polars as pl
-from cqi import CORES, decaying_loss, table, threshold
-from environment import RESULTS, document, ratios, row, seconds, write
+import pyarrow as pa
+import pyarrow.csv
 
 from fmcefast import find_markers
+from fmcefast.bench.cqi import CORES, decaying_loss, table, threshold
+from fmcefast.bench.suite import SuiteParser, publish, ratios, row, seconds, with_peers
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("logs", __doc__)
     parser.add_argument("--losses", type=float, default=1e8)
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     losses = decaying_loss(int(arguments.losses))
     rows = start_up_rows(losses, arguments.rounds) + csv_rows(losses, arguments.rounds)
-    content = document("logs", rows, packages=("pyarrow", "polars"), losses=len(losses), cores=CORES)
-    write(RESULTS / "logs.json", content)
     print(table(rows))
+    publish(arguments, "logs", rows, peers=("pyarrow", "polars"), losses=len(losses), cores=CORES)
 
 
 def start_up_rows(losses: np.ndarray, rounds: int) -> list[dict]:
@@ -62,18 +62,22 @@ def csv_rows(losses: np.ndarray, rounds: int) -> list[dict]:
             for first in range(0, len(losses), 1 << 22):
                 part = losses[first : first + (1 << 22)]
                 steps = np.arange(first, first + len(part))
-                pl.DataFrame({"step": steps, "loss": part}).write_csv(file, include_header=first == 0)
-        commands = {
-            "fmcefast markers": markers(path, threshold(losses, 1000, "ema")),
-            "pyarrow, stream": [sys.executable, "-c", f"{parse} [0 for _ in c.open_csv(p, {options})]", str(path)],
-            "pyarrow, into memory": [sys.executable, "-c", f"{parse} c.read_csv(p, {options})", str(path)],
-            "polars, into memory": [
-                sys.executable,
-                "-c",
-                "import sys, polars as pl; pl.scan_csv(sys.argv[1]).select('loss').collect(engine='streaming')",
-                str(path),
-            ],
-        }
+                options = pyarrow.csv.WriteOptions(include_header=first == 0)
+                pyarrow.csv.write_csv(pa.table({"step": steps, "loss": part}), file, options)
+        commands = with_peers(
+            {
+                "fmcefast markers": markers(path, threshold(losses, 1000, "ema")),
+                "pyarrow, stream": [sys.executable, "-c", f"{parse} [0 for _ in c.open_csv(p, {options})]", str(path)],
+                "pyarrow, into memory": [sys.executable, "-c", f"{parse} c.read_csv(p, {options})", str(path)],
+                "polars, into memory": [
+                    sys.executable,
+                    "-c",
+                    "import sys, polars as pl; pl.scan_csv(sys.argv[1]).select('loss').collect(engine='streaming')",
+                    str(path),
+                ],
+            },
+            needs={"polars, into memory": "polars"},
+        )
         found = json.loads(subprocess.check_output([*commands["fmcefast markers"], "--json"], cwd=folder))
         assert found["markers"] == find_markers(losses, mu=found["mu"], window=1000).markers, "the CSV is misread"
         taken: dict[str, list[float]] = {name: [] for name in commands}
@@ -87,7 +91,19 @@ def csv_rows(losses: np.ndarray, rounds: int) -> list[dict]:
 
 
 def markers(path: Path, mu: float) -> list[str]:
-    return [sys.executable, "-m", "fmcefast", "markers", str(path), "--mu", repr(mu), "--window", "1000", "--quiet"]
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        "fmcefast",
+        "markers",
+        str(path),
+        "--mu",
+        repr(mu),
+        "--window",
+        "1000",
+        "--quiet",
+    ]
 
 
 def process_seconds(command: list[str], **environment: str) -> float:

@@ -1,21 +1,20 @@
 r"""The papers' large experiment: Mini-ImageNet under both backbones, from training to FMCE-Net++.
 
-    python bench/mini_imagenet.py --data-root ~/data --plan     # what it will take; nothing is made
-    python bench/mini_imagenet.py --data-root ~/data            # ~/data/mini-imagenet holds the release
+    fmcefast bench mini-imagenet --data-root ~/data --plan     # what it will take; nothing is made
+    fmcefast bench mini-imagenet --data-root ~/data            # ~/data/mini-imagenet holds the release
 
 For each backbone two runs with different seeds are trained, marked, extracted and fitted, as `fmcefast run` does. Then
 the first run's FMCE-Net is tested on held-out images, under the backbones of its own run and under those of the other
 seed, which the papers never do. With that FMCE-Net as auxiliary loss the backbone is trained anew until E_K for every
 RAF; RAF 1 is the baseline and repeats the original run. Started again, it goes on where it was interrupted: everything
 lies in --runs. The number of epochs belongs to the backbone, as in [FMCE] Table I; --config gives other settings of all
-runs as YAML. Writes RUNS/mini-imagenet.json, in the form of bench/results.
+runs as YAML. Leaves mini-imagenet.json.
 """
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from environment import document, row, write
-
+from fmcefast.bench.suite import SuiteParser, publish, row
 from fmcefast.config import read_yaml
 from fmcefast.errors import FmcefastError
 from fmcefast.memory import keep_freed_memory
@@ -35,15 +34,15 @@ PAPER = ("resnet50=150", "shufflenet_v2_x1_0=250")
 SEEDS = (0, 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("mini-imagenet", __doc__)
     parser.add_argument("--data-root", default="data", help="the folder that holds mini-imagenet/")
     parser.add_argument("--runs", type=Path, default=Path("runs/mini-imagenet"))
     parser.add_argument("--backbones", nargs="+", default=PAPER, metavar="NAME=EPOCHS")
     parser.add_argument("--rafs", nargs="+", type=float, default=[1, 0.95, 0.9, 0.85, 0.8])
     parser.add_argument("--config", type=Path, help="YAML with settings of all runs")
     parser.add_argument("--plan", action="store_true", help="say what it will take, and stop")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     keep_freed_memory()
     progress = Progress()
     shared = read_yaml(arguments.config) if arguments.config else {}
@@ -71,7 +70,7 @@ def main() -> None:
             rows += [raf_row(name, first, raf, progress) for raf in arguments.rafs]
         for each in rows:
             print(f"{each['name']:60}{each['value']:8.4f}")
-        write(arguments.runs / "mini-imagenet.json", document("mini-imagenet", rows))
+    publish(arguments, "mini-imagenet", rows)
 
 
 def say_plan(runs: dict[str, list[RunFolder]], rafs: list[float], progress: Progress) -> None:

@@ -1,32 +1,30 @@
 r"""The whole pipeline as a user runs it, from a cold start in an empty folder: `fmcefast run FLAGS`.
 
-    python bench/pipeline.py digits
-    python bench/pipeline.py mnist-224 -- --data mnist --data-root ~/data/mnist --subset 2000 \
+    fmcefast bench pipeline digits
+    fmcefast bench pipeline mnist-224 -- --data mnist --data-root ~/data/mnist --subset 2000 \
         --epochs 60 --until-converged -b 64 --mu 1e-2
 
-Writes bench/results/pipeline-NAME.json and the run's figures beside it. Nothing is written when a result is not right.
+Leaves pipeline-NAME.json and the run's figures beside it. Nothing is written when a result is not right.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from environment import document, row, write
-
-RESULTS = Path(__file__).resolve().parent / "results"
+from fmcefast.bench.suite import SuiteParser, publish, result_name, row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("pipeline", __doc__)
     parser.add_argument("name")
     parser.add_argument("flags", nargs="*", help="flags of `fmcefast run`")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     with tempfile.TemporaryDirectory() as folder:
         rows = [] if arguments.flags else start_up_rows(folder)
@@ -45,11 +43,12 @@ def main() -> None:
             row("FMCE-Net accuracy, held-out images", [fit["accuracy"]], "fraction"),
             row("FMCE-Net F1, held-out images", [fit["f1"]], "fraction"),
         ]
-        content = document(f"pipeline-{arguments.name}", rows, command=shown(command), markers=markers["markers"])
-        write(RESULTS / f"pipeline-{arguments.name}.json", content)
+        arguments.results.mkdir(parents=True, exist_ok=True)
         for figure in ("convergence", "confusion"):
-            shutil.copy(run / "figures" / f"{figure}.png", RESULTS / f"pipeline-{arguments.name}-{figure}.png")
-    print(json.dumps(content, indent=2))
+            target = f"{result_name('pipeline', arguments.name)}-{figure}.png"
+            shutil.copy(run / "figures" / f"{figure}.png", arguments.results / target)
+        facts = {"command": shown(command), "markers": markers["markers"]}
+        publish(arguments, "pipeline", rows, of=arguments.name, **facts)
 
 
 def start_up_rows(folder: str) -> list[dict]:

@@ -1,37 +1,38 @@
 r"""FMCE-Net++ and what an FMCE-Net's scores are worth, as a user finds out: run, score, fit --test-run, sweep.
 
-    python bench/plus_plus.py digits                            # two cores: about 20 minutes
-    python bench/plus_plus.py --seeds 5 --rafs 1,0.95,0.8,0.5,0 cifar10 -- --data cifar10 --data-root ~/data
+    fmcefast bench plus-plus digits                            # two cores: about 20 minutes
+    fmcefast bench plus-plus --seeds 5 --rafs 1,0.95,0.8,0.5,0 cifar10 -- --data cifar10 --data-root ~/data
 
 In an empty folder, or in --folder to go on after an interruption: two runs with different seeds; the scores of all
 their epochs; the FMCE-Net of each on the maps of the other; a sweep of RAFs over seeds under that of the first. It is
-checked that no finished cell is trained twice and, on a CPU, that RAF 1 repeats the original run to the bit. Writes
-bench/results/plus-plus-NAME.json and the figures of the report beside it.
+checked that no finished cell is trained twice and, on a CPU, that RAF 1 repeats the original run to the bit. Leaves
+plus-plus-NAME.json and the figures of the report beside it.
 """
 
-import argparse
 import csv
 import json
 import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from environment import RESULTS, document, row, write
+
+from fmcefast.bench.suite import SuiteParser, publish, result_name, row
 
 FIGURES = ("maturity", "other-runs", "rafs-run", "progression-run")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("plus-plus", __doc__)
     parser.add_argument("name")
     parser.add_argument("--rafs", default="1,0.95,0.8,0")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the runs are kept")
     parser.add_argument("flags", nargs="*", help="flags of `fmcefast run`")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,14 +54,17 @@ def main() -> None:
         rows.append(row("training of the sweep", [taken], "s", cells=len(cells), epochs=cells[0]["epochs"]))
         rows += [raf_row(each) for each in swept["table"]]
         fmcefast("report", first, cwd=folder)
+        arguments.results.mkdir(parents=True, exist_ok=True)
         for name in FIGURES:
-            shutil.copy(folder / first / "figures" / f"{name}.png", RESULTS / f"plus-plus-{arguments.name}-{name}.png")
-        content = document("plus-plus", rows, ("scipy",), cells=cells, flags=shown(arguments.flags))
-        write(RESULTS / f"plus-plus-{arguments.name}.json", content)
+            target = f"{result_name('plus-plus', arguments.name)}-{name}.png"
+            shutil.copy(folder / first / "figures" / f"{name}.png", arguments.results / target)
         if not torch.cuda.is_available():  # a GPU's sums come in any order
             check_baseline(folder / first)
     for each in rows:
         print(f"{each['name']:60}{each['value']:10.4f} {each['unit']}")
+    publish(
+        arguments, "plus-plus", rows, of=arguments.name, peers=("scipy",), cells=cells, flags=shown(arguments.flags)
+    )
 
 
 def fmcefast(*words, cwd: Path) -> tuple[dict, float]:

@@ -1,23 +1,22 @@
 r"""What the FMCE-Net adds to a training step: the fused loss and the network's own layers against plain training.
 
-    python bench/ral_step.py                                    # two cores: about 5 minutes
-    python bench/ral_step.py --backbone resnet50 --batch 256    # on a GPU
+    fmcefast bench ral-step                                    # two cores: about 5 minutes
+    fmcefast bench ral-step --backbone resnet50 --batch 256    # on a GPU
 
 A step is forward, loss, backward and Adam on one random batch that is there already, as `fmcefast train` and `fmcefast
 finetune` compute it. First the loss and the gradient of all weights with the fused loss are compared with those of the
-plain layers. The contestants take turns, round by round, and their ratios are taken within a round. Writes
-bench/results/ral-step-*.json.
+plain layers. The contestants take turns, round by round, and their ratios are taken within a round. Leaves
+ral-step-*.json.
 """
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
-from environment import RESULTS, document, row, write
 
 from fmcefast import FMCENet, FMCSLoss
+from fmcefast.bench.suite import SuiteParser, publish, row
 from fmcefast.config import Config, resolve
 from fmcefast.data.sources import load_source
 from fmcefast.device import pick_device
@@ -29,23 +28,22 @@ RAF = 0.8
 PLAIN = "plain training"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("ral-step", __doc__)
     parser.add_argument("--backbone", default="shufflenet_v2_x1_0")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--amp", nargs="+", default=["bf16", "off"], choices=("bf16", "fp16", "off"))
     parser.add_argument("--steps", type=int, default=2, help="in each round")
     parser.add_argument("--rounds", type=int, default=9)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     keep_freed_memory()
     device = pick_device()
     shared = {"backbone": arguments.backbone, "image_size": arguments.image_size, "batch_size": arguments.batch}
     rows = []
     for amp in arguments.amp:
         rows += step_rows(resolve({**shared, "amp": amp}), device, arguments.steps, arguments.rounds)
-    content = document("ral-step", rows, raf=RAF, **shared)
-    write(RESULTS / f"ral-step-{device.type}-{arguments.backbone}.json", content)
+    publish(arguments, "ral-step", rows, of=arguments.backbone, raf=RAF, **shared)
 
 
 def step_rows(config: Config, device: torch.device, steps: int, rounds: int) -> list[dict]:

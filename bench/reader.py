@@ -1,21 +1,21 @@
 r"""Random batches of feature maps from disk and from the page cache: FeatureMapDataset against what people read with.
 
     pip install '.[bench]'
-    python bench/reader.py                  # 1 GB a format, about 4 minutes, 6 GB of disk
-    python bench/reader.py --rows 2560 --rounds 2 --folder /mnt/nvme
+    fmcefast bench reader                  # 1 GB a format, about 4 minutes, 6 GB of disk
+    fmcefast bench reader --rows 2560 --rounds 2 --folder /mnt/nvme
 
 Batches of 256 rows of 7x7x1024 float16 (100,352 bytes) in random order. First every contestant's batches are compared.
 Then all take turns, round by round: cold (the files are dropped from the page cache before each) and warm (all of them
-are in it). `the disk` is random O_DIRECT reads of as many bytes by 16 threads, and by 32. Writes
-bench/results/reader.json.
+are in it). `the disk` is random O_DIRECT reads of as many bytes by 16 threads, and by 32. Leaves
+reader.json.
 """
 
-import argparse
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -23,11 +23,10 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-import zarr
-from environment import RESULTS, document, ratios, row, seconds, write
-from writer import table
 
 from fmcefast import FeatureMapDataset, FeatureMapWriter
+from fmcefast.bench.suite import SuiteParser, publish, ratios, row, seconds, with_peers
+from fmcefast.bench.writer import table
 
 BATCH, SHAPE = 256, (7, 7, 1024)
 ROW_BYTES = 7 * 7 * 1024 * 2
@@ -37,13 +36,13 @@ Batches = Iterator[np.ndarray]
 Read = Callable[[np.ndarray], Batches]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("reader", __doc__)
     parser.add_argument("--rows", type=int, default=10_240)
     parser.add_argument("--batches", type=int, default=40, help="read in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="reader-bench-") as folder:
         maps = np.maximum(rng.standard_normal((arguments.rows, *SHAPE), dtype=np.float32), 0).astype(np.float16)
@@ -53,9 +52,8 @@ def main() -> None:
         rows = []
         for warm in (False, True):
             rows += speed_rows(Path(folder), contestants, warm, arguments, rng)
-    content = document("reader", rows, packages=("zarr", "safetensors"), rows_stored=arguments.rows)
-    write(RESULTS / "reader.json", content)
     print(table(rows))
+    publish(arguments, "reader", rows, peers=("zarr", "safetensors"), rows_stored=arguments.rows)
 
 
 def write_all(folder: Path, maps: np.ndarray) -> dict[str, Read]:
@@ -66,22 +64,32 @@ def write_all(folder: Path, maps: np.ndarray) -> dict[str, Read]:
     np.save(folder / "maps.npy", maps)
     torch.save(torch.from_numpy(maps), folder / "maps.pt")
     safetensors.torch.save_file({"maps": torch.from_numpy(maps)}, folder / "maps.safetensors")
-    options = {"shape": maps.shape, "dtype": "float16", "compressors": None, "filters": None, "zarr_format": 3}
-    zarr.create_array(folder / "maps.zarr", chunks=(1, *SHAPE), **options)[:] = maps
+    if find_spec("zarr"):
+        write_zarr(folder / "maps.zarr", maps)
     (folder / "samples").mkdir()
     for index, sample in enumerate(maps):
         np.save(folder / "samples" / f"{index}.npy", sample)
     os.sync()
-    return {
-        "fmcefast": from_store(folder / "store", None),
-        "fmcefast, past the page cache": from_store(folder / "store", True),
-        "memmap, a loop of rows": each(lambda rows: [from_memmap(folder)[row] for row in rows]),
-        "memmap, one index": lambda order: (from_memmap(folder)[rows] for rows in parts(order)),
-        "torch.load(mmap=True)": lambda order: from_torch(folder, order),
-        "safetensors, a loop of rows": lambda order: from_safetensors(folder, order),
-        "zarr, a chunk a row": lambda order: from_zarr(folder, order),
-        "np.load of each sample": each(lambda rows: [np.load(folder / "samples" / f"{row}.npy") for row in rows]),
-    }
+    return with_peers(
+        {
+            "fmcefast": from_store(folder / "store", None),
+            "fmcefast, past the page cache": from_store(folder / "store", True),
+            "memmap, a loop of rows": each(lambda rows: [from_memmap(folder)[row] for row in rows]),
+            "memmap, one index": lambda order: (from_memmap(folder)[rows] for rows in parts(order)),
+            "torch.load(mmap=True)": lambda order: from_torch(folder, order),
+            "safetensors, a loop of rows": lambda order: from_safetensors(folder, order),
+            "zarr, a chunk a row": lambda order: from_zarr(folder, order),
+            "np.load of each sample": each(lambda rows: [np.load(folder / "samples" / f"{row}.npy") for row in rows]),
+        },
+        needs={"zarr, a chunk a row": "zarr"},
+    )
+
+
+def write_zarr(path: Path, maps: np.ndarray) -> None:
+    import zarr
+
+    options = {"shape": maps.shape, "dtype": "float16", "compressors": None, "filters": None, "zarr_format": 3}
+    zarr.create_array(path, chunks=(1, *SHAPE), **options)[:] = maps
 
 
 def parts(order: np.ndarray) -> Iterator[np.ndarray]:
@@ -116,6 +124,8 @@ def from_safetensors(folder: Path, order: np.ndarray) -> Batches:
 
 
 def from_zarr(folder: Path, order: np.ndarray) -> Batches:
+    import zarr
+
     maps = zarr.open_array(folder / "maps.zarr", mode="r")
     return (maps.oindex[rows] for rows in parts(order))
 

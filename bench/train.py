@@ -1,8 +1,8 @@
 r"""Training a backbone: fmcefast's whole loop against the bare step of plain PyTorch, and how long it waits for images.
 
-    python bench/train.py                                       # two cores: about 6 minutes
-    python bench/train.py --jpegs my/photos                     # and from class folders of JPEGs through DALI
-    python bench/train.py --backbone resnet50 --image-size 224 --batch 256 --epochs 8 --compiled     # on a GPU
+    fmcefast bench train                                       # two cores: about 6 minutes
+    fmcefast bench train --jpegs my/photos                     # and from class folders of JPEGs through DALI
+    fmcefast bench train --backbone resnet50 --image-size 224 --batch 256 --epochs 8 --compiled     # on a GPU
 
 Steps are forward, cross-entropy, backward and Adam, written out in PyTorch on one random batch that is there already:
 NCHW in float32, and channels-last with and without AMP; with `--compiled`, under torch.compile as well. The bare step
@@ -10,20 +10,19 @@ is the one in fmcefast's own layout and precision. `fmcefast` is `fmcefast train
 losses.csv, the weights of every epoch and the state to resume from; only the measurement of top-1 is left out. First an
 epoch of fmcefast's is compared with the bare step on the same batches. The contestants take turns, round by round, in
 one process where freed memory is kept, as `fmcefast` does, which helps everybody. Peak memory is the GPU's, or on a CPU
-that of the process with all contestants in it. Writes bench/results/train-*.json.
+that of the process with all contestants in it. Leaves train-*.json.
 """
 
-import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
-from environment import RESULTS, document, row, write
 from torch.nn import functional
 
+from fmcefast.bench.suite import SuiteParser, publish, row
 from fmcefast.config import Config, resolve
 from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type, autocast, pick_device, precision_name
@@ -37,8 +36,8 @@ from fmcefast.stages.train import train
 CLASSES = 10
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("train", __doc__)
     parser.add_argument("--backbone", default="shufflenet_v2_x1_0")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--batch", type=int, default=64)
@@ -46,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compiled", action="store_true", help="torch.compile as well; on a CPU it takes minutes")
     parser.add_argument("--jpegs", type=Path, help="folder of class folders to train on for an epoch, at 224 px")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     keep_freed_memory()
     trainer.measure_top1 = lambda *_: 0.0
     device = pick_device()
@@ -58,8 +57,8 @@ def main() -> None:
     if arguments.jpegs is not None:
         of_files = {"data": f"folder:{arguments.jpegs.resolve()}", "image_size": 224, "epochs": 1}
         rows.append(wait_row(resolve({**shared, **of_files})))
-    content = document("train", rows, ("nvidia-dali-cuda130",), **shared, bare_step=bare)
-    write(RESULTS / f"train-{device.type}-{arguments.backbone}.json", content)
+    peers = ("nvidia-dali-cuda130",)
+    publish(arguments, "train", rows, of=arguments.backbone, peers=peers, **shared, bare_step=bare)
 
 
 class BareStep:

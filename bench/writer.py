@@ -1,15 +1,15 @@
 r"""Feature maps to disk: FeatureMapWriter against np.save, torch.save, safetensors, zarr and the disk itself.
 
     pip install '.[bench]'
-    python bench/writer.py                  # about 8 minutes, 5 GB of disk and 2 GB of memory
-    python bench/writer.py --batches 40 --rounds 2 --folder /mnt/nvme
+    fmcefast bench writer                  # about 8 minutes, 5 GB of disk and 2 GB of memory
+    fmcefast bench writer --batches 40 --rounds 2 --folder /mnt/nvme
 
 Batches of 256 float32 maps of 7x7x1024, channels last, are stored as float16. First the files of every contestant are
 read back and checked. Then all of them take turns, round by round, each in an empty folder on a synced file system;
 peers, whose rate does not depend on how much they write, write a quarter of it.
 Conversion and fsync of every file and folder count for everybody. `the disk` is O_DIRECT writes of 4 MiB from memory
 into allocated files, with the better of 1 and 2 threads. A producer that has computed finds cold caches: `a line of
-JSON` is what the least of calls costs it. Writes bench/results/writer.json.
+JSON` is what the least of calls costs it. Leaves writer.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
@@ -32,11 +32,10 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
-import zarr
-from cqi import status
-from environment import RESULTS, document, ratios, row, seconds, write
 
 from fmcefast import _core
+from fmcefast.bench.cqi import status
+from fmcefast.bench.suite import SuiteParser, publish, ratios, row, seconds, with_peers
 from fmcefast.features.writer import FeatureMapWriter
 
 BATCH, SHAPE = 256, (7, 7, 1024)
@@ -57,13 +56,13 @@ class Contestant(NamedTuple):
     read: Callable[[Path], Iterable[np.ndarray]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("writer", __doc__)
     parser.add_argument("--batches", type=int, default=160, help="4 or more; one is 25.7 MB")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
     parser.add_argument("--memory", choices=("writer", "nothing"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     batches, rounds, folder = arguments.batches, arguments.rounds, arguments.folder
     if arguments.memory:
         print(json.dumps(memory_growth(arguments.memory == "writer", batches, folder)))
@@ -80,7 +79,7 @@ def main() -> None:
         made = measure()
         print(table(made), flush=True)
         rows += made
-    write(RESULTS / "writer.json", document("writer", rows, packages=("zarr", "safetensors"), batches=batches))
+    publish(arguments, "writer", rows, peers=("zarr", "safetensors"), batches=batches)
 
 
 def relu_noise(seed: int) -> np.ndarray:
@@ -135,6 +134,8 @@ def read_samples(folder: Path) -> Iterator[np.ndarray]:
 
 def with_zarr(**config: bool) -> Contestant:
     def begin(folder: Path, batches: int) -> tuple[Save, Finish]:
+        import zarr
+
         array = zarr.create_array(
             folder / "maps.zarr",
             shape=(batches * BATCH, *SHAPE),
@@ -152,6 +153,8 @@ def with_zarr(**config: bool) -> Contestant:
         return save, lambda: sync_all(folder)
 
     def read(folder: Path) -> list[np.ndarray]:
+        import zarr
+
         maps = zarr.open_array(folder / "maps.zarr", mode="r")[:]
         return np.split(maps, len(maps) // BATCH)
 
@@ -170,23 +173,26 @@ def read_each(load: Callable[[Path], np.ndarray]) -> Callable[[Path], Iterable[n
     return lambda folder: map(load, sorted(folder.iterdir()))
 
 
-CONTESTANTS = {
-    "fmcefast": Contestant(with_fmcefast, read_fmcefast),
-    "np.save": Contestant(
-        files(lambda folder, number, maps: np.save(folder / f"{number:03}.npy", maps.numpy())), read_each(np.load)
-    ),
-    "torch.save": Contestant(
-        files(lambda folder, number, maps: torch.save(maps, folder / f"{number:03}.pt")),
-        read_each(lambda path: torch.load(path, weights_only=True).numpy()),
-    ),
-    "safetensors": Contestant(
-        files(lambda folder, number, maps: safetensors.torch.save_file({"maps": maps}, folder / f"{number:03}")),
-        read_each(lambda path: safetensors.torch.load_file(path)["maps"].numpy()),
-    ),
-    "zarr": with_zarr(),
-    "zarr, write_empty_chunks": with_zarr(write_empty_chunks=True),
-    "np.save of each sample": Contestant(files(save_samples), read_samples),
-}
+CONTESTANTS = with_peers(
+    {
+        "fmcefast": Contestant(with_fmcefast, read_fmcefast),
+        "np.save": Contestant(
+            files(lambda folder, number, maps: np.save(folder / f"{number:03}.npy", maps.numpy())), read_each(np.load)
+        ),
+        "torch.save": Contestant(
+            files(lambda folder, number, maps: torch.save(maps, folder / f"{number:03}.pt")),
+            read_each(lambda path: torch.load(path, weights_only=True).numpy()),
+        ),
+        "safetensors": Contestant(
+            files(lambda folder, number, maps: safetensors.torch.save_file({"maps": maps}, folder / f"{number:03}")),
+            read_each(lambda path: safetensors.torch.load_file(path)["maps"].numpy()),
+        ),
+        "zarr": with_zarr(),
+        "zarr, write_empty_chunks": with_zarr(write_empty_chunks=True),
+        "np.save of each sample": Contestant(files(save_samples), read_samples),
+    },
+    needs={"zarr": "zarr", "zarr, write_empty_chunks": "zarr"},
+)
 
 
 def check(maps: list[np.ndarray], folder: Path) -> None:
@@ -316,7 +322,9 @@ def memory_row(batches: int, rounds: int, folder: Path) -> dict:
     settings = ["--batches", str(batches), "--folder", str(folder)]
 
     def measured(what: str) -> dict:
-        return json.loads(subprocess.check_output([sys.executable, __file__, "--memory", what, *settings]))
+        return json.loads(
+            subprocess.check_output([sys.executable, "-P", "-m", "fmcefast.bench.writer", "--memory", what, *settings])
+        )
 
     runs = [(measured("nothing"), measured("writer")) for _ in range(rounds)]
     return row(

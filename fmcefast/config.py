@@ -37,6 +37,12 @@ class Config:
         None, "train", "Use N training images, and as large a part of the test set.", at_least=1
     )
     image_size: int = _value(224, "train", "Width and height of the images, in pixels.", at_least=32)
+    recipe: str | None = _value(
+        None,
+        "train",
+        "Normalise and augment the images as those of another data set.",
+        choices=("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "mini-imagenet"),
+    )
     backbone: str = _value("shufflenet_v2_x1_0", "train", "A torchvision classification model.")
     epochs: int = _value(100, "train", "Epochs of the cosine schedule.", at_least=1)
     until_converged: bool = _value(

@@ -62,6 +62,7 @@ def test_an_empty_file_changes_nothing_and_a_missing_one_is_an_error(tmp_path):
         ({"until_converged": "yes"}, "takes bool values"),
         ({"smoothing": "Ema "}, "Did you mean 'ema'"),
         ({"image_size": 8}, "at least 32"),
+        ({"recipe": "mnits"}, "Did you mean 'mnist'"),
     ],
 )
 def test_bad_values_are_refused_with_a_hint(values, complaint):
@@ -70,7 +71,7 @@ def test_bad_values_are_refused_with_a_hint(values, complaint):
 
 
 def test_every_preset_resolves():
-    from fmcefast.config import PRESETS
+    from fmcefast.config import FIELDS, PRESETS
     from fmcefast.data.recipes import recipe_of
 
     for name in PRESETS:
@@ -78,3 +79,5 @@ def test_every_preset_resolves():
         config = resolve({"data": data})
         assert yaml.safe_load(to_yaml(config))["data"] == data
         assert recipe_of(name).mean
+    for name in FIELDS["recipe"].metadata["choices"]:
+        assert recipe_of(resolve({"data": "folder:a", "recipe": name}).recipe) == recipe_of(name)

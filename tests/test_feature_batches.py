@@ -89,7 +89,7 @@ def test_memory_of_batches_is_used_again():
 
 def test_batches_come_from_memory(store, rng, cpu):
     folder, maps = store
-    in_memory = MapsInMemory(FeatureMapDataset(folder), cpu)
+    in_memory = MapsInMemory(FeatureMapDataset(folder), torch.float16, cpu)
     assert (in_memory.samples, in_memory.phases, in_memory.shape) == (SAMPLES, PHASES, (8, 3, 2))
     order = rng.permutation(len(maps))
     assert_batches(in_memory.batches(order, 7), maps, order, 7)
@@ -225,3 +225,6 @@ def test_maps_made_again_are_the_backbones(cpu):
         np.testing.assert_array_equal(targets.numpy(), part // 30)
         seen += len(found)
     assert seen == 90
+    kept = MapsInMemory(maps, torch.float16, cpu)
+    together = torch.cat([found for found, _ in kept.batches(order, 7)])
+    torch.testing.assert_close(together.float(), expected[order], rtol=2e-3, atol=2e-3)

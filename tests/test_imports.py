@@ -18,13 +18,15 @@ FLOORS = [
     ["fmcefast.run_folder"],
     ["fmcefast.stages"],
     ["fmcefast.report", "fmcefast.doctor", "fmcefast.recorder", "fmcefast.callbacks"],
+    ["fmcefast.bench"],
     ["fmcefast.cli"],
     ["fmcefast.__main__"],
 ]
 
 
 def modules():
-    for folder, package in ((ROOT / "fmcefast", "fmcefast"), (ROOT / "kernels", "fmcefast.kernels")):
+    packages = {"fmcefast": "fmcefast", "kernels": "fmcefast.kernels", "bench": "fmcefast.bench"}
+    for folder, package in ((ROOT / name, package) for name, package in packages.items()):
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder).with_suffix("").parts
             name = ".".join([package, *(part for part in parts if part != "__init__")])

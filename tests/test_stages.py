@@ -10,9 +10,12 @@ import torch
 from fmcefast import FeatureMapDataset, files
 from fmcefast.config import resolve
 from fmcefast.convergence import find_markers
+from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type, pick_device
 from fmcefast.errors import DiskFullError, FmcefastError, InputError
+from fmcefast.features.memory import MapsInMemory
+from fmcefast.features.recompute import RecomputedMaps
 from fmcefast.losses_csv import Epoch
 from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Progress
@@ -252,6 +255,14 @@ def test_what_auto_chooses_and_why(extracted, monkeypatch, cpu):
     assert maps.choose_store(asked, cpu) == ("recompute", "as asked for")
 
 
+def test_maps_that_are_not_stored_are_made_once_where_memory_holds_them(extracted, monkeypatch, cpu):
+    asked = RunFolder(extracted.path, dataclasses.replace(extracted.config, store="recompute"))
+    size = 2 * 60 * 2 * 2 * 1024 * 2
+    for free, kind in [(size / maps._PART_OF_MEMORY + 1, MapsInMemory), (size, RecomputedMaps)]:
+        monkeypatch.setattr(maps, "free_memory", lambda device, free=free: free)
+        assert type(maps.open_maps(asked, cpu, None, quiet())) is kind
+
+
 def test_the_disk_rate_is_measured(extracted):
     extract(extracted, quiet())
     assert maps._disk_rate(FeatureMapDataset(extracted.features), 16) > 0
@@ -268,3 +279,9 @@ def test_strict_extraction_stops_at_maps_that_are_not_finite(extracted):
     with pytest.raises(FmcefastError, match=r"phase 2 .* NaN or infinite"):
         extract(strict, quiet())
     assert extract(extracted, quiet()).not_finite == 60 * 2 * 2 * 1024
+
+
+def test_images_are_changed_as_those_of_the_data_set_that_recipe_names(cpu):
+    config = resolve({**SMALL, "recipe": "cifar10"})
+    trainer = Trainer(config, load_source("digits", subset=60), cpu)
+    assert trainer.train_loader.recipe == trainer.test_loader.recipe == recipe_of("cifar10")

@@ -49,12 +49,13 @@ def test_it_holds_the_package_and_nothing_else(installed):
     assert all(name.startswith("fmcefast/") for name in package)
     assert {
         "fmcefast/kernels/cqi/loops.py",
+        "fmcefast/bench/head.py",
         "fmcefast/py.typed",
         "fmcefast/_core.pyi",
         "fmcefast/report/report.html.j2",
     } <= package
     assert any(name.startswith("fmcefast/_core.") and name.endswith((".so", ".pyd")) for name in package)
-    assert not any("csrc" in name or "test" in name or "__pycache__" in name for name in package)
+    assert not any(part in name for name in package for part in ("csrc", "test", "__pycache__", "results", "readme"))
     assert any(name.endswith("licenses/LICENSE") for name in files)
 
 

@@ -8,7 +8,7 @@ import click
 from fmcefast import __version__
 from fmcefast.cli.finetuning_verbs import finetune, score, sweep
 from fmcefast.cli.pipeline_verbs import extract, fit, markers, report, run, train
-from fmcefast.cli.service_verbs import doctor, plan, verify
+from fmcefast.cli.service_verbs import bench, doctor, plan, verify
 from fmcefast.errors import FmcefastError, unknown_name
 from fmcefast.memory import keep_freed_memory
 
@@ -65,5 +65,5 @@ def _fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
-for verb in (run, train, markers, extract, fit, finetune, sweep, score, report, plan, verify, doctor):
+for verb in (run, train, markers, extract, fit, finetune, sweep, score, report, plan, verify, doctor, bench):
     cli.add_command(verb)

@@ -1,5 +1,6 @@
-"""The verbs about runs and machines: what will it take, is it whole, what can be used."""
+"""The verbs about runs and machines: what will it take, is it whole, what can be used, how fast is it."""
 
+import importlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import click
 from fmcefast.cli.options import common, settings
 from fmcefast.cli.running import finish, folder_of_data, given, perform, print_json
 from fmcefast.config import RECORDED, STAGES
-from fmcefast.errors import InputError
+from fmcefast.errors import InputError, unknown_name
 from fmcefast.progress import Progress
 from fmcefast.run_folder import newest_run, peek_run
 
@@ -77,3 +78,32 @@ def doctor(folder: Path, quiet: bool, as_json: bool, debug: bool) -> int:
     found = doctor(folder)
     print_json(asdict(found)) if as_json else click.echo(found.explain())
     return 0 if found.usable else 1
+
+
+@click.command(
+    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.argument("suite", default="--help")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(suite: str, arguments: tuple[str, ...]) -> None:
+    """Measure this machine: first that results are right, then how fast, against what people use otherwise.
+
+    \b
+    fmcefast bench head --batch 32 64
+
+    SUITE takes arguments of its own: fmcefast bench SUITE --help. All take --results FOLDER, where a JSON file with the
+    figures, the hardware and the versions is left, and --json.
+    """
+    from fmcefast.bench import SUITES
+
+    if suite in ("-h", "--help"):
+        click.echo(click.get_current_context().get_help())
+        click.echo("\nSuites:\n" + "\n".join(f"  {name:15}{said}" for name, said in SUITES.items()))
+        return
+    if suite not in SUITES:
+        raise unknown_name("suite", suite, SUITES)
+    try:
+        module = importlib.import_module(f"fmcefast.bench.{suite.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        raise InputError(f"bench {suite} needs {error.name}. Install it: pip install 'fmcefast[bench]'") from error
+    module.main([word for word in arguments if word != "--debug"])

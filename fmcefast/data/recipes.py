@@ -33,5 +33,5 @@ _RECIPES = {
 
 
 def recipe_of(data: str) -> Recipe:
-    """The recipe of a `--data` value."""
+    """The recipe of a `--data` or `--recipe` value."""
     return _RECIPES[data.partition(":")[0]]

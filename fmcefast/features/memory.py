@@ -3,22 +3,21 @@
 import numpy as np
 import torch
 
-from fmcefast.features.dataset import FeatureMapDataset
-from fmcefast.features.loader import Batches
+from fmcefast.features.loader import Batches, Maps
 
 _BYTES_AT_A_TIME = 32 << 20
 
 
 class MapsInMemory:
-    """The maps of a store, read once; batches are gathered on the device."""
+    """Maps that are read from a store, or made by the backbones, once; batches are gathered on the device."""
 
-    def __init__(self, dataset: FeatureMapDataset, device: torch.device):
-        self.samples, self.phases, self.shape = dataset.samples, dataset.phases, dataset.shape
-        height, width, channels = dataset.manifest.shape
-        dtype = getattr(torch, dataset.manifest.dtype)
-        self._maps_nhwc = torch.empty((len(dataset), height, width, channels), dtype=dtype, device=device)
-        first, rows = 0, max(1, _BYTES_AT_A_TIME // dataset.manifest.row_bytes)
-        for maps, _ in dataset.batches(np.arange(len(dataset)), rows):
+    def __init__(self, maps_of_run: Maps, dtype: torch.dtype, device: torch.device):
+        self.samples, self.phases, self.shape = maps_of_run.samples, maps_of_run.phases, maps_of_run.shape
+        channels, height, width = self.shape
+        count, map_bytes = self.samples * self.phases, channels * height * width * dtype.itemsize
+        self._maps_nhwc = torch.empty((count, height, width, channels), dtype=dtype, device=device)
+        first = 0
+        for maps, _ in maps_of_run.batches(np.arange(count), max(1, _BYTES_AT_A_TIME // map_bytes)):
             self._maps_nhwc[first : first + len(maps)] = maps.permute(0, 2, 3, 1)
             first += len(maps)
 

@@ -1,4 +1,4 @@
-"""Feature maps made again from the backbones of all phases whenever they are needed, with none on the disk."""
+"""Feature maps made again from the backbones of all phases, with none on the disk."""
 
 from collections.abc import Sequence
 

@@ -39,7 +39,7 @@ def evaluation_loader(config: Config, images: ImageSet, device: torch.device, ki
     """All images in order and without augmentation, by a loader of this kind."""
     return make_loader(
         images,
-        recipe_of(config.data),
+        recipe_of(config.recipe or config.data),
         image_size=config.image_size,
         batch_size=config.batch_size,
         training=False,

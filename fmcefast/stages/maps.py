@@ -71,11 +71,15 @@ def open_maps(run: RunFolder, device: torch.device, dtype: torch.dtype | None, p
             f"{run} has no whole feature store{of and f' of {run.module}'}. Make it: fmcefast extract {run}{of}; or do "
             f"without: fmcefast fit {run}{of} --store recompute"
         )
-    progress.line(f"fit: --store {store}, {why}")
     if store == "recompute":
-        return _recomputed(run, device, dtype)
+        recomputed = _recomputed(run, device, dtype)
+        once = recomputes_once(run, recomputed.samples, device)
+        how = "once, memory holds them" if once else "whenever they are needed"
+        progress.line(f"fit: --store recompute, {why}; the maps are made {how}")
+        return MapsInMemory(recomputed, getattr(torch, run.config.dtype), device) if once else recomputed
+    progress.line(f"fit: --store {store}, {why}")
     dataset = FeatureMapDataset(run.features, pin_memory=device.type == "cuda")
-    return MapsInMemory(dataset, device) if store == "memory" else dataset
+    return MapsInMemory(dataset, getattr(torch, dataset.manifest.dtype), device) if store == "memory" else dataset
 
 
 def recomputes_maps(run: RunFolder) -> bool:
@@ -83,6 +87,11 @@ def recomputes_maps(run: RunFolder) -> bool:
     return run.config.store == "recompute" or (
         not is_extracted(run) and choose_store(run, torch.device("cpu")).store == "recompute"
     )
+
+
+def recomputes_once(run: RunFolder, images: int, device: torch.device) -> bool:
+    """Whether memory holds all maps of a run that keeps none on the disk."""
+    return run.config.phases * images * _map_bytes(run) <= _PART_OF_MEMORY * free_memory(device)
 
 
 def is_extracted(run: RunFolder) -> bool:
@@ -98,11 +107,7 @@ def maps_to_extract(run: RunFolder, images: int) -> int:
 
 def bytes_to_extract(run: RunFolder, images: int) -> int:
     """What they take on the disk."""
-    with torch.random.fork_rng(devices=[]):
-        backbone = load_backbone(run, 2, None, torch.device("cpu"))
-    values = int(np.prod(backbone.feature_shape(run.config.image_size)))
-    map_bytes = values * np.dtype(run.config.dtype).itemsize
-    return maps_to_extract(run, images) * map_bytes + run.config.phases * HEADER_BYTES
+    return maps_to_extract(run, images) * _map_bytes(run) + run.config.phases * HEADER_BYTES
 
 
 def free_disk(views: Sequence[RunFolder]) -> int:
@@ -116,7 +121,7 @@ def _recomputed(run: RunFolder, device: torch.device, dtype: torch.dtype | None)
     source = open_source(run)
     return RecomputedMaps(
         source.train,
-        recipe_of(config.data),
+        recipe_of(config.recipe or config.data),
         [
             load_backbone(run, len(source.classes), run.weights_of(epoch), device)
             for epoch in require_markers(run).markers
@@ -139,6 +144,14 @@ def load_backbone(run: RunFolder, classes: int, weights: Path | None, device: to
     if weights is not None:
         backbone.load(weights)
     return backbone
+
+
+def _map_bytes(run: RunFolder) -> int:
+    """Of one map as it is stored."""
+    with torch.random.fork_rng(devices=[]):
+        backbone = load_backbone(run, 2, None, torch.device("cpu"))
+    values = int(np.prod(backbone.feature_shape(run.config.image_size)))
+    return values * np.dtype(run.config.dtype).itemsize
 
 
 def _disk_rate(dataset: FeatureMapDataset, batch_size: int) -> float:

@@ -21,7 +21,7 @@ from fmcefast.progress import Progress, format_bytes, format_seconds
 from fmcefast.run_folder import RunFolder
 from fmcefast.stages.fit import TRAIN_PART
 from fmcefast.stages.images import open_source
-from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted, maps_to_extract
+from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted, maps_to_extract, recomputes_once
 
 _TRIAL_SECONDS = 2.0
 _TRIAL_IMAGES = 64
@@ -156,8 +156,9 @@ def _plan_fit(run: RunFolder, images: int, rates: "_Rates") -> StagePlan:
     seconds = config.fmce_epochs * maps / rate
     if config.store == "recompute":
         made, how = rates.of("extract", rates.forward)
-        seconds += config.fmce_epochs * maps / made
-        text += f", made again at {how}"
+        once = recomputes_once(run, images, rates.device)
+        seconds += (config.phases * images if once else config.fmce_epochs * maps) / made
+        text += f", made {'once' if once else 'again and again'} at {how}"
     return StagePlan("fit", f"{config.fmce_epochs} epochs of {maps:,} maps", seconds, 0, text)
 
 

@@ -49,7 +49,7 @@ class Trainer:
         self.dtype = amp_type(config.amp, device, self.backbone)
         self.optimizer = torch.optim.Adam(self.backbone.parameters(), lr=config.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        recipe = recipe_of(config.data)
+        recipe = recipe_of(config.recipe or config.data)
         shared = {
             "image_size": config.image_size,
             "batch_size": config.batch_size,
