@@ -14,5 +14,6 @@ SUITES = {
     "plus-plus": "what FMCE-Net's scores and FMCE-Net++ are worth on a data set",
     "reproduce": "a row of the papers' tables",
     "mini-imagenet": "the papers' large experiment",
+    "gpu-tests": "the tests that need a GPU",
     "all": "these one after another, in pieces of a few minutes",
 }

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
-from fmcefast.bench.suite import SuiteParser, publish, row
+from fmcefast.bench.suite import SuiteParser, installed, publish, row, with_peers
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import Recipe, recipe_of
@@ -82,20 +82,23 @@ def of_files(files: ImageSet) -> Contestants:
     by_tensors = v2.Compose(
         [v2.RandomResizedCrop(FRAME), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), normalise]
     )
-    kinds = ("dali", "torchvision")
+    kinds = usable("dali", "torchvision")
     check(files, recipe, FRAME, kinds)
-    return {
+    contestants = {
         "torchvision, PIL": lambda: peer(Files(files.paths, pil_loader, by_pil)),
         "torchvision, decode_image": lambda: peer(Files(files.paths, decode, by_tensors)),
         "DALI alone": lambda: dali_alone(files, recipe),
         "ready tensors": lambda: ready(files, FRAME),
         **{f"fmcefast, {kind}": lambda kind=kind: ours(files, recipe, FRAME, kind) for kind in kinds},
     }
+    return with_peers(contestants, needs={"DALI alone": "nvidia.dali"})
 
 
 def of_mnist(root: Path, count: int) -> Contestants:
     recipe, size = recipe_of("mnist"), 64
-    images = load_source("mnist", root).train.take(np.arange(count))
+    images = load_source("mnist", root).train
+    count = min(count, len(images))
+    images = images.take(np.arange(count))
     transform = torchvision.transforms.Compose([
         torchvision.transforms.Resize(size),
         torchvision.transforms.RandomCrop(size, padding=round(recipe.shift * size)),
@@ -103,13 +106,18 @@ def of_mnist(root: Path, count: int) -> Contestants:
         torchvision.transforms.Normalize(recipe.mean, recipe.std),
     ])  # fmt: skip
     dataset = torchvision.datasets.MNIST(str(root), transform=transform)
-    kinds = ("resident", "dali", "torchvision")
+    kinds = usable("resident", "dali", "torchvision")
     check(images, recipe, size, kinds)
     return {
         "torchvision, PIL": lambda: peer(torch.utils.data.Subset(dataset, range(count))),
         "ready tensors": lambda: ready(images, size),
         **{f"fmcefast, {kind}": lambda kind=kind: ours(images, recipe, size, kind) for kind in kinds},
     }
+
+
+def usable(*kinds: str) -> list[str]:
+    """The loaders of fmcefast that can be used here."""
+    return [kind for kind in kinds if kind != "dali" or installed("nvidia.dali")]
 
 
 class Files(Dataset):
@@ -163,7 +171,7 @@ def dali_alone(files: ImageSet, recipe: Recipe) -> Iterable:
         yield torch.from_dlpack(frames.as_tensor()).permute(0, 3, 1, 2), labels
 
 
-def check(images: ImageSet, recipe: Recipe, size: int, kinds: tuple[str, ...]) -> None:
+def check(images: ImageSet, recipe: Recipe, size: int, kinds: Sequence[str]) -> None:
     """What the loaders give of the first images, not augmented, is what torchvision makes of them."""
     few = images.take(np.arange(32))
     for kind in kinds:

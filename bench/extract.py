@@ -4,12 +4,13 @@ r"""Extraction against the bare forward loop, and against the same loop with oth
     fmcefast bench extract                 # about 12 minutes on two cores, 1 GB of disk
     fmcefast bench extract --images 512 --rounds 3
 
-ShuffleNetV2 x1.0 at 224 px on the bundled digits, two phases, as `fmcefast extract` runs it. `bare` makes the same
-feature maps and keeps none. First the stored maps are compared with those of the loop. Everybody reads the images and
-loads the weights; files are synced; freed memory is kept, as `fmcefast` does, which helps everybody. Leaves
+ShuffleNetV2 x1.0 at 224 px on the bundled digits, or MNIST, two phases, as `fmcefast extract` runs it. `bare` makes the
+same feature maps and keeps none. First the stored maps are compared with those of the loop. Everybody reads the images
+and loads the weights; files are synced; freed memory is kept, as `fmcefast` does, which helps everybody. Leaves
 extract.json.
 """
 
+import argparse
 import dataclasses
 import shutil
 import tempfile
@@ -37,28 +38,31 @@ from fmcefast.stages.maps import load_backbone
 from fmcefast.stages.markers import load_markers
 
 PHASES = 2
+BACKBONE = "shufflenet_v2_x1_0"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = SuiteParser("extract", __doc__)
     parser.add_argument("--images", type=int, default=1024, help=f"of each phase, whole batches of {BATCH}")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--mnist", type=Path, help="torchvision's MNIST, to have more images than the digits")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to write to")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="extract-bench-") as folder:
-        run = make_run(Path(folder) / "run", arguments.images)
+        run = make_run(Path(folder) / "run", arguments)
         check(run)
         rows = speed_rows(run, Path(folder) / "files", arguments.images, arguments.rounds)
     print(table(rows))
     publish(arguments, "extract", rows, peers=("zarr", "safetensors"))
 
 
-def make_run(path: Path, images: int) -> RunFolder:
+def make_run(path: Path, arguments: argparse.Namespace) -> RunFolder:
     """A run that has markers and the weights they name, as training would leave them."""
-    config = resolve(
-        {"subset": images, "image_size": 224, "backbone": "shufflenet_v2_x1_0", "batch_size": BATCH, "phases": PHASES}
-    )
+    data = {"data": "mnist", "data_root": str(arguments.mnist)} if arguments.mnist else {"data": "digits"}
+    sizes = {"subset": arguments.images, "image_size": arguments.image_size, "batch_size": BATCH, "phases": PHASES}
+    config = resolve({**data, **sizes, "backbone": BACKBONE})
     run = RunFolder(path, config)
     run.weights.mkdir(parents=True)
     markers = find_markers(np.geomspace(2, 1e-3, 30), mu=1.0, phases=PHASES)
@@ -79,7 +83,7 @@ def forward(run: RunFolder) -> Iterator[torch.Tensor]:
         backbone.load(run.weights_of(epoch))
         loader = make_loader(
             source.train,
-            recipe_of(config.data),
+            recipe_of(config.recipe or config.data),
             image_size=config.image_size,
             batch_size=config.batch_size,
             training=False,

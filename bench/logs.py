@@ -62,8 +62,8 @@ def csv_rows(losses: np.ndarray, rounds: int) -> list[dict]:
             for first in range(0, len(losses), 1 << 22):
                 part = losses[first : first + (1 << 22)]
                 steps = np.arange(first, first + len(part))
-                options = pyarrow.csv.WriteOptions(include_header=first == 0)
-                pyarrow.csv.write_csv(pa.table({"step": steps, "loss": part}), file, options)
+                header = pyarrow.csv.WriteOptions(include_header=first == 0)
+                pyarrow.csv.write_csv(pa.table({"step": steps, "loss": part}), file, header)
         commands = with_peers(
             {
                 "fmcefast markers": markers(path, threshold(losses, 1000, "ema")),

@@ -1,7 +1,7 @@
 """README's section of measured figures, made from bench/results and bench/measured.md.j2.
 
-    python bench/readme.py            # writes the section anew
-    python bench/readme.py --check    # says whether that would change it
+python bench/readme.py            # writes the section anew
+python bench/readme.py --check    # says whether that would change it
 """
 
 import argparse
@@ -92,9 +92,9 @@ def filled(block: str) -> str:
     return "\n".join(fill(item, WIDTH, break_long_words=False, break_on_hyphens=False) for item in items)
 
 
-def line(*cells: str) -> str:
-    """Of a table."""
-    return f"| {' | '.join(cells)} |"
+def line(*cells: str | None) -> str:
+    """Of a table; None is no cell."""
+    return f"| {' | '.join(cell for cell in cells if cell is not None)} |"
 
 
 def number(value: float, digits: int = 0, sign: str = "-") -> str:

@@ -83,10 +83,17 @@ def ratios(name: str, taken: dict[str, list[float]]) -> dict:
 
 def with_peers(contestants: dict[str, object], needs: dict[str, str]) -> dict:
     """The contestants whose package is installed; `needs` is {contestant: package}. Says which are left out."""
-    absent = {name: package for name, package in needs.items() if importlib.util.find_spec(package) is None}
+    absent = [name for name, package in needs.items() if not installed(package)]
     if absent:
-        print(f"left out: {', '.join(absent)}. Install them: pip install 'fmcefast[bench]'", file=sys.stderr)
+        print(f"left out: {', '.join(absent)}. To have all: pip install 'fmcefast[bench]'", file=sys.stderr)
     return {name: contestant for name, contestant in contestants.items() if name not in absent}
+
+
+def installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of what it is a part
+        return False
 
 
 def hardware() -> str:

@@ -1,7 +1,7 @@
 r"""Training a backbone: fmcefast's whole loop against the bare step of plain PyTorch, and how long it waits for images.
 
     fmcefast bench train                                       # two cores: about 6 minutes
-    fmcefast bench train --jpegs my/photos                     # and from class folders of JPEGs through DALI
+    fmcefast bench train --jpegs my/photos                     # and from JPEGs
     fmcefast bench train --backbone resnet50 --image-size 224 --batch 256 --epochs 8 --compiled     # on a GPU
 
 Steps are forward, cross-entropy, backward and Adam, written out in PyTorch on one random batch that is there already:
@@ -22,6 +22,7 @@ from statistics import median
 import torch
 from torch.nn import functional
 
+from fmcefast.bench.decode import some_files
 from fmcefast.bench.suite import SuiteParser, publish, row
 from fmcefast.config import Config, resolve
 from fmcefast.data.sources import load_source
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of the digits, in each round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compiled", action="store_true", help="torch.compile as well; on a CPU it takes minutes")
-    parser.add_argument("--jpegs", type=Path, help="folder of class folders to train on for an epoch, at 224 px")
+    parser.add_argument("--jpegs", type=Path, help="folder of JPEGs, at any depth, to train on for an epoch at 224 px")
+    parser.add_argument("--images", type=int, default=2560, help="of --jpegs; files come again when there are fewer")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     trainer.measure_top1 = lambda *_: 0.0
@@ -55,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bare = "eager, channels-last, " + precision_name(shipped_precision(config, device))
     rows = step_rows(config, device, bare, arguments.rounds, arguments.compiled)
     if arguments.jpegs is not None:
-        of_files = {"data": f"folder:{arguments.jpegs.resolve()}", "image_size": 224, "epochs": 1}
-        rows.append(wait_row(resolve({**shared, **of_files})))
+        rows.append(wait_row(arguments.jpegs, {**shared, "image_size": 224, "epochs": 1}, arguments.images))
     peers = ("nvidia-dali-cuda130",)
     publish(arguments, "train", rows, of=arguments.backbone, peers=peers, **shared, bare_step=bare)
 
@@ -171,10 +172,16 @@ def trained(config: Config) -> dict:
         return run.history()[-1]
 
 
-def wait_row(config: Config) -> dict:
-    """The part of an epoch in which the network waits for JPEGs."""
-    entry = trained(config)
-    name = f"train: fmcefast, JPEGs of {config.image_size} px through DALI"
+def wait_row(jpegs: Path, settings: dict, images: int) -> dict:
+    """The part of an epoch in which the network waits for JPEGs; their classes are made up."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, path in enumerate(some_files(jpegs, images).paths):
+            link = Path(folder) / str(number % CLASSES) / f"{number}.jpg"
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(path.resolve())
+        entry = trained(resolve({**settings, "data": f"folder:{folder}"}))
+    loader = {"dali": "DALI"}.get(entry["loader"], entry["loader"])
+    name = f"train: fmcefast, JPEGs of {settings['image_size']} px through {loader}"
     found = row(name, [entry["images_per_second"]], "images/s", data_wait=entry["data_wait"])
     print(f"{found['name']:44}{found['value']:10,.0f} images/s", entry["data_wait"])
     return found

@@ -101,6 +101,7 @@ def train_epochs(
         progress.task(stage, total=images, unit="images") as task,
     ):
         facts["hardware"], facts["processes"] = describe(trainer.device, trainer.dtype), ranks.size
+        facts["loader"] = trainer.config.loader
         while not is_done(epochs):
             said = f"epoch {len(epochs) + 1} of {last}  {note(epochs) if epochs else ''}"
             epochs.append(trainer.run_epoch(len(epochs) + 1, task, note=said))

@@ -1,0 +1,204 @@
+r"""All suites, one after another, in pieces of a few minutes; the same command goes on where the last one ended.
+
+    fmcefast bench all                      # two cores: about an hour
+    fmcefast bench all --gpu --minutes 9 --jpegs photos --small cifar10-jpeg --mnist ~/data/mnist --wheels wheels
+    fmcefast bench all --quick              # whether everything works, with sizes that measure nothing
+
+A piece is a process of its own. When it ends well, its result is in RESULTS, and it is not done again; when not, what
+it said is in RESULTS/PIECE.failed.txt, the others go on, and `--again` tries it once more. With `--minutes` no piece is
+begun that is expected to take longer than what is left; one that does nevertheless is begun anew the next time.
+
+With `--gpu` the sizes are those of a large NVIDIA GPU and the clone's tests that need one come first. What needs image
+files or DALI is left out where they are missing; `--wheels` installs DALI from a folder of wheels, without a network.
+Ends with a table of all results.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fmcefast import files
+from fmcefast.bench.suite import SuiteParser, installed, result_name
+from fmcefast.errors import FmcefastError, InputError
+from fmcefast.progress import format_seconds
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Arguments of a suite; `minutes` are expected, `of` tells pieces of one suite apart."""
+
+    suite: str
+    minutes: float
+    words: str = ""
+    of: str = ""
+    needs: str = ""  # what is missing for it
+
+    @property
+    def name(self) -> str:
+        return result_name(self.suite, self.of)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("all", __doc__)
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--gpu", action="store_true", help="sizes for a large NVIDIA GPU, and its tests")
+    sizes.add_argument("--quick", action="store_true", help="sizes that measure nothing")
+    parser.add_argument("--only", nargs="+", metavar="SUITE", help="these suites")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="for this call")
+    parser.add_argument("--again", action="store_true", help="try again what failed")
+    parser.add_argument("--jpegs", type=Path, help="a folder of large JPEGs, for decode and train")
+    parser.add_argument("--small", type=Path, help="a folder of small JPEGs, for decode")
+    parser.add_argument("--mnist", type=Path, help="torchvision's MNIST, for decode")
+    parser.add_argument("--wheels", type=Path, help="a folder with the wheels of DALI")
+    arguments = parser.parse_args(argv)
+    if arguments.gpu and not torch.cuda.is_available():
+        raise InputError("--gpu needs an NVIDIA GPU, and torch finds none. See why: fmcefast doctor")
+    deadline = time.monotonic() + 60 * arguments.minutes
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    if arguments.wheels:
+        install(arguments.wheels)
+    if not installed("nvidia.dali"):
+        say("without DALI, which is not installed: see --wheels")
+    pieces = [piece for piece in pieces_of(arguments) if arguments.only is None or piece.suite in arguments.only]
+    states = {piece.name: perform(piece, arguments, deadline) for piece in pieces}
+    results = [
+        json.loads(path.read_text()) for path in map(arguments.results.joinpath, files_of(pieces)) if path.exists()
+    ]
+    if arguments.json:
+        print(json.dumps({"pieces": states, "results": results}), file=sys.__stdout__)
+    else:
+        print(
+            "\n\n".join(map(table, results)) + "\n\n" + "\n".join(f"{name:40}{state}" for name, state in states.items())
+        )
+    if "failed" in states.values():
+        raise FmcefastError(f"Some pieces failed: see {arguments.results}/*.failed.txt, and try again with --again.")
+
+
+def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
+    """In the order of what they are worth when the time is short."""
+    jpegs = f" --jpegs {arguments.jpegs}" if arguments.jpegs else ""
+    folders = {"--jpegs": arguments.jpegs, "--small": arguments.small, "--mnist": arguments.mnist}
+    given = " ".join(f"{flag} {folder}" for flag, folder in folders.items() if folder)
+    no_images = "" if given else "give --jpegs, --small or --mnist"
+    backbones = ("shufflenet_v2_x1_0", "resnet50")
+    if arguments.quick:
+        few = "--image-size 32 --rounds 1 --batch"
+        return [
+            Piece("head", 1, "--batch 2 --channels 32 --rounds 2"),
+            Piece("ral-step", 1, f"{few} 4 --steps 1 --amp off", of=backbones[0]),
+            Piece("train", 1, f"{few} 256 --epochs 1 --images 512{jpegs}", of=backbones[0]),
+            Piece("decode", 1, f"--images 128 --rounds 1 {given}", needs=no_images),
+            Piece("extract", 1, "--images 256 --image-size 32 --rounds 1"),
+            Piece("writer", 1, "--batches 4 --rounds 1"),
+            Piece("reader", 1, "--rows 512 --batches 2 --rounds 1"),
+            Piece("cqi", 1, "--losses 1e6 --rounds 1"),
+            Piece("logs", 1, "--losses 1e6 --rounds 1"),
+        ]
+    on_gpu = arguments.gpu
+    disk_and_logs = [
+        Piece(
+            "extract", 4, f"--images 25600 --rounds 3 --mnist {arguments.mnist}" if on_gpu and arguments.mnist else ""
+        ),
+        Piece("writer", 8),
+        Piece("reader", 4),
+        Piece("cqi", 8, "--rounds 3"),
+        Piece("logs", 4),
+    ]
+    if not on_gpu:
+        return [
+            Piece("head", 3),
+            Piece("ral-step", 6, of=backbones[0]),
+            Piece("train", 8, jpegs, of=backbones[0]),
+            Piece("decode", 10, f"--rounds 3 {given}", needs=no_images),
+            *disk_and_logs,
+        ]
+    large = "--image-size 224 --batch 256"
+    return [
+        Piece("gpu-tests", 6),
+        Piece("head", 6, "--batch 256 --compiled"),
+        *(Piece("ral-step", 1, f"{large} --steps 10 --amp bf16 --backbone {name}", of=name) for name in backbones),
+        *(Piece("train", 4, f"{large} --epochs 8 --compiled --backbone {name}{jpegs}", of=name) for name in backbones),
+        Piece("decode", 5, f"--rounds 3 --images 10240 {given}", needs=no_images),
+        Piece("head", 3, "--batch 32 64 128 512", of="batches"),
+        *disk_and_logs,
+    ]  # fmt: skip
+
+
+def files_of(pieces: list[Piece]) -> Iterator[str]:
+    return (f"{piece.name}.json" for piece in pieces)
+
+
+def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str:
+    """done, failed, or why not."""
+    result, failure = (arguments.results / f"{piece.name}{end}" for end in (".json", ".failed.txt"))
+    left = deadline - time.monotonic()
+    if failure.exists() and not arguments.again:
+        return "failed"
+    if result.exists() and not failure.exists():
+        return "done"
+    if piece.needs:
+        return f"left out: {piece.needs}"
+    if left < 60 * piece.minutes:
+        return "not yet"
+    say(f"{piece.name}: about {piece.minutes:g} min")
+    began = time.monotonic()
+    commit = ["--commit", arguments.commit] if arguments.commit else []
+    with tempfile.TemporaryDirectory() as figures, tempfile.TemporaryFile("w+") as said:
+        words = [piece.suite, *piece.words.split(), "--json", "--results", figures, *commit]
+        command = [sys.executable, "-P", "-m", "fmcefast", "bench", *words]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True)
+        try:
+            output, _ = process.communicate(timeout=None if left == float("inf") else left)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return "not yet"
+        said.seek(0)
+        log = said.read()
+    if output:
+        files.write_text(result, json.dumps(json.loads(output), indent=2) + "\n")
+    if process.returncode:
+        files.write_text(failure, log)
+    else:
+        failure.unlink(missing_ok=True)
+    state = "failed" if process.returncode else "done"
+    say(f"{piece.name}: {state} in {format_seconds(time.monotonic() - began)}")
+    return state
+
+
+def install(wheels: Path) -> None:
+    found = sorted(map(str, wheels.glob("*.whl")))
+    if not found:
+        raise InputError(f"{wheels} holds no wheels. Get them: pip download nvidia-dali-cuda130 -d {wheels}")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *found]
+    if subprocess.run(pip, stdout=sys.stderr).returncode:
+        raise FmcefastError(f"pip could not install the wheels of {wheels}; see above.")
+
+
+def table(result: dict) -> str:
+    lines = [f"{result['suite']}: {result['hardware']}, {result['date']}, {result['commit']}"]
+    for each in result["rows"]:
+        spread = f"{each['p20']:12,.4g} {each['p80']:12,.4g}" if each["n"] > 1 else ""
+        others = ", ".join(f"{ratio:.3g}x {peer}" for peer, ratio in each.get("ratio", {}).items())
+        lines.append(f"  {each['name']:76}{each['value']:12,.4g} {each['unit']:10} {spread}  {others}".rstrip())
+    return "\n".join(lines)
+
+
+def say(line: str) -> None:
+    print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

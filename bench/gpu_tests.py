@@ -1,0 +1,42 @@
+r"""The tests that need a GPU, from the clone: fmcefast gives the same there as on a CPU.
+
+    fmcefast bench gpu-tests                # in the clone
+
+Leaves gpu-tests-cuda.json with what passed and what did not. Exits with 1 when a test failed or none could run.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from fmcefast.bench.suite import SuiteParser, publish, row
+from fmcefast.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("gpu-tests", __doc__)
+    parser.add_argument("--tests", type=Path, default=Path("tests"), help="the clone's folder of tests")
+    arguments = parser.parse_args(argv)
+    files = [path for path in sorted(arguments.tests.glob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
+    if not files:
+        raise InputError(f"{arguments.tests} holds no tests that need a GPU. Start it in fmcefast's clone, or: --tests")
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        pytest = [sys.executable, "-P", "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}", *map(str, files)]
+        subprocess.run(pytest, stdout=sys.stderr)
+        suites = ElementTree.parse(report).getroot().iter("testsuite") if report.exists() else []
+        cases = [case for suite in suites for case in suite.iter("testcase")]
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = [case for case in cases if case.find("skipped") is not None]
+    counts = {"passed": len(cases) - len(failed) - len(skipped), "failed": len(failed), "skipped": len(skipped)}
+    rows = [row(f"tests that need a GPU: {name}", [count], "tests") for name, count in counts.items()]
+    publish(arguments, "gpu-tests", rows, failed=[f"{case.get('classname')}.{case.get('name')}" for case in failed])
+    if failed or not counts["passed"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
