@@ -16,6 +16,7 @@ Ends with a table of all results.
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -49,18 +50,7 @@ class Piece:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = SuiteParser("all", __doc__)
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--gpu", action="store_true", help="sizes for a large NVIDIA GPU, and its tests")
-    sizes.add_argument("--quick", action="store_true", help="sizes that measure nothing")
-    parser.add_argument("--only", nargs="+", metavar="SUITE", help="these suites")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="for this call")
-    parser.add_argument("--again", action="store_true", help="try again what failed")
-    parser.add_argument("--jpegs", type=Path, help="a folder of large JPEGs, for decode and train")
-    parser.add_argument("--small", type=Path, help="a folder of small JPEGs, for decode")
-    parser.add_argument("--mnist", type=Path, help="torchvision's MNIST, for decode")
-    parser.add_argument("--wheels", type=Path, help="a folder with the wheels of DALI")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     if arguments.gpu and not torch.cuda.is_available():
         raise InputError("--gpu needs an NVIDIA GPU, and torch finds none. See why: fmcefast doctor")
     deadline = time.monotonic() + 60 * arguments.minutes
@@ -84,11 +74,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise FmcefastError(f"Some pieces failed: see {arguments.results}/*.failed.txt, and try again with --again.")
 
 
+def parser() -> SuiteParser:
+    parser = SuiteParser("all", __doc__)
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--gpu", action="store_true", help="sizes for a large NVIDIA GPU, and its tests")
+    sizes.add_argument("--quick", action="store_true", help="sizes that measure nothing")
+    parser.add_argument("--only", nargs="+", metavar="SUITE", help="these suites")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="for this call")
+    parser.add_argument("--again", action="store_true", help="try again what failed")
+    parser.add_argument("--jpegs", type=Path, help="a folder of large JPEGs, for decode and train")
+    parser.add_argument("--small", type=Path, help="a folder of small JPEGs, for decode")
+    parser.add_argument("--mnist", type=Path, help="torchvision's MNIST, for decode and extract")
+    parser.add_argument("--wheels", type=Path, help="a folder with the wheels of DALI")
+    return parser
+
+
 def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
     """In the order of what they are worth when the time is short."""
-    jpegs = f" --jpegs {arguments.jpegs}" if arguments.jpegs else ""
-    folders = {"--jpegs": arguments.jpegs, "--small": arguments.small, "--mnist": arguments.mnist}
-    given = " ".join(f"{flag} {folder}" for flag, folder in folders.items() if folder)
+    flags = ("jpegs", "small", "mnist")
+    folders = {name: f" --{name} {shlex.quote(str(path))}" for name in flags if (path := getattr(arguments, name))}
+    jpegs, given = folders.get("jpegs", ""), "".join(folders.values())
     no_images = "" if given else "give --jpegs, --small or --mnist"
     backbones = ("shufflenet_v2_x1_0", "resnet50")
     if arguments.quick:
@@ -97,7 +102,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             Piece("head", 1, "--batch 2 --channels 32 --rounds 2"),
             Piece("ral-step", 1, f"{few} 4 --steps 1 --amp off", of=backbones[0]),
             Piece("train", 1, f"{few} 256 --epochs 1 --images 512{jpegs}", of=backbones[0]),
-            Piece("decode", 1, f"--images 128 --rounds 1 {given}", needs=no_images),
+            Piece("decode", 1, f"--images 128 --rounds 1{given}", needs=no_images),
             Piece("extract", 1, "--images 256 --image-size 32 --rounds 1"),
             Piece("writer", 1, "--batches 4 --rounds 1"),
             Piece("reader", 1, "--rows 512 --batches 2 --rounds 1"),
@@ -106,9 +111,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
         ]
     on_gpu = arguments.gpu
     disk_and_logs = [
-        Piece(
-            "extract", 4, f"--images 25600 --rounds 3 --mnist {arguments.mnist}" if on_gpu and arguments.mnist else ""
-        ),
+        Piece("extract", 4, f"--images 25600 --rounds 3{folders['mnist']}" if on_gpu and arguments.mnist else ""),
         Piece("writer", 8),
         Piece("reader", 4),
         Piece("cqi", 8, "--rounds 3"),
@@ -119,7 +122,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             Piece("head", 3),
             Piece("ral-step", 6, of=backbones[0]),
             Piece("train", 8, jpegs, of=backbones[0]),
-            Piece("decode", 10, f"--rounds 3 {given}", needs=no_images),
+            Piece("decode", 10, f"--rounds 3{given}", needs=no_images),
             *disk_and_logs,
         ]
     large = "--image-size 224 --batch 256"
@@ -128,7 +131,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
         Piece("head", 6, "--batch 256 --compiled"),
         *(Piece("ral-step", 1, f"{large} --steps 10 --amp bf16 --backbone {name}", of=name) for name in backbones),
         *(Piece("train", 4, f"{large} --epochs 8 --compiled --backbone {name}{jpegs}", of=name) for name in backbones),
-        Piece("decode", 5, f"--rounds 3 --images 10240 {given}", needs=no_images),
+        Piece("decode", 5, f"--rounds 3 --images 10240{given}", needs=no_images),
         Piece("head", 3, "--batch 32 64 128 512", of="batches"),
         *disk_and_logs,
     ]  # fmt: skip
@@ -154,7 +157,7 @@ def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str
     began = time.monotonic()
     commit = ["--commit", arguments.commit] if arguments.commit else []
     with tempfile.TemporaryDirectory() as figures, tempfile.TemporaryFile("w+") as said:
-        words = [piece.suite, *piece.words.split(), "--json", "--results", figures, *commit]
+        words = [piece.suite, *shlex.split(piece.words), "--json", "--results", figures, *commit]
         command = [sys.executable, "-P", "-m", "fmcefast", "bench", *words]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True)
         try:

@@ -1,7 +1,9 @@
 """README's section of measured figures, made from bench/results and bench/measured.md.j2.
 
-python bench/readme.py            # writes the section anew
-python bench/readme.py --check    # says whether that would change it
+    python bench/readme.py            # writes the section anew
+    python bench/readme.py --check    # says whether that would change it
+
+Every figure comes from a result by its name; one that is missing stops it.
 """
 
 import argparse
@@ -26,21 +28,21 @@ class MissingResultError(Exception):
 class Facts(dict):
     """A part of the results, which says what it is when asked for something that it does not hold."""
 
-    def __init__(self, name: str, content: dict):
+    def __init__(self, place: str, content: dict):
         super().__init__(content)
-        self.name = name
+        self._place = place
         for key, value in content.items():
             if type(value) is dict:
-                self[key] = Facts(f"{name}, {key}", value)
+                self[key] = Facts(f"{place}, {key}", value)
 
     def __missing__(self, key: str):
-        raise MissingResultError(f"{self.name}: there is no {key!r}")
+        raise MissingResultError(f"{self._place}: there is no {key!r}")
 
     def among(self, begin: str = "", end: str = "") -> list[tuple[str, "Facts"]]:
         """All whose names begin and end so, with what is between; there must be some."""
         names = [name for name in self if name.startswith(begin) and name.endswith(end)]
         if not names:
-            raise MissingResultError(f"{self.name}: there is no '{begin}...{end}'")
+            raise MissingResultError(f"{self._place}: there is no '{begin}...{end}'")
         return [(name.removeprefix(begin).removesuffix(end), self[name]) for name in names]
 
 
@@ -64,7 +66,7 @@ def measured(results: Path) -> str:
     environment.filters |= {
         "number": number, "significant": significant, "percent": percent, "duration": duration, "mean": fmean
     }  # fmt: skip
-    files = {path.stem: load(path) for path in sorted(results.glob("*.json"))}
+    files = {path.stem: load(path) for path in sorted(results.glob("*.json"), key=lambda path: path.stem)}
     text = environment.get_template("measured.md.j2").render(results=Facts("bench/results", files), line=line)
     return "\n\n".join(filled(block) for block in re.split(r"\n{2,}", text.strip())) + "\n\n"
 
@@ -88,8 +90,11 @@ def filled(block: str) -> str:
     """Prose and lists filled to WIDTH; headings and tables as they are."""
     if block.startswith(("#", "|")):
         return block
+    indent = "  " if block.startswith("- ") else ""
     items = [" ".join(item.split()) for item in re.split(r"\n(?=- )", block)]
-    return "\n".join(fill(item, WIDTH, break_long_words=False, break_on_hyphens=False) for item in items)
+    return "\n".join(
+        fill(item, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) for item in items
+    )
 
 
 def line(*cells: str | None) -> str:

@@ -29,7 +29,8 @@ def progression_figure(top1: Mapping[float, Sequence[Sequence[float]]]) -> Figur
     typical = np.median([np.array(seeds)[:, -1].mean() for seeds in top1.values()])
     highest = max(np.max(seeds) for seeds in top1.values())
     bottom = max(lowest, 2 * typical - 1.05)
-    axes.set(title="Top-1 on held-out images", ylabel="top-1", ylim=(bottom, highest + 0.03 * (highest - bottom)))
+    top = max(highest, bottom + 1e-3)
+    axes.set(title="Top-1 on held-out images", ylabel="top-1", ylim=(bottom, top + 0.03 * (top - bottom)))
     axes.legend(frameon=False, loc="lower right")
     finish(axes)
     return figure

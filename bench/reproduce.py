@@ -1,0 +1,285 @@
+r"""A row of the papers' tables: of FMCE Tables I and II, of FMCE-Net++ Table I the baseline and the best RAF.
+
+    fmcefast bench reproduce mnist-s --data-root ~/data/mnist
+    fmcefast bench reproduce cifar10-s --jpegs cifar10-jpeg --seeds 3 --minutes 9
+    fmcefast bench reproduce mini-imagenet-r mini-imagenet-s --data-root ~/data --plan
+
+A row is a data set and a backbone: ShuffleNetV2 x1.0 (-s) or ResNet-50 (-r). The backbone is trained for the paper's
+epochs. Its markers are found with both ways of smoothing; when its loss does not come down to the paper's mu, what
+follows is done with the next of 2, 5, 10, ... times that mu, and the result says so. FMCE-Net is fitted and tested on
+held-out maps, divided by map, as in the paper, and by image, which keeps every image on one side. It judges all epochs,
+and the maps of a second training with another seed. Then the backbone is trained until E_K for RAF 1 and the paper's
+best one, over seeds in pairs.
+
+Everything lies in --runs and goes on where it was interrupted; `--minutes` interrupts it. --config gives other settings
+of all trainings as YAML (fewer epochs, smaller images), and the result is named after it. Leaves reproduce-ROW.json
+with what is finished, the paper's figures beside it, and a folder reproduce-ROW with losses, markers and figures.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fmcefast import files, find_markers
+from fmcefast.bench.suite import SuiteParser, publish, result_name, row
+from fmcefast.config import read_yaml
+from fmcefast.convergence import Markers
+from fmcefast.errors import InputError, NotConvergedError
+from fmcefast.losses_csv import read_epochs
+from fmcefast.memory import keep_freed_memory
+from fmcefast.progress import Progress, format_bytes, format_seconds
+from fmcefast.report.page import report
+from fmcefast.run_folder import RunFolder, open_run
+from fmcefast.stages.extract import extract
+from fmcefast.stages.finetuning.sweep import sweep, table_of, write_table
+from fmcefast.stages.finetuning.table import RafRow
+from fmcefast.stages.fit import FitResult, fit
+from fmcefast.stages.maps import recomputes_maps
+from fmcefast.stages.markers import marker_settings, markers
+from fmcefast.stages.other_runs import judge_other_runs, load_other_runs
+from fmcefast.stages.plan import plan
+from fmcefast.stages.score import load_score, score
+from fmcefast.stages.train import train
+
+SEEDS = (0, 1)
+FIGURES = ("convergence", "confusion", "maturity", "other-runs", "rafs-run")
+DEFAULT_RAF = 0.8
+TIMES_MU = (1, *(step * 10**power for power in range(5) for step in (2, 5, 10)))
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A row of [FMCE] Tables I and II, and what [FMCE++] gains at its best RAF, in points."""
+
+    data: str
+    backbone: str
+    epochs: int
+    mu: float
+    markers: tuple[int, ...]
+    top1: float
+    fmce_net: float
+    raf: float | None = None
+    gain: float | None = None
+
+
+_S, _R = "shufflenet_v2_x1_0", "resnet50"
+PAPERS = {
+    "mnist-s": Paper("mnist", _S, 100, 1e-4, (7, 12, 18, 25, 33, 43, 54, 65, 71, 76), 0.9927, 0.9942, 0.95, 0.16),
+    "mnist-r": Paper("mnist", _R, 100, 1e-4, (7, 13, 20, 29, 40, 50, 60, 65, 70, 74), 0.9926, 0.9994, 0.7, 0.13),
+    "cifar10-s": Paper(
+        "cifar10", _S, 150, 1e-4, (11, 20, 30, 45, 65, 83, 95, 101, 107, 113), 0.8734, 0.92, 0.8, 0.4
+    ),
+    "cifar10-r": Paper(
+        "cifar10", _R, 150, 1e-4, (11, 19, 29, 42, 59, 80, 93, 98, 104, 109), 0.9158, 0.9409, 0.75, 1.16
+    ),
+    "mini-imagenet-s": Paper(
+        "mini-imagenet", _S, 250, 1e-3, (9, 15, 23, 35, 50, 70, 94, 124, 161, 215), 0.7133, 0.9987
+    ),
+    "mini-imagenet-r": Paper(
+        "mini-imagenet", _R, 150, 1e-3, (10, 18, 26, 36, 48, 61, 76, 94, 114, 145), 0.786, 0.9989
+    ),
+}  # fmt: skip
+
+
+class TimeIsUp(KeyboardInterrupt):
+    """Ends what is under way as Ctrl-C does."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = SuiteParser("reproduce", __doc__)
+    parser.add_argument("rows", nargs="+", choices=PAPERS, metavar="ROW", help=", ".join(PAPERS))
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="as for fmcefast run")
+    parser.add_argument("--jpegs", type=Path, help="CIFAR-10 as image files: train/CLASS/*.jpg and test/CLASS/*.jpg")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--config", type=Path, help="YAML with other settings of all trainings")
+    parser.add_argument("--rafs", type=float, nargs="+", help="instead of RAF 1 and the paper's best")
+    parser.add_argument("--seeds", type=int, default=5, help="of the RAFs")
+    parser.add_argument("--jobs", type=int, help="RAFs and seeds at a time, as for fmcefast sweep")
+    parser.add_argument("--minutes", type=float, help="for this call")
+    parser.add_argument("--plan", action="store_true", help="say what it will take, and stop")
+    arguments = parser.parse_args(argv)
+    keep_freed_memory()
+    progress = Progress()
+    runs = {label(name, arguments): first_run(name, arguments) for name in arguments.rows}
+    if arguments.plan or not all(run.begun("train") for run in runs.values()):
+        say_plan(runs, len(arguments.rafs or (0, 1)) * arguments.seeds, progress)
+    if arguments.plan:
+        return
+    with time_limit(arguments.minutes):
+        for name in arguments.rows:
+            reproduce(name, arguments, progress)
+
+
+@contextmanager
+def time_limit(minutes: float | None) -> Iterator[None]:
+    def end(*_: object) -> None:
+        raise TimeIsUp
+
+    signal.signal(signal.SIGALRM, end)
+    if minutes:
+        signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    except TimeIsUp:
+        print("The time is up. The same command goes on.")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def reproduce(name: str, arguments: argparse.Namespace, progress: Progress) -> None:
+    """One row, and its result with whatever is finished of it when this ends, well or not."""
+    first, of = first_run(name, arguments), label(name, arguments)
+    rows: list[dict] = []
+    complete = False
+    try:
+        for made in steps(PAPERS[name], first, arguments, progress):
+            rows.append(made)
+            beside = f"paper {made['paper']}" if made.get("paper") is not None else ""
+            print(f"{of}: {made['name']:56}{made['value']:10.4f}  {beside}", flush=True)
+        report(first, progress)
+        complete = True
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        keep_files(first, arguments.results / result_name("reproduce", of))
+        publish(arguments, "reproduce", rows, of=of, complete=complete, settings=settings_used(first))
+
+
+def steps(paper: Paper, first: RunFolder, arguments: argparse.Namespace, progress: Progress) -> Iterator[dict]:
+    """The figures of a row, each as soon as it is there; what was finished before comes at once."""
+    settings = settings_of(paper, arguments)
+    trained = train(first, progress)
+    yield row("top-1", [trained.top1], "fraction", epochs=trained.epochs, seconds=trained.seconds, paper=paper.top1)
+    for smoothing in ("ema", "literal"):
+        found = found_markers(first, settings["mu"], smoothing)
+        facts = {"markers": found.markers, "paper_markers": paper.markers}
+        yield row(f"smallest CQI, {smoothing}", [found.min_cqi], "CQI", **facts, paper=paper.mu)
+    first = with_markers(first, settings["mu"], progress)
+    facts = {"markers": markers(first, progress).markers, "paper_markers": paper.markers}
+    yield row("mu of what follows", [first.config.mu], "CQI", **facts, paper=paper.mu)
+    for split in ("map", "image"):
+        fitted = fit_with(first, split, progress)
+        facts = {"f1": fitted.f1, "maps": fitted.test_maps, "paper": paper.fmce_net if split == "map" else None}
+        yield row(f"FMCE-Net accuracy, split by {split}", [fitted.accuracy], "fraction", **facts)
+    first = open_run(first.path, {})
+    scores = load_score(first) if first.score_json.exists() else score(first, progress, reference=True)
+    for which, found in {"all epochs": scores.spearman, "from E_1 on": scores.spearman_from_e1}.items():
+        if found is not None:  # the FMCS differ
+            yield row(f"Spearman of mean FMCS and epoch, {which}", [found], "correlation")
+
+    second = run_at(first.path.parent / f"seed-{SEEDS[1]}", settings | {"seed": SEEDS[1]})
+    retrained = train(second, progress)
+    yield row("top-1, second seed", [retrained.top1], "fraction", paper=paper.top1)
+    second = with_markers(second, settings["mu"], progress)
+    if not recomputes_maps(second):
+        extract(second, progress)
+    (other,) = load_other_runs(first) or judge_other_runs(first, progress, [second.path]).others
+    facts = {"f1": other.metrics.f1, "maps": other.metrics.test_maps, "spearman": other.metrics.spearman}
+    yield row("FMCE-Net accuracy on the second seed", [other.metrics.accuracy], "fraction", **facts)
+
+    rafs = arguments.rafs or [1.0, paper.raf or DEFAULT_RAF]
+    try:
+        yield from raf_rows(sweep(first, progress, rafs=rafs, seeds=arguments.seeds, jobs=arguments.jobs).table, paper)
+    except TimeIsUp:
+        yield from raf_rows(table_of(write_table(first), "run"), paper)  # of what is finished
+        raise
+
+
+def raf_rows(table: Sequence[RafRow], paper: Paper) -> Iterator[dict]:
+    for each in table:
+        facts = {"std": each.std, "difference": each.difference, "low": each.low, "high": each.high}
+        gain = paper.gain if each.raf == paper.raf else None
+        made = row(f"top-1 at RAF {each.raf:g}", [each.mean], "fraction", **facts, paper_gain_in_points=gain)
+        yield made | {"n": each.seeds}
+
+
+def first_run(name: str, arguments: argparse.Namespace) -> RunFolder:
+    settings = settings_of(PAPERS[name], arguments) | {"seed": SEEDS[0]}
+    return run_at(arguments.runs / label(name, arguments) / f"seed-{SEEDS[0]}", settings)
+
+
+def label(name: str, arguments: argparse.Namespace) -> str:
+    return f"{name}-{arguments.config.stem}" if arguments.config else name
+
+
+def settings_of(paper: Paper, arguments: argparse.Namespace) -> dict:
+    place = {"data": paper.data, "data_root": str(arguments.data_root.resolve())}
+    if arguments.jpegs:
+        if paper.data != "cifar10":
+            raise InputError("--jpegs is for the rows of CIFAR-10; the others read --data-root.")
+        place = {"data": f"folder:{arguments.jpegs.resolve()}", "recipe": paper.data, "loader": "resident"}
+    given = read_yaml(arguments.config) if arguments.config else {}
+    return {**place, "backbone": paper.backbone, "epochs": paper.epochs, "mu": paper.mu, **given}
+
+
+def run_at(path: Path, settings: dict) -> RunFolder:
+    """The run, made when it is not there. One that is keeps its mu and its split, which change on the way."""
+    if (path / "config.yaml").exists():
+        settings = {name: value for name, value in settings.items() if name not in ("mu", "split")}
+    return open_run(path, settings, create=True)
+
+
+def found_markers(run: RunFolder, mu: float, smoothing: str) -> Markers:
+    losses = [epoch.loss for epoch in read_epochs(run.losses_csv)]
+    return find_markers(losses, **{**marker_settings(run.config), "mu": mu, "smoothing": smoothing})
+
+
+def with_markers(run: RunFolder, mu: float, progress: Progress) -> RunFolder:
+    """The run with markers at the smallest threshold, from mu on, that its loss comes down to."""
+    for times in TIMES_MU:
+        if found_markers(run, mu * times, run.config.smoothing).converged:
+            run = open_run(run.path, {"mu": mu * times}, consent=True)
+            progress.line(markers(run, progress).explain())
+            return run
+    raise NotConvergedError(f"The loss of {run} comes down to no mu up to {mu * TIMES_MU[-1]:g}. Train longer.")
+
+
+def fit_with(run: RunFolder, split: str, progress: Progress) -> FitResult:
+    """FMCE-Net's metrics under a split, kept beside the run, since the run itself keeps one only."""
+    kept = run.path.parent / f"fit-{split}.json"
+    if not kept.exists():
+        run = open_run(run.path, {"split": split}, consent=True)
+        if not recomputes_maps(run):
+            extract(run, progress)
+        files.write_json(kept, asdict(fit(run, progress)))
+    return FitResult(**json.loads(kept.read_text()))
+
+
+def say_plan(runs: dict[str, RunFolder], cells: int, progress: Progress) -> None:
+    """What the trainings of all rows will take, two whole runs and the RAFs of every seed."""
+    seconds = size = free = 0
+    for name, run in runs.items():
+        planned = plan(run, progress)
+        print(f"{name}, seed {SEEDS[0]}\n{planned.explain()}\n")
+        training = next(stage for stage in planned.stages if stage.stage == "train")
+        seconds += len(SEEDS) * planned.seconds + cells * training.seconds
+        size, free = size + len(SEEDS) * planned.bytes, planned.free
+    time, space = format_seconds(seconds), format_bytes(size)
+    trained = f"{len(SEEDS)} runs and {cells} trainings under RAFs of each row"
+    print(f"in all, with {trained}: at most {time} and {space}, {format_bytes(free)} free", flush=True)
+    if size > free:
+        print("Feature maps that the disk has no room for are made again from the backbones.")
+
+
+def keep_files(run: RunFolder, folder: Path) -> None:
+    """The small files of a run."""
+    figures = [run.figures / f"{name}.png" for name in FIGURES]
+    for path in (run.losses_csv, run.markers_json, run.sweep_csv, *figures):
+        if path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / path.name)
+
+
+def settings_used(run: RunFolder) -> dict:
+    """Without the folders of this machine."""
+    settings = open_run(run.path, {}).config.as_dict()
+    kind, _, path = settings["data"].partition(":")
+    return {**settings, "data": f"{kind}:{Path(path).name}" if path else kind, "data_root": None}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""README's measured figures are those in bench/results."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT, RESULTS, README = ROOT / "bench" / "readme.py", ROOT / "bench" / "results", ROOT / "README.md"
+FP32_HEAD = "1024 channels, N = 64, float32, forward and backward: fmcefast"
+
+
+@pytest.fixture(scope="module")
+def readme():
+    spec = importlib.util.spec_from_file_location("readme", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The results of a CPU, to be changed."""
+    for path in RESULTS.glob("*.json"):
+        if "-cuda" not in path.name and not path.name.startswith("reproduce-"):
+            shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def change(results, file, edit, to=None):
+    content = json.loads((results / f"{file}.json").read_text())
+    edit(content)
+    (results / f"{to or file}.json").write_text(json.dumps(content))
+
+
+def row_of(content, name):
+    return next(row for row in content["rows"] if row["name"] == name)
+
+
+def test_readme_says_what_was_measured(readme):
+    text = README.read_text("utf-8")
+    assert text == readme.with_section(text, readme.measured(RESULTS)), "README is stale: run python bench/readme.py"
+
+
+def test_a_changed_figure_changes_the_section(readme, results):
+    before = readme.measured(results)
+    change(results, "head", lambda content: row_of(content, FP32_HEAD).update(value=61.64))
+    assert readme.measured(results) == before.replace(" 53.9 ms ", " 61.6 ms ") != before
+
+
+def test_a_missing_row_or_field_or_file_is_named(readme, results):
+    name = "JPEGs: DALI alone"
+    change(results, "decode", lambda content: row_of(content, name).update(name="other"))
+    with pytest.raises(readme.MissingResultError, match=f"decode.json, rows: there is no '{name}'"):
+        readme.measured(results)
+    change(results, "decode", lambda content: row_of(content, "other").update(name=name))
+    change(results, "extract", lambda content: row_of(content, "extract: fmcefast").pop("part_of_bare"))
+    with pytest.raises(readme.MissingResultError, match="extract: fmcefast: there is no 'part_of_bare'"):
+        readme.measured(results)
+    (results / "cqi.json").unlink()
+    with pytest.raises(readme.MissingResultError, match="bench/results: there is no 'cqi'"):
+        readme.measured(results)
+
+
+def test_every_row_of_a_table_must_have_its_peer(readme, results):
+    change(results, "head", lambda content: content.update(rows=content["rows"][:3]))
+    with pytest.raises(readme.MissingResultError, match=r"head.json, rows: there is no '\.\.\., forward and back"):
+        readme.measured(results)
+
+
+def test_without_a_gpu_the_section_says_so_and_calls_predictions_by_their_name(readme, results):
+    text = " ".join(readme.measured(results).split())
+    assert text.count("On a GPU this has not been measured.") == 3
+    assert "Decoding on a GPU has not been measured." in text
+    assert "The prediction, by counting operations, is" in text and "Reproductions" not in text
+
+
+def test_results_of_a_gpu_come_into_tables_of_their_own(readme, results):
+    before = readme.measured(results)
+    gpu = "NVIDIA X100; Some(R) Processor, 16 threads"
+
+    def of_gpu(file, to, edit=lambda content: None):
+        def moved(content):
+            content.update(hardware=gpu, date="2027-01-02")
+            edit(content)
+
+        change(results, file, moved, to)
+
+    def compile_as_well(content):
+        for row in content["rows"]:
+            row["name"] = row["name"].replace("float32", "float16").replace("N = 64", "N = 256")
+        for row in [row for row in content["rows"] if row["name"].endswith("fmcefast")]:
+            row["ratio"]["compiled"] = 1.25
+            content["rows"].append({**row, "name": row["name"].replace("fmcefast", "compiled"), "value": 0.12345})
+
+    def large_jpegs_without_dali(content):
+        content["rows"] = [row for row in content["rows"] if row["name"] == "JPEGs: fmcefast, torchvision"]
+
+    of_gpu("head", "head-cuda", compile_as_well)
+    of_gpu("decode", "decode-cuda", large_jpegs_without_dali)
+    for backbone in ("resnet50", "shufflenet_v2_x1_0"):
+        for suite in ("train", "ral-step"):
+            of_gpu(
+                f"{suite}-shufflenet_v2_x1_0",
+                f"{suite}-cuda-{backbone}",
+                lambda c, b=backbone: c.update(backbone=b),
+            )
+    of_gpu("extract", "reproduce-mnist")
+    section = readme.measured(results)
+    text = " ".join(section.split())
+    assert "GPU this has not" not in text and "GPU has not" not in text and "prediction" not in text
+    assert "and on NVIDIA X100 with Some Processor, 16 threads, torch 2.15.0, 2027-01-02." in text
+    assert "| 1024 channels, N = 256, float16 | 200 ms | 0.123 ms | 53.9 ms | 3.7x, compiled 1.2x |" in section
+    assert "| ImageNet's JPEGs, random crop to 224 px |  | 446 |  |  |  |" in section
+    for backbone in ("resnet50", "shufflenet_v2_x1_0"):
+        for suite in ("train", "ral-step"):
+            caption = f"`{backbone}`, {'96' if suite == 'train' else '224'} px, batches of 64, NVIDIA X100"
+            assert f"{caption} (`{suite}-cuda-{backbone}.json`, medians of" in text
+    assert "| extract: bare loop | 390.2 | images/s |" in section
+    assert section.count("\n|---") == before.count("\n|---") + 7 and section.count("CIFAR-10 as JPEGs") == 1
+
+
+def test_tables_are_whole(readme, results):
+    for block in readme.measured(results).split("\n\n"):
+        if "\n|" in block:
+            heading, *rows = block.splitlines()
+            assert {row.count("|") for row in rows} == {heading.count("|")} and not any("\n" in row for row in rows)
+
+
+def test_only_the_section_of_the_same_heading_is_replaced(readme):
+    text = "# A\n\n## Measured\n\nold\n\n### Part\n\n## Limits\n\n## Measured by others\n"
+    assert readme.with_section(text, "## Measured\n\nnew\n\n") == text.replace("old\n\n### Part", "new")
+    with pytest.raises(ValueError, match="no section '## Other'"):
+        readme.with_section(text, "## Other\n\nnew\n\n")
+
+
+def test_check_refuses_a_stale_readme_and_writing_makes_it_fresh(readme, tmp_path, monkeypatch):
+    text = README.read_text("utf-8")
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    readme.README.write_text(text.replace("## Limits", "stale\n\n## Limits"), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["readme.py", "--check"])
+    with pytest.raises(
+        SystemExit, match=r"README.md does not say what is in bench/results: run python bench/readme\.py"
+    ):
+        readme.main()
+    monkeypatch.setattr(sys, "argv", ["readme.py"])
+    readme.main()
+    assert readme.README.read_text("utf-8") == text
