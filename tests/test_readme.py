@@ -99,6 +99,18 @@ def test_results_of_a_gpu_come_into_tables_of_their_own(readme, results):
     def large_jpegs_without_dali(content):
         content["rows"] = [row for row in content["rows"] if row["name"] == "JPEGs: fmcefast, torchvision"]
 
+    def reproduced(content):
+        settings = {"data": "mnist", "recipe": None, "backbone": "resnet50", "image_size": 64, "epochs": 9}
+        row = {
+            "name": "top-1",
+            "value": 0.91,
+            "std": 0.02,
+            "paper": 0.9927,
+            "markers": [3, 5],
+            "paper_markers": [7, 12],
+        }
+        content.update(rows=[row], complete=False, settings=settings | {"subset": 500})
+
     of_gpu("head", "head-cuda", compile_as_well)
     of_gpu("decode", "decode-cuda", large_jpegs_without_dali)
     for backbone in ("resnet50", "shufflenet_v2_x1_0"):
@@ -108,7 +120,7 @@ def test_results_of_a_gpu_come_into_tables_of_their_own(readme, results):
                 f"{suite}-cuda-{backbone}",
                 lambda c, b=backbone: c.update(backbone=b),
             )
-    of_gpu("extract", "reproduce-mnist")
+    of_gpu("extract", "reproduce-cuda-mnist-s", reproduced)
     section = readme.measured(results)
     text = " ".join(section.split())
     assert "GPU this has not" not in text and "GPU has not" not in text and "prediction" not in text
@@ -119,7 +131,10 @@ def test_results_of_a_gpu_come_into_tables_of_their_own(readme, results):
         for suite in ("train", "ral-step"):
             caption = f"`{backbone}`, {'96' if suite == 'train' else '224'} px, batches of 64, NVIDIA X100"
             assert f"{caption} (`{suite}-cuda-{backbone}.json`, medians of" in text
-    assert "| extract: bare loop | 390.2 | images/s |" in section
+    assert (
+        "`reproduce-cuda-mnist-s.json`: 500 images of mnist, resnet50, 64 px, 9 epochs, on NVIDIA X100; not fin" in text
+    )
+    assert "| top-1 | 0.9100 ± 0.020 | 0.9927 |" in section and "| E_1..E_K | 3 5 | 7 12 |" in section
     assert section.count("\n|---") == before.count("\n|---") + 7 and section.count("CIFAR-10 as JPEGs") == 1
 
 
