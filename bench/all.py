@@ -6,7 +6,8 @@ r"""All suites, one after another, in pieces of a few minutes; the same command 
 
 A piece is a process of its own. When it ends well, its result is in RESULTS, and it is not done again; when not, what
 it said is in RESULTS/PIECE.failed.txt, the others go on, and `--again` tries it once more. With `--minutes` no piece is
-begun that is expected to take longer than what is left; one that does nevertheless is begun anew the next time.
+begun that is expected to take longer than what is left. One that takes more than twice as long has failed; one that
+the end of the time interrupts is begun anew the next time.
 
 With `--gpu` the sizes are those of a large NVIDIA GPU and the clone's tests that need one come first. What needs image
 files or DALI is left out where they are missing; `--wheels` installs DALI from a folder of wheels, without a network.
@@ -29,7 +30,7 @@ from pathlib import Path
 import torch
 
 from fmcefast import files
-from fmcefast.bench.suite import SuiteParser, installed, result_name
+from fmcefast.bench.suite import SuiteParser, commit, installed, result_name
 from fmcefast.errors import FmcefastError, InputError
 from fmcefast.progress import format_seconds
 
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.gpu and not torch.cuda.is_available():
         raise InputError("--gpu needs an NVIDIA GPU, and torch finds none. See why: fmcefast doctor")
     deadline = time.monotonic() + 60 * arguments.minutes
+    arguments.commit = arguments.commit or commit()
     arguments.results.mkdir(parents=True, exist_ok=True)
     if arguments.wheels:
         install(arguments.wheels)
@@ -86,14 +88,15 @@ def parser() -> SuiteParser:
     parser.add_argument("--small", type=Path, help="a folder of small JPEGs, for decode")
     parser.add_argument("--mnist", type=Path, help="torchvision's MNIST, for decode and extract")
     parser.add_argument("--wheels", type=Path, help="a folder with the wheels of DALI")
+    parser.add_argument("--tests", type=Path, default=Path("tests"), help="of the clone, for gpu-tests")
     return parser
 
 
 def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
     """In the order of what they are worth when the time is short."""
-    flags = ("jpegs", "small", "mnist")
-    folders = {name: f" --{name} {shlex.quote(str(path))}" for name in flags if (path := getattr(arguments, name))}
-    jpegs, given = folders.get("jpegs", ""), "".join(folders.values())
+    given = {name: path.resolve() for name in ("jpegs", "small", "mnist") if (path := getattr(arguments, name))}
+    folders = {name: f" --{name} {shlex.quote(str(path))}" for name, path in given.items()}
+    jpegs, all_folders = folders.get("jpegs", ""), "".join(folders.values())
     no_images = "" if given else "give --jpegs, --small or --mnist"
     backbones = ("shufflenet_v2_x1_0", "resnet50")
     if arguments.quick:
@@ -102,7 +105,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             Piece("head", 1, "--batch 2 --channels 32 --rounds 2"),
             Piece("ral-step", 1, f"{few} 4 --steps 1 --amp off", of=backbones[0]),
             Piece("train", 1, f"{few} 256 --epochs 1 --images 512{jpegs}", of=backbones[0]),
-            Piece("decode", 1, f"--images 128 --rounds 1{given}", needs=no_images),
+            Piece("decode", 1, f"--images 128 --rounds 1{all_folders}", needs=no_images),
             Piece("extract", 1, "--images 256 --image-size 32 --rounds 1"),
             Piece("writer", 1, "--batches 4 --rounds 1"),
             Piece("reader", 1, "--rows 512 --batches 2 --rounds 1"),
@@ -111,7 +114,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
         ]
     on_gpu = arguments.gpu
     disk_and_logs = [
-        Piece("extract", 4, f"--images 25600 --rounds 3{folders['mnist']}" if on_gpu and arguments.mnist else ""),
+        Piece("extract", 4, f"--images 5120 --rounds 3{folders['mnist']}" if on_gpu and "mnist" in given else ""),
         Piece("writer", 8),
         Piece("reader", 4),
         Piece("cqi", 8, "--rounds 3"),
@@ -122,16 +125,17 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             Piece("head", 3),
             Piece("ral-step", 6, of=backbones[0]),
             Piece("train", 8, jpegs, of=backbones[0]),
-            Piece("decode", 10, f"--rounds 3{given}", needs=no_images),
+            Piece("decode", 10, f"--rounds 3{all_folders}", needs=no_images),
             *disk_and_logs,
         ]
     large = "--image-size 224 --batch 256"
+    epochs = f"--rounds 5 --epochs 1{folders['mnist']}" if arguments.mnist else "--rounds 5 --epochs 8"
     return [
-        Piece("gpu-tests", 6),
+        Piece("gpu-tests", 6, f"--tests {shlex.quote(str(arguments.tests.resolve()))}"),
         Piece("head", 6, "--batch 256 --compiled"),
         *(Piece("ral-step", 1, f"{large} --steps 10 --amp bf16 --backbone {name}", of=name) for name in backbones),
-        *(Piece("train", 4, f"{large} --epochs 8 --compiled --backbone {name}{jpegs}", of=name) for name in backbones),
-        Piece("decode", 5, f"--rounds 3 --images 10240{given}", needs=no_images),
+        *(Piece("train", 4, f"{large} {epochs} --compiled --backbone {name}{jpegs}", of=name) for name in backbones),
+        Piece("decode", 5, f"--rounds 3 --images 10240{all_folders}", needs=no_images),
         Piece("head", 3, "--batch 32 64 128 512", of="batches"),
         *disk_and_logs,
     ]  # fmt: skip
@@ -154,29 +158,38 @@ def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str
     if left < 60 * piece.minutes:
         return "not yet"
     say(f"{piece.name}: about {piece.minutes:g} min")
-    began = time.monotonic()
-    commit = ["--commit", arguments.commit] if arguments.commit else []
-    with tempfile.TemporaryDirectory() as figures, tempfile.TemporaryFile("w+") as said:
-        words = [piece.suite, *shlex.split(piece.words), "--json", "--results", figures, *commit]
+    began, limit = time.monotonic(), min(left, 2 * 60 * piece.minutes)
+    with (
+        tempfile.TemporaryDirectory(dir=arguments.results, prefix=".work-") as work,
+        tempfile.TemporaryFile("w+") as said,
+    ):
+        words = [piece.suite, *shlex.split(piece.words), "--json", "--results", "figures", "--commit", arguments.commit]
         command = [sys.executable, "-P", "-m", "fmcefast", "bench", *words]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=work, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True
+        )
         try:
-            output, _ = process.communicate(timeout=None if left == float("inf") else left)
+            output, _ = process.communicate(timeout=limit)
+            failed = process.returncode != 0
         except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if isinstance(error, KeyboardInterrupt):
                 raise
-            return "not yet"
+            if limit == left:
+                return "not yet"
+            output, failed = "", True
+            print(f"It took more than {format_seconds(limit)}.", file=said)
         said.seek(0)
         log = said.read()
     if output:
-        files.write_text(result, json.dumps(json.loads(output), indent=2) + "\n")
-    if process.returncode:
+        content = json.loads(output.splitlines()[-1])  # lines before are not the suite's
+        files.write_text(result, json.dumps(content, indent=2) + "\n")
+    if failed:
         files.write_text(failure, log)
     else:
         failure.unlink(missing_ok=True)
-    state = "failed" if process.returncode else "done"
+    state = "failed" if failed else "done"
     say(f"{piece.name}: {state} in {format_seconds(time.monotonic() - began)}")
     return state
 

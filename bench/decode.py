@@ -136,7 +136,10 @@ def decode(path: str) -> torch.Tensor:
 
 
 def peer(dataset: Dataset) -> Iterable:
-    return DataLoader(dataset, BATCH, shuffle=True, num_workers=CORES, drop_last=True)
+    device = pick_device()
+    on_gpu = device.type == "cuda"
+    for images, labels in DataLoader(dataset, BATCH, True, num_workers=CORES, drop_last=True, pin_memory=on_gpu):
+        yield images.to(device, non_blocking=True), labels
 
 
 def ours(images: ImageSet, recipe: Recipe, size: int, kind: str, training: bool = True) -> Iterable:

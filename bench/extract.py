@@ -103,6 +103,8 @@ def with_fmcefast(run: RunFolder) -> None:
 def bare(run: RunFolder) -> None:
     for _ in forward(run):
         pass
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def with_peer(run: RunFolder, folder: Path, begin: Callable) -> None:
@@ -110,7 +112,7 @@ def with_peer(run: RunFolder, folder: Path, begin: Callable) -> None:
     folder.mkdir()
     save, finish = begin(folder, PHASES * run.config.subset // BATCH)
     for number, maps in enumerate(forward(run)):
-        save(number, maps.permute(0, 2, 3, 1).float().cpu().numpy())
+        save(number, maps.permute(0, 2, 3, 1).half().cpu().numpy())
     finish()
 
 

@@ -12,21 +12,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from fmcefast.bench.suite import SuiteParser, publish, row
+from fmcefast.bench.suite import SuiteParser, installed, publish, row
 from fmcefast.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = SuiteParser("gpu-tests", __doc__)
     parser.add_argument("--tests", type=Path, default=Path("tests"), help="the clone's folder of tests")
+    parser.add_argument("--processes", type=int, default=4, help="that share the GPU, where pytest-xdist is installed")
     arguments = parser.parse_args(argv)
     files = [path for path in sorted(arguments.tests.glob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
     if not files:
         raise InputError(f"{arguments.tests} holds no tests that need a GPU. Start it in fmcefast's clone, or: --tests")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        pytest = [sys.executable, "-P", "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}", *map(str, files)]
-        subprocess.run(pytest, stdout=sys.stderr)
+        pytest = [sys.executable, "-P", "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}"]
+        side_by_side = ["-n", str(arguments.processes), "--dist", "worksteal"] if installed("xdist") else []
+        subprocess.run([*pytest, *side_by_side, *map(str, files)], stdout=sys.stderr)
         suites = ElementTree.parse(report).getroot().iter("testsuite") if report.exists() else []
         cases = [case for suite in suites for case in suite.iter("testcase")]
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]

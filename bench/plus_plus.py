@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cells = swept["cells"]
         taken = sum(cell["seconds"] for cell in cells)
         rows.append(row("training of the sweep", [taken], "s", cells=len(cells), epochs=cells[0]["epochs"]))
-        rows += [raf_row(each) for each in swept["table"]]
+        rows += [raf_row(each) | first_epochs(folder / first, each["raf"]) for each in swept["table"]]
         fmcefast("report", first, cwd=folder)
         arguments.results.mkdir(parents=True, exist_ok=True)
         for name in FIGURES:
@@ -76,8 +77,9 @@ def fmcefast(*words, cwd: Path) -> tuple[dict, float]:
 
 
 def score_rows(name: str, scores: dict) -> list[dict]:
+    at_first = {f"{what}_of_epoch_1": scores["reference"][0][what] for what in ("fmcs", "top1")}
     return [
-        row(f"{name}: Spearman of mean FMCS and epoch, all epochs", [scores["spearman"]], "correlation"),
+        row(f"{name}: Spearman of mean FMCS and epoch, all epochs", [scores["spearman"]], "correlation", **at_first),
         row(f"{name}: Spearman of mean FMCS and epoch, from E_1 on", [scores["spearman_from_e1"]], "correlation"),
         row(f"{name}: calibration error at the markers", [scores["calibration_error"]], "probability"),
     ]
@@ -94,6 +96,15 @@ def other_run_rows(judged: dict, run: Path, other: Path) -> list[dict]:
 def raf_row(each: dict) -> dict:
     facts = {name: each[name] for name in ("std", "difference", "low", "high")}
     return {**row(f"top-1 at RAF {each['raf']:g}", [each["mean"]], "fraction"), "n": each["seeds"], **facts}
+
+
+def first_epochs(run: Path, raf: float) -> dict:
+    """Over the seeds of a RAF, where training under an FMCE-Net begins."""
+    rows = []
+    for table in run.glob(f"finetune/raf-{raf:.2f}-seed-*/losses.csv"):
+        with table.open() as file:
+            rows.append(next(csv.DictReader(file)))
+    return {f"{what}_of_epoch_1": fmean(float(each[what]) for each in rows) for what in ("fmcs", "top1")}
 
 
 def check_baseline(run: Path) -> None:

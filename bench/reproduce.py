@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="of the RAFs")
     parser.add_argument("--jobs", type=int, help="RAFs and seeds at a time, as for fmcefast sweep")
     parser.add_argument("--minutes", type=float, help="for this call")
+    parser.add_argument("--store", help="as for fmcefast fit; recompute keeps no maps on the disk")
+    parser.add_argument("--compile", action="store_true", help="as for fmcefast train")
     parser.add_argument("--plan", action="store_true", help="say what it will take, and stop")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
@@ -121,8 +123,8 @@ def time_limit(minutes: float | None) -> Iterator[None]:
         raise TimeIsUp
 
     signal.signal(signal.SIGALRM, end)
-    if minutes:
-        signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    if minutes:  # again and again: Python drops what is raised while it clears away an object
+        signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 20)
     try:
         yield
     except TimeIsUp:
@@ -213,7 +215,8 @@ def settings_of(paper: Paper, arguments: argparse.Namespace) -> dict:
             raise InputError("--jpegs is for the rows of CIFAR-10; the others read --data-root.")
         place = {"data": f"folder:{arguments.jpegs.resolve()}", "recipe": paper.data, "loader": "resident"}
     given = read_yaml(arguments.config) if arguments.config else {}
-    return {**place, "backbone": paper.backbone, "epochs": paper.epochs, "mu": paper.mu, **given}
+    how = {"compile": arguments.compile} | ({"store": arguments.store} if arguments.store else {})
+    return {**place, "backbone": paper.backbone, "epochs": paper.epochs, "mu": paper.mu, **given, **how}
 
 
 def run_at(path: Path, settings: dict) -> RunFolder:

@@ -44,7 +44,7 @@ def publish(arguments: argparse.Namespace, suite: str, rows: list[dict], *, of: 
         "hardware": hardware(),
         "versions": versions(PACKAGES + tuple(peers)),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": arguments.commit or _commit(),
+        "commit": arguments.commit or commit(),
         **facts,
         "rows": rows,
     }
@@ -131,9 +131,12 @@ def _gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _commit() -> str:
+def commit() -> str:
     """Of the clone that the command is given in."""
     if not Path("bench/suite.py").exists():
         return "unknown"
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    except OSError:  # no git
+        return "unknown"
     return done.stdout.strip() or "unknown"

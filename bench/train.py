@@ -2,20 +2,22 @@ r"""Training a backbone: fmcefast's whole loop against the bare step of plain Py
 
     fmcefast bench train                                       # two cores: about 6 minutes
     fmcefast bench train --jpegs my/photos                     # and from JPEGs
-    fmcefast bench train --backbone resnet50 --image-size 224 --batch 256 --epochs 8 --compiled     # on a GPU
+    fmcefast bench train --backbone resnet50 --image-size 224 --batch 256 --mnist ~/data --epochs 1 --compiled  # a GPU
 
 Steps are forward, cross-entropy, backward and Adam, written out in PyTorch on one random batch that is there already:
-NCHW in float32, and channels-last with and without AMP; with `--compiled`, under torch.compile as well. The bare step
-is the one in fmcefast's own layout and precision. `fmcefast` is `fmcefast train` on the bundled digits, resident, with
-losses.csv, the weights of every epoch and the state to resume from; only the measurement of top-1 is left out. First an
-epoch of fmcefast's is compared with the bare step on the same batches. The contestants take turns, round by round, in
-one process where freed memory is kept, as `fmcefast` does, which helps everybody. Peak memory is the GPU's, or on a CPU
-that of the process with all contestants in it. Leaves train-*.json.
+NCHW in float32, and channels-last with and without AMP; with `--compiled`, under torch.compile as well, and so is
+fmcefast. The bare step is the one in fmcefast's own layout and precision. `fmcefast` is `fmcefast train` on the bundled
+digits, or MNIST, resident, with losses.csv, the weights of every epoch and the state to resume from; only the
+measurement of top-1 is left out. First an epoch of fmcefast's is compared with the bare step on the same batches. The
+contestants take turns, round by round, in one process where freed memory is kept, as `fmcefast` does, which helps
+everybody. Peak memory is that of the GPU, or of the process, with all contestants in it; waiting for images is time of
+the host, on a GPU more than the GPU waits. Leaves train-*.json.
 """
 
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -25,6 +27,7 @@ from torch.nn import functional
 from fmcefast.bench.decode import some_files
 from fmcefast.bench.suite import SuiteParser, publish, row
 from fmcefast.config import Config, resolve
+from fmcefast.data.image_set import Source
 from fmcefast.data.sources import load_source
 from fmcefast.device import amp_type, autocast, pick_device, precision_name
 from fmcefast.memory import keep_freed_memory
@@ -42,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", default="shufflenet_v2_x1_0")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=2, help="of the digits, in each round")
+    parser.add_argument("--mnist", type=Path, help="torchvision's MNIST, to have more images than the digits")
+    parser.add_argument("--subset", type=int, default=25600, help="images of MNIST")
+    parser.add_argument("--epochs", type=int, default=2, help="in each round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compiled", action="store_true", help="torch.compile as well; on a CPU it takes minutes")
     parser.add_argument("--jpegs", type=Path, help="folder of JPEGs, at any depth, to train on for an epoch at 224 px")
@@ -52,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.measure_top1 = lambda *_: 0.0
     device = pick_device()
     shared = {"backbone": arguments.backbone, "image_size": arguments.image_size, "batch_size": arguments.batch}
-    config = resolve({**shared, "epochs": arguments.epochs, "until_converged": False})
+    mnist = {"data": "mnist", "data_root": str(arguments.mnist), "subset": arguments.subset}
+    source = mnist if arguments.mnist else {"data": "digits"}
+    config = resolve({**shared, **source, "epochs": arguments.epochs, "until_converged": False})
     check(config, device)
-    bare = "eager, channels-last, " + precision_name(shipped_precision(config, device))
+    bare = "eager, channels-last, " + precision_of(shipped_precision(config, device), device)
     rows = step_rows(config, device, bare, arguments.rounds, arguments.compiled)
     if arguments.jpegs is not None:
         rows.append(wait_row(arguments.jpegs, {**shared, "image_size": 224, "epochs": 1}, arguments.images))
@@ -84,13 +91,22 @@ class BareStep:
         return loss.detach()
 
 
+def images_of(config: Config) -> Source:
+    return load_source(config.data, config.data_root, config.subset)
+
+
+def precision_of(dtype: torch.dtype | None, device: torch.device) -> str:
+    return "fp32 (TF32)" if dtype is None and device.type == "cuda" else precision_name(dtype)
+
+
 def shipped_precision(config: Config, device: torch.device) -> torch.dtype | None:
     return amp_type("auto", device, make_backbone(config.backbone, CLASSES))
 
 
 def check(config: Config, device: torch.device) -> None:
     """The mean loss of an epoch, as fmcefast trains it, is that of bare steps on the same batches."""
-    ours = trainer.Trainer(config, load_source("digits"), device)
+    config = replace(config, data="digits", subset=None)  # few batches: trainings drift apart on a GPU
+    ours = trainer.Trainer(config, images_of(config), device)
     step = BareStep(config, device, torch.channels_last, ours.dtype)
     step.network.load_state_dict(ours.backbone.state_dict())
     torch.manual_seed(trainer.epoch_seed(config.seed, 1))
@@ -104,7 +120,7 @@ def check(config: Config, device: torch.device) -> None:
 
 
 def step_rows(config: Config, device: torch.device, bare: str, rounds: int, compiled: bool) -> list[dict]:
-    images = len(load_source("digits").train) // config.batch_size * config.batch_size * config.epochs
+    images = len(images_of(config).train) // config.batch_size * config.batch_size * config.epochs
     steps = images // config.batch_size
     amp = amp_type("auto", device) or torch.bfloat16
     batch = torch.rand(config.batch_size, 3, config.image_size, config.image_size, device=device)
@@ -117,11 +133,14 @@ def step_rows(config: Config, device: torch.device, bare: str, rounds: int, comp
         memory_format = torch.channels_last if layout == "channels-last" else torch.contiguous_format
         step = BareStep(config, device, memory_format, precision)
         if how == "torch.compile":
-            step.forward = torch.compile(step.network, mode="max-autotune-no-cudagraphs")
+            step.forward = torch.compile(step.network)
         laid_out = batch.contiguous(memory_format=memory_format)
-        contestants[f"{how}, {layout}, {precision_name(precision)}"] = lambda step=step, laid_out=laid_out: (
+        contestants[f"{how}, {layout}, {precision_of(precision, device)}"] = lambda step=step, laid_out=laid_out: (
             seconds_of_steps(step, laid_out, labels, steps)
         )
+    if compiled:
+        ours = trainer.Trainer(replace(config, compile=True), images_of(config), device)
+        contestants["fmcefast --compile, without files"] = lambda: seconds_of_epochs(ours, config.epochs)
     waits: list[float] = []
     contestants["fmcefast"] = lambda: seconds_of_training(config, waits)
 
@@ -153,6 +172,15 @@ def seconds_of_steps(step: BareStep, images: torch.Tensor, labels: torch.Tensor,
         step(images, labels)
     if images.is_cuda:
         torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def seconds_of_epochs(ours: trainer.Trainer, epochs: int) -> float:
+    """Of a trainer that is there already: a new one would compile anew."""
+    began = time.perf_counter()
+    with Progress(quiet=True).task("train", total=1, unit="images") as task:
+        for epoch in range(1, epochs + 1):
+            ours.run_epoch(epoch, task)
     return time.perf_counter() - began
 
 

@@ -74,6 +74,7 @@ def precision_name(dtype: torch.dtype | None) -> str:
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be used: of the GPU, or of main memory within the limit of a container."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what PyTorch holds and does not use is free
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, StopIteration):

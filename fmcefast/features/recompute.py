@@ -1,6 +1,8 @@
 """Feature maps made again from the backbones of all phases, with none on the disk."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -35,6 +37,8 @@ class RecomputedMaps:
     ):
         self.samples, self.phases = len(images), len(backbones)
         self.shape = backbones[0].feature_shape(image_size)
+        if loader == "resident":  # or every batch would decode its files
+            images = ImageSet(images.labels, pixels=images.load_pixels(workers or len(os.sched_getaffinity(0))))
         self._images, self._recipe, self._backbones = images, recipe, backbones
         self._loading = {
             "image_size": image_size,
@@ -63,8 +67,19 @@ class RecomputedMaps:
             images = self._images.take(rows[places] % self.samples)
             done = 0
             for batch, _ in make_loader(images, self._recipe, training=False, **self._loading):
-                with autocast(self._device, self._dtype):
+                with autocast(self._device, self._dtype), _without_trials():
                     made = self._backbones[phase].features(batch)
                 maps[torch.from_numpy(places[done : done + len(batch)]).to(self._device)] = made.to(self._stored)
                 done += len(batch)
         return maps
+
+
+@contextmanager
+def _without_trials() -> Iterator[None]:
+    """cuDNN would try out its algorithms for every size of a batch, and here there are many."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -31,7 +31,7 @@ class FMCSLoss(nn.Module):
     def each(self, feature_map: torch.Tensor) -> torch.Tensor:
         """-log q_K of every map, (N,)."""
         _check(feature_map, self.fmce_net)
-        weights = {name: weight.to(feature_map) for name, weight in self.fmce_net.state_dict().items()}
+        weights = {name: weight.to(feature_map) for name, weight in self.fmce_net.named_parameters()}
         logits = torch.func.functional_call(self.fmce_net, weights, feature_map)
         return -F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)[:, -1]
 

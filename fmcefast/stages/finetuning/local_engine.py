@@ -24,6 +24,8 @@ def train_locally(cells: list[Cell], jobs: int | None) -> Iterator[FinetuneResul
     again and again without a cell done, and whatever a cell raises.
     """
     gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.empty_cache()  # for the processes
     jobs = jobs or max(1, gpus)
     left, deaths = list(cells), 0
     while left:
