@@ -143,7 +143,6 @@ def reproduce(name: str, arguments: argparse.Namespace, progress: Progress) -> N
             rows.append(made)
             beside = f"paper {made['paper']}" if made.get("paper") is not None else ""
             print(f"{of}: {made['name']:56}{made['value']:10.4f}  {beside}", flush=True)
-        report(first, progress)
         complete = True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -172,6 +171,7 @@ def steps(paper: Paper, first: RunFolder, arguments: argparse.Namespace, progres
     for which, found in {"all epochs": scores.spearman, "from E_1 on": scores.spearman_from_e1}.items():
         if found is not None:  # the FMCS differ
             yield row(f"Spearman of mean FMCS and epoch, {which}", [found], "correlation")
+    report(first, progress)
 
     second = run_at(first.path.parent / f"seed-{SEEDS[1]}", settings | {"seed": SEEDS[1]})
     retrained = train(second, progress)
@@ -189,6 +189,7 @@ def steps(paper: Paper, first: RunFolder, arguments: argparse.Namespace, progres
     except TimeIsUp:
         yield from raf_rows(table_of(write_table(first), "run"), paper)  # of what is finished
         raise
+    report(first, progress)
 
 
 def raf_rows(table: Sequence[RafRow], paper: Paper) -> Iterator[dict]:
@@ -242,9 +243,9 @@ def with_markers(run: RunFolder, mu: float, progress: Progress) -> RunFolder:
 
 
 def fit_with(run: RunFolder, split: str, progress: Progress) -> FitResult:
-    """FMCE-Net's metrics under a split, kept beside the run, since the run itself keeps one only."""
-    kept = run.path.parent / f"fit-{split}.json"
-    if not kept.exists():
+    """FMCE-Net's metrics under a split, kept in a file of their own, since the run itself keeps one only."""
+    kept = run.path / f"fit-{split}.json"
+    if not kept.exists() or kept.stat().st_mtime < run.markers_json.stat().st_mtime:
         run = open_run(run.path, {"split": split}, consent=True)
         if not recomputes_maps(run):
             extract(run, progress)

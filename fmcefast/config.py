@@ -123,7 +123,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 80,
         "until_converged": True,
         "batch_size": 32,
-        "mu": 1e-2,
+        "mu": 2e-2,
         "fmce_epochs": 5,
     },
     "mnist": {"epochs": 100},

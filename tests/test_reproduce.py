@@ -70,7 +70,7 @@ def test_mini_imagenet_runs_whole_and_goes_on_where_it_was(release, tmp_path):
     assert len(split["train"]) == 64 and len(split["test"]) == 16 and len(split["classes"]) == 4
     markers = rows["mu of what follows"]["markers"]
     assert markers == json.loads((first / "markers.json").read_text())["markers"] and markers[-1] == 7
-    fits = [json.loads((first.parent / f"fit-{split}.json").read_text()) for split in ("map", "image")]
+    fits = [json.loads((first / f"fit-{split}.json").read_text()) for split in ("map", "image")]
     assert [each["split"] for each in fits] == ["map", "image"]
     of_map, of_image = (rows[f"FMCE-Net accuracy, split by {split}"] for split in ("map", "image"))
     assert (of_map["value"], of_map["paper"], of_image["value"]) == (fits[0]["accuracy"], 0.9987, fits[1]["accuracy"])
