@@ -103,7 +103,7 @@ def line(*cells: str | None) -> str:
 
 
 def number(value: float, digits: int = 0, sign: str = "-") -> str:
-    return f"{value:{sign},.{digits}f}"
+    return f"{round(value, digits) + 0.0:{sign},.{digits}f}"  # no -0
 
 
 def significant(value: float, digits: int = 3) -> str:
