@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from fmcefast.bench.suite import SuiteParser, publish, result_name, row
+from fmcefast.bench.suite import SuiteParser, publish, result_name, row, shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,11 +61,6 @@ def start_up_rows(folder: str) -> list[dict]:
             subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
             taken[name].append(time.perf_counter() - began)
     return [row(name, values, "s") for name, values in taken.items()]
-
-
-def shown(command: list[str]) -> str:
-    """The command without the folders of this machine."""
-    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in command)
 
 
 def history(run: Path) -> list[dict]:

@@ -21,7 +21,7 @@ from statistics import fmean
 
 import torch
 
-from fmcefast.bench.suite import SuiteParser, publish, result_name, row
+from fmcefast.bench.suite import SuiteParser, publish, result_name, row, shown
 
 FIGURES = ("maturity", "other-runs", "rafs-run", "progression-run")
 
@@ -115,11 +115,6 @@ def check_baseline(run: Path) -> None:
             tables.append([[line[name] for name in ("epoch", "loss", "top1", "lr")] for line in csv.DictReader(file)])
     original, repeated = tables
     assert original[: len(repeated)] == repeated, "RAF 1 is not plain training"
-
-
-def shown(flags: list[str]) -> str:
-    """The flags without the folders of this machine."""
-    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in flags)
 
 
 if __name__ == "__main__":

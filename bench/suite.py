@@ -81,6 +81,11 @@ def ratios(name: str, taken: dict[str, list[float]]) -> dict:
     return {"ratio": {peer: median(taken[peer]) / median(taken[name]) for peer in peers}}
 
 
+def shown(words: Sequence[str]) -> str:
+    """A command without the folders of this machine."""
+    return " ".join(Path(word).name if Path(word).is_absolute() else word for word in words)
+
+
 def with_peers(contestants: dict[str, object], needs: dict[str, str]) -> dict:
     """The contestants whose package is installed; `needs` is {contestant: package}. Says which are left out."""
     absent = [name for name, package in needs.items() if not installed(package)]
