@@ -6,7 +6,7 @@ from fmcefast.errors import InputError
 
 
 def test_flags_win_over_the_file_over_the_preset_over_defaults():
-    assert resolve({}).mu == 1e-2  # digits' preset
+    assert resolve({}).mu == 2e-2  # digits' preset
     assert resolve({"data": "mnist"}).mu == Config.mu
     assert resolve({"mu": 5e-3}, {"mu": 1, "seed": 3}) == resolve({"mu": 5e-3, "seed": 3})
     assert resolve({"data": "folder:a/b:c"}).epochs == 150

@@ -30,7 +30,7 @@ def test_a_new_run_keeps_its_configuration(tmp_path):
 
 
 def test_nothing_is_undone_when_nothing_differs(finished):
-    open_run(finished.path, {"seed": 0, "mu": 1e-2})
+    open_run(finished.path, {"seed": 0, "mu": finished.config.mu})
     assert left(finished) == list(STAGES)
 
 
@@ -62,7 +62,7 @@ def test_a_check_that_raises_prevents_every_change(finished):
 
     with pytest.raises(InputError, match="no"):
         open_run(finished.path, {"mu": 1e-3}, redo="markers", check=refuse)
-    assert left(finished) == list(STAGES) and open_run(finished.path, {}).config.mu == 1e-2
+    assert left(finished) == list(STAGES) and open_run(finished.path, {}).config.mu == finished.config.mu
     with pytest.raises(InputError, match="no"):
         open_run(finished.path.parent / "new", {"mu": 1e-3}, create=True, check=lambda run, _: refuse(run, "markers"))
     assert not (finished.path.parent / "new").exists()

@@ -55,7 +55,7 @@ def test_it_holds_the_package_and_nothing_else(installed):
         "fmcefast/report/report.html.j2",
     } <= package
     assert any(name.startswith("fmcefast/_core.") and name.endswith((".so", ".pyd")) for name in package)
-    assert not any(part in name for name in package for part in ("csrc", "test", "__pycache__", "results", "readme"))
+    assert not any(part in name for name in package for part in ("csrc", "/test", "__pycache__", "results", "readme"))
     assert any(name.endswith("licenses/LICENSE") for name in files)
 
 
