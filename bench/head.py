@@ -166,7 +166,7 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> tuple[float, float]:
-    """FLOP of the plain head, and with F(6x6, 3x3) in float32 or else F(2x2, 3x3) for the first stage."""
+    """FLOP of the plain head, and with F(6x6, 3x3) where FusedFMCSLoss takes it, else F(2x2, 3x3), for the first stage."""
     channels = net.settings["in_channels"]
     maps = torch.empty(batch, channels, 7, 7, device="meta", requires_grad=backward)
     with FlopCounterMode(display=False) as counter:
@@ -174,7 +174,8 @@ def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> 
         if backward:
             loss.backward()
     reduce = 49 * 2048 * 1024 if channels == 2048 else 0
-    products = 64 if dtype == torch.float32 else 16 * 9
+    large = dtype == torch.float32 or not (torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16"))
+    products = 64 if large else 16 * 9
     one_way = 2 * batch * (reduce + products * 1024 * 512 + 16 * 512 * 256)
     return counter.get_total_flops(), one_way * (2 if backward else 1)
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss, RepresentationAuxiliaryLoss
 from fmcefast.errors import InputError
+from fmcefast.kernels.fmce_head.cpu_stage import CPUStage
 from fmcefast.kernels.fmce_head.head import Head
 from fmcefast.kernels.fmce_head.torch_stage import TorchStage, first_maximum
 from fmcefast.kernels.fmce_head.triton_stage import TritonStage
@@ -22,6 +23,7 @@ GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 IMPLS = [("torch", "cpu"), *(pytest.param(impl, "cuda", marks=pytest.mark.gpu) for impl in ("torch", "triton"))]
 if not torch.cuda.is_available():
     IMPLS.append(("triton", "cpu"))  # in Triton's interpreter
+AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
 HALVES = [torch.float16, torch.bfloat16]
 
 
@@ -182,16 +184,11 @@ def median_errors(impl, device, dtype):
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_types_are_no_worse_than_the_plain_head_in_the_same_type(impl, device, dtype):
-    if (dtype, device, impl) == (torch.bfloat16, "cpu", "torch"):
-        pytest.skip("computed in bfloat16: rounds more, see below")
-    (loss, total, same_route), (_, eager_total) = median_errors(impl, device, dtype)
-    assert loss <= 1e-3 and total <= 1.5 * eager_total and same_route <= 3e-3
-
-
-def test_bfloat16_on_a_cpu_rounds_more():
-    """Winograd's sums in bfloat16: what was measured, not what the other types hold to."""
-    (loss, total, same_route), (eager_loss, eager_total) = median_errors("torch", "cpu", torch.bfloat16)
-    assert loss <= eager_loss and total <= 1.6 * eager_total and same_route <= 1e-2
+    (loss, total, same_route), (eager_loss, eager_total) = median_errors(impl, device, dtype)
+    if AMX and (dtype, device, impl) == (torch.bfloat16, "cpu", "torch"):
+        assert loss <= eager_loss and total <= 1.6 * eager_total and same_route <= 1e-2  # products in bfloat16
+    else:
+        assert loss <= 1e-3 and total <= 1.5 * eager_total and same_route <= 3e-3
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
@@ -204,10 +201,11 @@ def test_half_types_of_every_shape(impl, device, channels, spatial, samples, red
     net = make_net(channels, spatial, phases=3, reduce_kernel=reduce_kernel)
     maps = make_maps(net, samples, dtype, device)
     loss, total, same_route = errors(net, impl, maps)
-    if (dtype, device, impl) == (torch.bfloat16, "cpu", "torch"):
+    if AMX and (dtype, device, impl) == (torch.bfloat16, "cpu", "torch"):
         assert loss <= 3e-2 and total <= 0.3 and same_route <= 3e-2  # of single maps, far from the medians above
     else:
-        assert loss <= 1e-2 and total <= 0.2 and same_route <= 5e-3
+        reduced = channels > 1024 and (dtype, impl) == (torch.bfloat16, "torch")  # in bfloat16, as the plain head does
+        assert loss <= 1e-2 and total <= 0.2 and same_route <= (8e-3 if reduced else 5e-3)
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
@@ -407,8 +405,8 @@ def test_it_trains_under_ddp(tmp_path):
 
 @pytest.mark.parametrize("wrong", [0.0, float("nan")])
 def test_a_wrong_fused_loss_is_found_out(wrong, monkeypatch, recwarn):
-    backward = TorchStage.backward
-    monkeypatch.setattr(TorchStage, "backward", lambda *args, **kwargs: backward(*args, **kwargs) * wrong)
+    backward = CPUStage.backward
+    monkeypatch.setattr(CPUStage, "backward", lambda *args, **kwargs: backward(*args, **kwargs) * wrong)
     net = make_net(16, 4, phases=3)
     maps = make_maps(net, 6, torch.float32)
     fused = FusedFMCSLoss(net)

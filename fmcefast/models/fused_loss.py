@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from fmcefast.errors import InputError
-from fmcefast.kernels.fmce_head.head import Affine, Head, HeadWeights
+from fmcefast.kernels.fmce_head.cpu_stage import CPUStage
+from fmcefast.kernels.fmce_head.head import Affine, Head, HeadWeights, score_with_slope
 from fmcefast.kernels.fmce_head.torch_stage import TorchStage
 from fmcefast.models.fmce_net import FMCENet
 
@@ -189,20 +190,33 @@ def _weights_of(fmce_net: FMCENet) -> HeadWeights:
 
 
 def _torch_head(weights: HeadWeights, device: torch.device, dtype: torch.dtype) -> Head:
+    if device.type == "cpu" and dtype != torch.float64:
+        return _cpu_head(weights, dtype)
     compute, tile = dtype, 6
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         tile = 2  # large tiles need all of float32
-    if dtype == torch.float16 and device.type == "cpu":
-        compute = torch.float32  # faster there
     elif dtype in (torch.float16, torch.bfloat16):
-        tile = 2
-        if device.type == "cuda":
-            compute = torch.float16  # as quick as bfloat16, and rounds less
+        compute, tile = torch.float16, 2  # as quick as bfloat16, and rounds less
 
     def stage(weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> TorchStage:
         return TorchStage(weight, bias, height, width, tile=tile, dtype=compute, device=device)
 
     return Head(weights, compute, device, stage)
+
+
+def _cpu_head(weights: HeadWeights, dtype: torch.dtype) -> Head:
+    # AMX multiplies bfloat16 many times as fast as float32; elsewhere larger tiles in float32 cost less.
+    half = dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
+    exact = not half and torch.get_float32_matmul_precision() == "highest"
+    products, tile = torch.bfloat16 if half else torch.float32, 6 if exact else 2
+
+    def stage(weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> CPUStage:
+        return CPUStage(weight, bias, height, width, tile=tile, dtype=products)
+
+    if dtype != torch.bfloat16:
+        return Head(weights, torch.float32, torch.device("cpu"), stage)
+    # Nothing is gained by a reduction in float32, the plain product that it is.
+    return Head(weights, torch.float32, torch.device("cpu"), stage, score_with_slope, reduce_dtype=torch.bfloat16)
 
 
 def _hindrance_to_triton(weights: HeadWeights, device: torch.device, dtype: torch.dtype, interpret: bool) -> str:

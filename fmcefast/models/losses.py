@@ -51,8 +51,9 @@ class FusedFMCSLoss(nn.Module):
     require a gradient. That first batch is also given to FMCSLoss; if they differ, a RuntimeWarning says so and
     FMCSLoss computes from there on.
 
-    bf16 maps are computed in bf16 on a CPU and in fp16 on a GPU, where values beyond 16,000 give NaN. Raises InputError
-    for maps that the network does not take, and for those that `impl` does not.
+    Maps of half types are computed in fp16 on a GPU, where values beyond 16,000 give NaN, and in fp32 on a CPU, but for
+    the reduction of more than 1024 channels and, with AMX, the matrix products of bf16 maps, which are bf16. Raises
+    InputError for maps that the network does not take, and for those that `impl` does not.
     """
 
     def __init__(self, fmce_net: FMCENet, impl: str = "auto"):

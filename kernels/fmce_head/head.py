@@ -33,7 +33,8 @@ class HeadWeights(NamedTuple):
 class Stage(Protocol):
     """A 3x3 convolution with padding 1, max pooling of 2 where H and W are 2 or more, and ReLU.
 
-    Maps are (H * W, N, C) here: positions first, of any strides, in the type it computes in or that of the user's maps.
+    Maps are (H * W, N, C) here: positions first, channels side by side, in the type it computes in or that of the
+    user's maps.
     """
 
     def forward(self, maps: torch.Tensor, rectify: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,8 +42,12 @@ class Stage(Protocol):
         which of a window's four was the first maximum, or 4 where the ReLU is closed.
         """
 
-    def backward(self, direction: torch.Tensor, route: torch.Tensor, alive: torch.Tensor | None = None) -> torch.Tensor:
-        """The adjoint along the route: (h * w, N, O) -> (H * W, N, C), zero where `alive` is not positive."""
+    def backward(
+        self, direction: torch.Tensor, route: torch.Tensor, maps: torch.Tensor, rectify: bool = False
+    ) -> torch.Tensor:
+        """The adjoint along the route of these maps: (h * w, N, O) -> (H * W, N, C), zero where they were rectified
+        away; of their type or the one it computes in.
+        """
 
 
 Score = Callable[[torch.Tensor, Affine, bool], tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]
@@ -66,8 +71,20 @@ def score(
     return losses, behind.sigmoid(), others @ classifier.weight[:-1] - classifier.weight[-1]
 
 
+def score_with_slope(
+    features: torch.Tensor, classifier: Affine, differentiable: bool
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """`score` with the slope in the direction, for maps whose type rounds more than it underflows: bfloat16."""
+    losses, slopes, direction = score(features, classifier, differentiable)
+    if not differentiable:
+        return losses, None, None
+    return losses, torch.ones_like(slopes), direction * slopes[:, None]
+
+
 class Head:
-    """Computes in `dtype` on `device`; `make_stage(weight, bias, height, width)` makes the stages."""
+    """Computes in `dtype` on `device`, the reduction in `reduce_dtype` if given; `make_stage(weight, bias, height,
+    width)` makes the stages.
+    """
 
     def __init__(
         self,
@@ -76,11 +93,13 @@ class Head:
         device: torch.device,
         make_stage: Callable[..., Stage],
         score: Score = score,
+        reduce_dtype: torch.dtype | None = None,
     ):
         height, width = weights.height, weights.width
         to = {"dtype": dtype, "device": device}
-        self.dtype, self.score, self.size = dtype, score, (height, width)
-        self.reduce = weights.reduce and Affine(*(tensor.to(**to) for tensor in weights.reduce))
+        self.score, self.size = score, (height, width)
+        reduce_to = {**to, "dtype": reduce_dtype or dtype}
+        self.reduce = weights.reduce and Affine(*(tensor.to(**reduce_to) for tensor in weights.reduce))
         self.first = make_stage(*weights.first, height, width)
         height, width = pooled_size(height, width)
         self.second = make_stage(*weights.second, height, width)
@@ -100,15 +119,15 @@ class Head:
         rows = maps.permute(0, 2, 3, 1).contiguous().view(samples, height * width, channels)
         reduced = None if self.reduce is None else self._reduce(rows)
         positions = (rows if reduced is None else reduced).transpose(0, 1)
-        pooled, first_route = self.first.forward(positions, rectify=reduced is not None)
-        pooled, second_route = self.second.forward(pooled)
+        first_pooled, first_route = self.first.forward(positions, rectify=reduced is not None)
+        pooled, second_route = self.second.forward(first_pooled)
         features = pooled.transpose(0, 1).flatten(1)
         losses, slopes, direction = self.score(features, self.classifier, differentiable)
         if not differentiable:
             return losses, None, None
         direction = direction.view(samples, *pooled.shape[::2]).transpose(0, 1)
-        direction = self.second.backward(direction, second_route)
-        direction = self.first.backward(direction, first_route, alive=None if reduced is None else positions)
+        direction = self.second.backward(direction, second_route, first_pooled)
+        direction = self.first.backward(direction, first_route, positions, rectify=reduced is not None)
         if self.reduce is not None:
             direction = self._reduce_adjoint(direction)
         return losses, slopes, direction
@@ -116,7 +135,7 @@ class Head:
     def _reduce(self, rows: torch.Tensor) -> torch.Tensor:
         """(N, H * W, C) -> (N, H * W, 1024), before the ReLU."""
         weight, bias = self.reduce
-        rows = rows.to(self.dtype)
+        rows = rows.to(weight.dtype)
         if weight.shape[2] == 1:
             return F.linear(rows, weight.flatten(1), bias)
         maps = rows.unflatten(1, self.size).permute(0, 3, 1, 2)

@@ -48,7 +48,9 @@ class TritonStage:
         )
         return pooled, route
 
-    def backward(self, direction: torch.Tensor, route: torch.Tensor, alive: torch.Tensor | None = None) -> torch.Tensor:
+    def backward(
+        self, direction: torch.Tensor, route: torch.Tensor, maps: torch.Tensor, rectify: bool = False
+    ) -> torch.Tensor:
         samples, (channels, outputs) = direction.shape[1], self.filters.shape[1:]
         tiles = (self.height // 2) * (self.width // 2) * samples
         products = direction.new_empty((16, tiles, channels))
@@ -57,14 +59,12 @@ class TritonStage:
             direction.contiguous(), route, self.transposed, products, tiles, outputs, channels, rows, columns, depth,
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
-        maps = direction.new_empty((self.height * self.width, samples, channels))
-        masked = alive is not None
-        alive = alive if masked else maps
+        result = direction.new_empty((self.height * self.width, samples, channels))
         enter_adjoint_kernel[(samples * (self.height // 2 + 1), triton.cdiv(channels, CHANNEL_BLOCK))](
-            products, alive, maps, samples, *alive.stride()[:2],
-            masked, self.height, self.width, channels, CHANNEL_BLOCK, num_warps=CHANNEL_WARPS,
+            products, maps, result, samples, *maps.stride()[:2],
+            rectify, self.height, self.width, channels, CHANNEL_BLOCK, num_warps=CHANNEL_WARPS,
         )  # fmt: skip
-        return maps
+        return result
 
 
 def triton_score(
