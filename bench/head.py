@@ -166,7 +166,7 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> tuple[float, float]:
-    """FLOP of the plain head, and with F(6x6, 3x3) where FusedFMCSLoss takes it, else F(2x2, 3x3), for the first stage."""
+    """FLOP of the plain head, and with F(6x6, 3x3) or F(2x2, 3x3), as FusedFMCSLoss chooses, for the first stage."""
     channels = net.settings["in_channels"]
     maps = torch.empty(batch, channels, 7, 7, device="meta", requires_grad=backward)
     with FlopCounterMode(display=False) as counter:
