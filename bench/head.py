@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss
 from fmcefast.bench.suite import SuiteParser, publish, ratios, row
+from fmcefast.kernels.fmce_head.cpu_stage import has_amx
 from fmcefast.memory import keep_freed_memory
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
@@ -174,7 +175,7 @@ def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> 
         if backward:
             loss.backward()
     reduce = 49 * 2048 * 1024 if channels == 2048 else 0
-    large = dtype == torch.float32 or not (torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16"))
+    large = dtype == torch.float32 or not (torch.cuda.is_available() or has_amx())
     products = 64 if large else 16 * 9
     one_way = 2 * batch * (reduce + products * 1024 * 512 + 16 * 512 * 256)
     return counter.get_total_flops(), one_way * (2 if backward else 1)

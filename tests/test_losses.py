@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss, RepresentationAuxiliaryLoss
 from fmcefast.errors import InputError
-from fmcefast.kernels.fmce_head.cpu_stage import CPUStage
+from fmcefast.kernels.fmce_head.cpu_stage import CPUStage, has_amx
 from fmcefast.kernels.fmce_head.head import Head
 from fmcefast.kernels.fmce_head.torch_stage import TorchStage, first_maximum
 from fmcefast.kernels.fmce_head.triton_stage import TritonStage
@@ -23,7 +23,7 @@ GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 IMPLS = [("torch", "cpu"), *(pytest.param(impl, "cuda", marks=pytest.mark.gpu) for impl in ("torch", "triton"))]
 if not torch.cuda.is_available():
     IMPLS.append(("triton", "cpu"))  # in Triton's interpreter
-AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
+AMX = has_amx()
 HALVES = [torch.float16, torch.bfloat16]
 
 

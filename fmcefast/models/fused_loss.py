@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fmcefast.errors import InputError
-from fmcefast.kernels.fmce_head.cpu_stage import CPUStage
+from fmcefast.kernels.fmce_head.cpu_stage import CPUStage, has_amx
 from fmcefast.kernels.fmce_head.head import Affine, Head, HeadWeights, score_with_slope
 from fmcefast.kernels.fmce_head.torch_stage import TorchStage
 from fmcefast.models.fmce_net import FMCENet
@@ -205,8 +205,8 @@ def _torch_head(weights: HeadWeights, device: torch.device, dtype: torch.dtype) 
 
 
 def _cpu_head(weights: HeadWeights, dtype: torch.dtype) -> Head:
-    # AMX multiplies bfloat16 many times as fast as float32; elsewhere larger tiles in float32 cost less.
-    half = dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
+    # Without AMX bfloat16 is not so much faster that larger tiles, which need float32, would not cost less.
+    half = dtype == torch.bfloat16 and has_amx()
     exact = not half and torch.get_float32_matmul_precision() == "highest"
     products, tile = torch.bfloat16 if half else torch.float32, 6 if exact else 2
 

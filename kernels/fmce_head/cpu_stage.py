@@ -109,6 +109,11 @@ class _Scratch(threading.local):
         return memory[:size].view(shape)
 
 
+def has_amx() -> bool:
+    """Whether this processor multiplies bfloat16 many times as fast as float32."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 def _array(tensor: torch.Tensor, size: tuple[int, int] | None = None) -> np.ndarray:
     """The tensor's memory, its first dimension by rows and columns if `size` is given; bfloat16 as uint16."""
     tensor = tensor.detach()
