@@ -104,13 +104,12 @@ def installed(package: str) -> bool:
 def hardware() -> str:
     import torch
 
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        name = next(line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
-    if torch.cpu._is_avx512_bf16_supported():
-        name += ", AVX-512 BF16"
-    name += f", {torch.get_num_threads()} threads"
+    from fmcefast.doctor.machine import find_cpu
+
+    cpu = find_cpu()
+    for_half_types = {"AVX512_BF16": "AVX-512 BF16", "AMX": "AMX"}
+    known = [name for instruction, name in for_half_types.items() if instruction in cpu.instructions]
+    name = ", ".join([cpu.model, *known, f"{torch.get_num_threads()} threads"])
     return f"{torch.cuda.get_device_name()}; {name}" if _gpu() else name
 
 

@@ -403,6 +403,16 @@ def test_it_trains_under_ddp(tmp_path):
     assert torch.equal(*gradients)
 
 
+def test_no_gradient_at_all_is_no_difference(recwarn):
+    net = make_net(8, 4, phases=3)
+    with torch.no_grad():
+        for layer in net.convolutions:
+            if isinstance(layer, nn.Conv2d):
+                layer.bias.fill_(-100)  # closes every ReLU
+    _, gradient = value_and_gradient(FusedFMCSLoss(net), make_maps(net, 4, torch.float32))
+    assert not gradient.any() and not recwarn.list
+
+
 @pytest.mark.parametrize("wrong", [0.0, float("nan")])
 def test_a_wrong_fused_loss_is_found_out(wrong, monkeypatch, recwarn):
     backward = CPUStage.backward

@@ -253,8 +253,8 @@ def _difference(found: Result, expected: Result) -> float | None:
         return None
     wanted = plain_directions.double() * plain_slopes[:, None]
     directions = directions.double()
-    # Where q_K rounds to 1 there is next to no gradient to compare.
-    size = wanted.norm() + 1e-4 * directions.norm()
+    # Where q_K rounds to 1 there is next to no gradient to compare, and none where every ReLU is closed.
+    size = (wanted.norm() + 1e-4 * directions.norm()).clamp_min(torch.finfo(torch.float64).tiny)
     gradient = (directions * slopes[:, None] - wanted).norm() / size
     loss = (losses.double().mean() - plain_losses.mean()).abs() / (plain_losses.mean() + 1e-4)
     return torch.stack([gradient, loss]).nan_to_num(nan=float("inf")).max().item()
