@@ -64,7 +64,7 @@ SMALL = {
     "window": 2,
     "start": 6,
     "phases": 3,
-    "lr": 3e-3,
+    "lr": 1e-3,
     "fmce_epochs": 2,
     "amp": "off",
 }
