@@ -115,9 +115,9 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
     on_gpu = arguments.gpu
     disk_and_logs = [
         Piece("extract", 4, f"--images 5120 --rounds 3{folders['mnist']}" if on_gpu and "mnist" in given else ""),
-        Piece("writer", 4, "--batches 80 --rounds 3"),
+        Piece("writer", 4, "--batches 80 --rounds 3") if on_gpu else Piece("writer", 8),
         Piece("reader", 4),
-        Piece("cqi", 4, "--losses 3e7 --rounds 3"),
+        Piece("cqi", 4, "--losses 3e7 --rounds 3") if on_gpu else Piece("cqi", 8, "--rounds 3"),
         Piece("logs", 4),
     ]
     if not on_gpu:

@@ -4,7 +4,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 namespace fmcefast {
 namespace {
@@ -165,14 +164,22 @@ void transform(const Separable& matrices, const Extent& extent, Fill fill, Finis
   }
 }
 
+// A `fill` for `transform`: all that its matrices take.
+auto everything(const FloatGrid& grid, const Separable& matrices) {
+  const int height = matrices.down.columns, width = matrices.across.columns;
+  return [=](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count, Block* inputs) {
+    for (int i = 0; i < height * width; ++i) inputs[i] = load(grid, i / width, i % width, sample, channel, count);
+  };
+}
+
 void enter(Separable matrices, FloatGrid maps, bool rectify, FloatGrid entered, Extent extent) {
   const int height = matrices.down.columns, width = matrices.across.columns;
   transform<1>(
       matrices, extent,
-      [=](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count, Block* inputs) {
-        for (int i = 0; i < height * width; ++i) {
-          inputs[i] = load(maps, i / width, i % width, sample, channel, count);
-          if (!rectify) continue;
+      [=, fill = everything(maps, matrices)](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count,
+                                             Block* inputs) {
+        fill(sample, channel, count, inputs);
+        for (int i = 0; rectify && i < height * width; ++i) {
           for (Floats& part : inputs[i].part) part = part < 0 ? kZero.part[0] : part;  // a NaN stays one
         }
       },
@@ -184,14 +191,9 @@ void enter(Separable matrices, FloatGrid maps, bool rectify, FloatGrid entered, 
 template <int kPool>
 void leave_by_windows(const Separable& matrices, const FloatGrid& products, const float* bias, const FloatGrid& pooled,
                       const RouteGrid& route, const Extent& extent) {
-  const int height = matrices.down.columns, width = matrices.across.columns;
   transform<kPool>(
       matrices, extent,
-      [=](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count, Block* inputs) {
-        for (int i = 0; i < height * width; ++i) {
-          inputs[i] = load(products, i / width, i % width, sample, channel, count);
-        }
-      },
+      everything(products, matrices),
       [=](int row, int column, const Block* window, std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count) {
         float biases[kBlock] = {};
         std::memcpy(biases, bias + channel, count * sizeof(float));
@@ -254,14 +256,9 @@ void leave_adjoint(Separable matrices, FloatGrid direction, RouteGrid route, int
 }
 
 void enter_adjoint(Separable matrices, FloatGrid entered, const FloatGrid* alive, FloatGrid maps, Extent extent) {
-  const int height = matrices.down.columns, width = matrices.across.columns;
   transform<1>(
       matrices, extent,
-      [=](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count, Block* inputs) {
-        for (int i = 0; i < height * width; ++i) {
-          inputs[i] = load(entered, i / width, i % width, sample, channel, count);
-        }
-      },
+      everything(entered, matrices),
       [=](int row, int column, const Block* output, std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count) {
         Block block = *output;
         if (alive != nullptr) {
