@@ -21,6 +21,7 @@ from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss
 from fmcefast.bench.suite import SuiteParser, publish, ratios, row
 from fmcefast.kernels.fmce_head.cpu_stage import has_amx
 from fmcefast.memory import keep_freed_memory
+from fmcefast.models.fused_loss import FEW_MAPS
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 # Of float16 and bfloat16 a near tie of the max pooling may go another way: the plain head's own errors are as large.
@@ -175,7 +176,7 @@ def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> 
         if backward:
             loss.backward()
     reduce = 49 * 2048 * 1024 if channels == 2048 else 0
-    large = dtype == torch.float32 or not (torch.cuda.is_available() or has_amx())
+    large = batch >= FEW_MAPS and (dtype == torch.float32 or not (torch.cuda.is_available() or has_amx()))
     products = 64 if large else 16 * 9
     one_way = 2 * batch * (reduce + products * 1024 * 512 + 16 * 512 * 256)
     return counter.get_total_flops(), one_way * (2 if backward else 1)

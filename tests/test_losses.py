@@ -17,7 +17,7 @@ from fmcefast.kernels.fmce_head.head import Head
 from fmcefast.kernels.fmce_head.torch_stage import TorchStage, first_maximum
 from fmcefast.kernels.fmce_head.triton_stage import TritonStage
 from fmcefast.models import fused_loss
-from fmcefast.models.fused_loss import FusedHead, fmcs
+from fmcefast.models.fused_loss import FEW_MAPS, FusedHead, fmcs, kind_of
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 IMPLS = [("torch", "cpu"), *(pytest.param(impl, "cuda", marks=pytest.mark.gpu) for impl in ("torch", "triton"))]
@@ -138,11 +138,10 @@ def along_the_route(net, routes, maps):
     return gradient
 
 
-def errors(net, impl, maps):
-    """Of the loss, of the gradient, and of the gradient given the same route."""
+def errors(net, impl, maps, few=False):
+    """Of the loss, of the gradient, and of the gradient given the same route, as computed of few maps or of many."""
     fused = FusedFMCSLoss(net, impl)
-    kind = (maps.device, maps.dtype)
-    head = fused._head._heads[kind] = fused._head._make(*kind)
+    head = fused._head._heads[kind_of(maps)] = fused._head._make(maps.device, maps.dtype, few)
     routes = recorded_routes(head)
     loss, gradient = value_and_gradient(fused, maps)
     wanted_loss, wanted = plain(net, maps)
@@ -156,11 +155,12 @@ def medians(rows):
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("channels", [96, 1040])
-def test_float32_is_as_good_as_it_can_be(channels, device):
+@pytest.mark.parametrize("few", [False, True])
+def test_float32_is_as_good_as_it_can_be(channels, few, device):
     rows = []
     for seed in range(6):
         net = make_net(channels, seed=seed)
-        rows.append(errors(net, "torch", make_maps(net, 2, torch.float32, device, seed)))
+        rows.append(errors(net, "torch", make_maps(net, 2, torch.float32, device, seed), few))
     loss, total, same_route = medians(rows)
     assert loss <= 1e-5 and same_route <= 1e-5 and total <= 1e-2
 
@@ -212,7 +212,7 @@ def test_half_types_of_every_shape(impl, device, channels, spatial, samples, red
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
 def test_nothing_uninitialised_is_read(impl, device, monkeypatch):
     net = make_net(24, (5, 4), phases=3)
-    dtype = torch.float16 if impl == "triton" else torch.float64
+    dtype = torch.float16 if impl == "triton" else torch.float32
     maps = make_maps(net, 3, dtype, device)
     wanted = value_and_gradient(FusedFMCSLoss(net, impl), maps)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
@@ -240,7 +240,7 @@ def test_of_equal_values_the_first_gets_the_gradient():
     def stage(weight, bias, height, width):
         return TorchStage(weight, bias, height, width, tile=2, dtype=torch.float64, device=torch.device("cpu"))
 
-    fused._head._heads[maps.device, maps.dtype] = Head(fused._head._weights, torch.float64, maps.device, stage)
+    fused._head._heads[kind_of(maps)] = Head(fused._head._weights, torch.float64, maps.device, stage)
     loss, gradient = value_and_gradient(fused, maps)
     wanted_loss, wanted = plain(net, maps)
     assert relative(loss, wanted_loss) <= 1e-12 and relative(gradient, wanted) <= 1e-12
@@ -451,11 +451,11 @@ def test_what_computes_and_why_is_logged_once(caplog):
     fused = FusedFMCSLoss(net)
     with caplog.at_level(logging.INFO, "fmcefast"):
         for _ in range(2):
-            fused(make_maps(net, 2, torch.float32))
-        fused(make_maps(net, 2, torch.bfloat16))
+            fused(make_maps(net, FEW_MAPS, torch.float32))
+        fused(make_maps(net, FEW_MAPS - 1, torch.bfloat16))
     assert len(caplog.messages) == 2
     assert "PyTorch" in caplog.messages[0] and "half precision" in caplog.messages[0]
-    assert "3x3" in caplog.messages[1]
+    assert "fewer than 16" in caplog.messages[1] and "3x3" in caplog.messages[1]
 
 
 def test_multiplications_are_as_few_as_promised():

@@ -19,11 +19,13 @@ from fmcefast.models.fmce_net import FMCENet
 
 # -log q_K (N,), and where a gradient is wanted slopes (N,) and directions (H * W, N, C): see kernels.fmce_head.head.
 Result = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-Kind = tuple[torch.device, torch.dtype]
+Kind = tuple[torch.device, torch.dtype, bool]  # whether the maps are few
 
 # How far loss and gradient may be from the plain ones: near ties of the max pooling may go another way.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.05, torch.bfloat16: 0.5, torch.float16: 0.5}
 _CHECKED_MAPS = 32
+# On a CPU fewer maps are done before the filters of large tiles are read.
+FEW_MAPS = 16
 
 _log = logging.getLogger("fmcefast")
 _numbers = itertools.count()
@@ -31,7 +33,7 @@ _by_number: weakref.WeakValueDictionary[int, "FusedHead"] = weakref.WeakValueDic
 
 
 class FusedHead:
-    """The frozen weights of an FMCE-Net, and for each device and dtype of maps what computes with them.
+    """The frozen weights of an FMCE-Net, and for each kind of maps what computes with them.
 
     The first maps of each kind are also given to `plain`, which gives -log q_K of every map, in float64. When losses or
     gradients differ, a warning says so and `plain` computes from there on.
@@ -50,7 +52,7 @@ class FusedHead:
         return FusedHead, (self._net, self._plain, self._impl)
 
     def __call__(self, maps: torch.Tensor, differentiable: bool) -> Result:
-        kind = (maps.device, maps.dtype)
+        kind = kind_of(maps)
         # Triton launches on the current device.
         with torch.cuda.device_of(maps), torch.autocast(maps.device.type, enabled=False):
             if kind not in self._heads:
@@ -63,14 +65,15 @@ class FusedHead:
                 found = self._checked(kind, maps, found)
         return found
 
-    def _make(self, device: torch.device, dtype: torch.dtype) -> Head:
+    def _make(self, device: torch.device, dtype: torch.dtype, few: bool) -> Head:
         hindrance = _hindrance_to_triton(self._weights, device, dtype, interpret=self._impl == "triton")
         if self._impl == "triton" and hindrance:
             raise InputError(f"impl='triton' does not take these maps: {hindrance}. Use impl='auto'.")
         if self._impl == "torch" or hindrance:
             why = hindrance or "impl='torch'"
-            _log.info("FusedFMCSLoss, %s maps on %s: Winograd's algebra in PyTorch (%s)", dtype, device, why)
-            return _torch_head(self._weights, device, dtype)
+            which = f"fewer than {FEW_MAPS} {dtype}" if few else dtype
+            _log.info("FusedFMCSLoss, %s maps on %s: Winograd's algebra in PyTorch (%s)", which, device, why)
+            return _torch_head(self._weights, device, dtype, few)
         try:
             from fmcefast.kernels.fmce_head import triton_stage
 
@@ -86,7 +89,7 @@ class FusedHead:
                 RuntimeWarning,
                 stacklevel=2,
             )
-            return _torch_head(self._weights, device, dtype)
+            return _torch_head(self._weights, device, dtype, few)
         _log.info("FusedFMCSLoss, %s maps on %s: Triton kernels", dtype, device)
         return head
 
@@ -189,9 +192,14 @@ def _weights_of(fmce_net: FMCENet) -> HeadWeights:
     return HeadWeights(*fmce_net.settings["spatial"], reduce, affine[-2], affine[-1], classifier)
 
 
-def _torch_head(weights: HeadWeights, device: torch.device, dtype: torch.dtype) -> Head:
+def kind_of(maps: torch.Tensor) -> Kind:
+    few = maps.device.type == "cpu" and maps.dtype != torch.float64 and len(maps) < FEW_MAPS
+    return maps.device, maps.dtype, few
+
+
+def _torch_head(weights: HeadWeights, device: torch.device, dtype: torch.dtype, few: bool) -> Head:
     if device.type == "cpu" and dtype != torch.float64:
-        return _cpu_head(weights, dtype)
+        return _cpu_head(weights, dtype, few)
     compute, tile = dtype, 6
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         tile = 2  # large tiles need all of float32
@@ -204,11 +212,11 @@ def _torch_head(weights: HeadWeights, device: torch.device, dtype: torch.dtype) 
     return Head(weights, compute, device, stage)
 
 
-def _cpu_head(weights: HeadWeights, dtype: torch.dtype) -> Head:
+def _cpu_head(weights: HeadWeights, dtype: torch.dtype, few: bool) -> Head:
     # Without AMX bfloat16 is not so much faster that larger tiles, which need float32, would not cost less.
     half = dtype == torch.bfloat16 and has_amx()
     exact = not half and torch.get_float32_matmul_precision() == "highest"
-    products, tile = torch.bfloat16 if half else torch.float32, 6 if exact else 2
+    products, tile = torch.bfloat16 if half else torch.float32, 6 if exact and not few else 2
 
     def stage(weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> CPUStage:
         return CPUStage(weight, bias, height, width, tile=tile, dtype=products)
