@@ -6,8 +6,9 @@ r"""The FMCE-Net head as a loss: FusedFMCSLoss against PyTorch's own layers, eag
 `plain` is FMCSLoss, channels-last, with weights of the maps' type; `compiled` is the same under torch.compile
 (max-autotune). First every contestant's loss and gradient are compared with float64. Then they take turns, round by
 round. The roofline is the rate of one large matrix product in the same type and run; its share counts the
-multiplications that each contestant makes, TFLOP/s those of the plain head. Freed memory is kept, as `fmcefast` does,
-which helps everybody. Leaves head-*.json.
+multiplications that each contestant makes, TFLOP/s those of the plain head; products with the padding count, which
+PyTorch's layers leave out on a CPU and may so pass 100%. Freed memory is kept, as `fmcefast` does, which helps
+everybody. Leaves head-*.json.
 """
 
 import time
