@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fmcefast import FeatureMapDataset, FeatureMapLoader, FeatureMapWriter
+from fmcefast.data.image_set import ImageSet
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.errors import FmcefastError, InputError
@@ -228,3 +230,18 @@ def test_maps_made_again_are_the_backbones(cpu):
     kept = MapsInMemory(maps, torch.float16, cpu)
     together = torch.cat([found for found, _ in kept.batches(order, 7)])
     torch.testing.assert_close(together.float(), expected[order], rtol=2e-3, atol=2e-3)
+
+
+def test_files_of_the_resident_loader_are_decoded_once(tmp_path, rng, cpu):
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    maps = RecomputedMaps(
+        ImageSet(np.zeros(6, np.int64), paths=paths), recipe_of("cifar10"),
+        [make_backbone("shufflenet_v2_x0_5", 2).eval()],
+        image_size=32, batch_size=4, device=cpu, dtype=None, stored=torch.float16, workers=1, loader="resident",
+    )  # fmt: skip
+    for path in paths:
+        path.unlink()
+    first, second = (torch.cat([found for found, _ in maps.batches(np.arange(6), 4)]) for _ in range(2))
+    assert len(first) == 6 and torch.equal(first, second)

@@ -263,6 +263,14 @@ def test_maps_that_are_not_stored_are_made_once_where_memory_holds_them(extracte
         assert type(maps.open_maps(asked, cpu, None, quiet())) is kind
 
 
+def test_memory_is_not_filled_with_maps_that_are_read_once(extracted, cpu):
+    asked = RunFolder(extracted.path, dataclasses.replace(extracted.config, store="recompute"))
+    assert type(maps.open_maps(asked, cpu, None, quiet(), read_once=True)) is RecomputedMaps
+    extract(extracted, quiet())
+    for read_once, kind in [(False, MapsInMemory), (True, FeatureMapDataset)]:
+        assert type(maps.open_maps(extracted, cpu, None, quiet(), read_once)) is kind
+
+
 def test_the_disk_rate_is_measured(extracted):
     extract(extracted, quiet())
     assert maps._disk_rate(FeatureMapDataset(extracted.features), 16) > 0

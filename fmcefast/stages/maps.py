@@ -62,9 +62,16 @@ def choose_store(run: RunFolder, device: torch.device) -> Choice:
     return Choice("recompute" if recomputed > from_disk else "disk", rates)
 
 
-def open_maps(run: RunFolder, device: torch.device, dtype: torch.dtype | None, progress: Progress) -> Maps:
-    """The maps of a run from where `--store` says. Raises InputError when they are neither stored nor to be made."""
+def open_maps(
+    run: RunFolder, device: torch.device, dtype: torch.dtype | None, progress: Progress, read_once: bool = False
+) -> Maps:
+    """The maps of a run from where `--store` says; memory is not filled for maps that are read once.
+
+    Raises InputError when they are neither stored nor to be made.
+    """
     store, why = choose_store(run, device)
+    if read_once and store == "memory":
+        store, why = "disk", "the maps are read once"
     if store != "recompute" and not is_extracted(run):
         of = f" --module {run.module}" if run.module else ""
         raise InputError(
@@ -73,7 +80,7 @@ def open_maps(run: RunFolder, device: torch.device, dtype: torch.dtype | None, p
         )
     if store == "recompute":
         recomputed = _recomputed(run, device, dtype)
-        once = recomputes_once(run, recomputed.samples, device)
+        once = not read_once and recomputes_once(run, recomputed.samples, device)
         how = "once, memory holds them" if once else "whenever they are needed"
         progress.line(f"fit: --store recompute, {why}; the maps are made {how}")
         return MapsInMemory(recomputed, getattr(torch, run.config.dtype), device) if once else recomputed

@@ -86,7 +86,7 @@ def _test_on(run: RunFolder, other: RunFolder, progress: Progress) -> OtherRun:
     if net.phases != phases:
         raise InputError(f"The FMCE-Net of {run} tells {net.phases} scores apart and {other} has {phases} phases.")
     dtype = amp_type(config.amp, device)
-    maps = open_maps(other, device, dtype, progress)
+    maps = open_maps(other, device, dtype, progress, read_once=True)
     require_maps(net, maps.shape, str(other))
     rows, held_out = np.arange(maps.samples * phases), _has_same_images(run, other) and run.config.split == "image"
     if held_out:
