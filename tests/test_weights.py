@@ -55,6 +55,17 @@ def test_the_format_is_told_by_content_not_by_name(tmp_path, network):
         assert all(torch.equal(tensor, found[name]) for name, tensor in network.state_dict().items())
 
 
+@pytest.mark.parametrize("start", [b"\x80", b"P"])
+def test_safetensors_may_begin_with_any_byte(tmp_path, start):
+    path = tmp_path / "weights.safetensors"
+    for length in range(1, 400):  # of the header, which is what the file begins with
+        save_file({"w" * length: torch.ones(2)}, path)
+        if path.read_bytes()[:1] == start:
+            break
+    assert path.read_bytes().startswith(start)
+    assert torch.equal(read_weights(path)["w" * length], torch.ones(2))
+
+
 class Evil:
     def __reduce__(self):
         return exec, ("raise SystemExit('code from a file was run')",)

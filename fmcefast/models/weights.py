@@ -1,6 +1,5 @@
 """Weights from files: safetensors, or the plain state_dict that torch.save writes."""
 
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -80,9 +79,11 @@ def _require_none(path: Path, what: str, names: list[str]) -> None:
 
 
 def _is_of_torch(path: Path) -> bool:
-    """Whether torch.save wrote it: an archive, or from before 2020 a bare pickle."""
+    """Whether torch.save wrote it: a zip archive, or from before 2020 a bare pickle."""
     with path.open("rb") as file:
-        return zipfile.is_zipfile(path) or file.read(1) == b"\x80"
+        start = file.read(9)
+    # In safetensors the length of the header comes first, which may be any bytes, and then the header, in JSON.
+    return start[8:] != b"{" and start.startswith((b"PK", b"\x80"))
 
 
 def _from_torch(path: Path) -> dict[str, torch.Tensor]:
