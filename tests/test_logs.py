@@ -13,6 +13,7 @@ import pytest
 from fmcefast.errors import DiskFullError, InputError
 from fmcefast.logs import json_logs, lines
 from fmcefast.logs.columns import choose_column
+from fmcefast.logs.events import _masked_crc32c
 from fmcefast.logs.read import read_losses
 
 LOSSES = 2.3 * np.exp(-np.arange(40) / 9) + 0.01 * np.random.default_rng(0).random(40)
@@ -72,6 +73,7 @@ TEXTS = {
     "one column": (csv_of(pd.DataFrame({"objective": LOSSES})), "CSV", "objective"),
     "numbers": ("\n".join(map(repr, LOSSES.tolist())), "numbers", "1"),
     "JSON lines": (json_lines("train/loss", text="ä"), "JSON Lines", "train/loss"),
+    "JSON lines after an empty one": ("\n" + json_lines("loss"), "JSON Lines", "loss"),
     "JSON lines with lists": (json_lines("loss", shape=[1, 2]), "JSON Lines", "loss"),
     "JSON lines with numbers as text": (json_lines("loss", every_second=str), "JSON Lines", "loss"),
     "Hugging Face": (trainer_state(), "trainer_state.json", "loss"),
@@ -225,6 +227,7 @@ GZIP = gzip.compress(TEXTS["timm"][0].encode())
         ('{"log_history": [{"loss": 0.5}, {"loss": -1}]}', "entry 2: the loss is -1"),
         ('{"log_history": [{"loss": 0.5}, ', "truncated or damaged"),
         ("[]", "no column of numbers"),
+        ("0.5 " * 50_000, "truncated or damaged: field larger"),
         (bytes(range(256)), "none of the formats"),
         (GZIP[:-30], "truncated or damaged"),
         (GZIP[:12] + b"xxxxx" + GZIP[17:], "truncated or damaged"),
@@ -256,6 +259,16 @@ def test_events_that_are_damaged_or_still_being_written(tmp_path):
     path.write_bytes(whole[: len(whole) // 2] + b"?" + whole[len(whole) // 2 + 1 :])
     with pytest.raises(InputError, match=r"the checksum of event \d+ is wrong"):
         read_losses(path)
+
+
+def test_records_that_are_no_events(tmp_path):
+    def checked(content):
+        return content + _masked_crc32c(content).to_bytes(4, "little")
+
+    record = b"\xff" * 10
+    (tmp_path / "log").write_bytes(checked(len(record).to_bytes(8, "little")) + checked(record))
+    with pytest.raises(InputError, match="record 1 is no event of TensorBoard"):
+        read_losses(tmp_path / "log")
 
 
 def test_a_column_that_begins_late_in_json_lines(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What a log is, by its first bytes and not by its name."""
 
+import csv
 import gzip
 import json
 import shutil
@@ -14,7 +15,7 @@ from fmcefast import files
 from fmcefast.errors import InputError
 from fmcefast.logs.binary import Npy, Parquet
 from fmcefast.logs.delimited import Delimited
-from fmcefast.logs.events import TensorBoardEvents, masked_crc32c
+from fmcefast.logs.events import TensorBoardEvents, is_events
 from fmcefast.logs.json_logs import Entries, JsonLines
 from fmcefast.logs.table import Table
 
@@ -44,7 +45,7 @@ def _explained(log: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{name_of(log)}: {error}") from error
-    except (OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, RecursionError, csv.Error, zlib.error) as error:
         raise InputError(f"Cannot read the log {name_of(log)}; it may be truncated or damaged: {error}") from error
 
 
@@ -57,8 +58,9 @@ def _table(path: Path, scratch: Path) -> Table:
             head = file.read(_HEAD)
     if not head.strip():
         raise InputError("the file is empty.")
-    for recognises, table in ((_is_npy, Npy), (_is_parquet, Parquet), (_is_events, TensorBoardEvents)):
-        if recognises(head):
+    binary = {Npy: head.startswith(b"\x93NUMPY"), Parquet: head.startswith(b"PAR1"), TensorBoardEvents: is_events(head)}
+    for table, recognised in binary.items():
+        if recognised:
             return table(_unzipped(path, scratch) if zipped else path)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError("it is a text in UTF-16; save it as UTF-8.")
@@ -71,7 +73,8 @@ def _table(path: Path, scratch: Path) -> Table:
     if not text.startswith((b"{", b"[")):
         return Delimited(path, zipped)
     with gzip.open(path) if zipped else path.open("rb") as file:
-        if _is_json_lines(file.readline(), file.read(_HEAD)):
+        first_line = next(line for line in file if line.strip())
+        if _is_json_lines(first_line, file.read(_HEAD)):
             return JsonLines(path, zipped)
         file.seek(0)
         return Entries(path, json.load(file))
@@ -91,21 +94,6 @@ def _unzipped(path: Path, scratch: Path) -> Path:
     with files.temporary_space(), gzip.open(path) as packed, target.open("wb") as file:
         shutil.copyfileobj(packed, file)
     return target
-
-
-def _is_npy(head: bytes) -> bool:
-    return head.startswith(b"\x93NUMPY")
-
-
-def _is_parquet(head: bytes) -> bool:
-    return head.startswith(b"PAR1")
-
-
-def _is_events(head: bytes) -> bool:
-    """A TFRecord: the length of the first event, 8 bytes, and its masked CRC-32C."""
-    if len(head) < 12:
-        return False
-    return masked_crc32c(head[:8]) == int.from_bytes(head[8:12], "little")
 
 
 def _is_json_lines(first_line: bytes, rest: bytes) -> bool:

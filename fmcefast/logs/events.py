@@ -35,13 +35,18 @@ class TensorBoardEvents(Table):
 
 def _scalars(path: Path) -> Iterator[tuple[str, float]]:
     try:
+        from google.protobuf.message import DecodeError
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
         raise InputError("to read TensorBoard events: pip install tensorboard") from error
     scalar_tags = set()  # only the first value of a tag says what it is
-    for record in _records(path):
-        for value in Event.FromString(record).summary.value:
+    for number, record in enumerate(_records(path), start=1):
+        try:
+            event = Event.FromString(record)
+        except DecodeError as error:
+            raise ValueError(f"record {number} is no event of TensorBoard") from error
+        for value in event.summary.value:
             if value.metadata.plugin_data.plugin_name == "scalars":
                 scalar_tags.add(value.tag)
             if value.HasField("simple_value"):
@@ -58,18 +63,23 @@ def _records(path: Path) -> Iterator[bytes]:
             if len(header) < 12:
                 return
             length = int.from_bytes(header[:8], "little")
-            sound = masked_crc32c(header[:8]) == int.from_bytes(header[8:], "little")
+            sound = _masked_crc32c(header[:8]) == int.from_bytes(header[8:], "little")
             if sound:
                 record, checksum = file.read(length), file.read(4)
                 if len(checksum) < 4:
                     return
-                sound = masked_crc32c(record) == int.from_bytes(checksum, "little")
+                sound = _masked_crc32c(record) == int.from_bytes(checksum, "little")
             if not sound:
                 raise ValueError(f"the checksum of event {number} is wrong")
             yield record
 
 
-def masked_crc32c(content: bytes) -> int:
+def is_events(head: bytes) -> bool:
+    """Whether a file begins as a TFRecord: the length of the first event, 8 bytes, and its masked CRC-32C."""
+    return len(head) >= 12 and _masked_crc32c(head[:8]) == int.from_bytes(head[8:12], "little")
+
+
+def _masked_crc32c(content: bytes) -> int:
     """The CRC-32C of a TFRecord."""
     checksum = crc32c(content)
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
