@@ -15,5 +15,5 @@ SUITES = {
     "reproduce": "a row of the papers' tables",
     "mini-imagenet": "the papers' large experiment",
     "gpu-tests": "the tests that need a GPU",
-    "all": "these one after another, in pieces of a few minutes",
+    "all": "those that take minutes, one after another",
 }

@@ -1,4 +1,4 @@
-r"""All suites, one after another, in pieces of a few minutes; the same command goes on where the last one ended.
+r"""The suites that take minutes, one after another in pieces; the same command goes on where the last one ended.
 
     fmcefast bench all                      # two cores: about an hour
     fmcefast bench all --gpu --minutes 9 --jpegs photos --small cifar10-jpeg --mnist ~/data/mnist --wheels wheels
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ import torch
 
 from fmcefast import files
 from fmcefast.bench.suite import SuiteParser, commit, installed, result_name
-from fmcefast.errors import FmcefastError, InputError
+from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.progress import format_seconds
 
 
@@ -61,11 +61,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         install(arguments.wheels)
     if not installed("nvidia.dali"):
         say("without DALI, which is not installed: see --wheels")
-    pieces = [piece for piece in pieces_of(arguments) if arguments.only is None or piece.suite in arguments.only]
+    pieces = pieces_of(arguments)
+    for suite in arguments.only or []:
+        if suite not in {piece.suite for piece in pieces}:
+            raise unknown_name("suite of --only", suite, {piece.suite for piece in pieces})
+    pieces = [piece for piece in pieces if arguments.only is None or piece.suite in arguments.only]
     states = {piece.name: perform(piece, arguments, deadline) for piece in pieces}
-    results = [
-        json.loads(path.read_text()) for path in map(arguments.results.joinpath, files_of(pieces)) if path.exists()
-    ]
+    paths = [arguments.results / f"{piece.name}.json" for piece in pieces]
+    results = [json.loads(path.read_text()) for path in paths if path.exists()]
     if arguments.json:
         print(json.dumps({"pieces": states, "results": results}), file=sys.__stdout__)
     else:
@@ -141,10 +144,6 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
     ]  # fmt: skip
 
 
-def files_of(pieces: list[Piece]) -> Iterator[str]:
-    return (f"{piece.name}.json" for piece in pieces)
-
-
 def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str:
     """done, failed, or why not."""
     result, failure = (arguments.results / f"{piece.name}{end}" for end in (".json", ".failed.txt"))
@@ -182,9 +181,9 @@ def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str
             print(f"It took more than {format_seconds(limit)}.", file=said)
         said.seek(0)
         log = said.read()
-    if output:
-        content = json.loads(output.splitlines()[-1])  # lines before are not the suite's
-        files.write_text(result, json.dumps(content, indent=2) + "\n")
+    last_line = output.splitlines()[-1:]  # lines before are not the suite's
+    if last_line and last_line[0].startswith("{"):  # gpu-tests that failed leave a result too
+        files.write_text(result, json.dumps(json.loads(last_line[0]), indent=2) + "\n")
     if failed:
         files.write_text(failure, log)
     else:

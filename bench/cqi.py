@@ -22,7 +22,7 @@ import numpy as np
 from scipy.signal import lfilter
 
 from fmcefast import find_markers
-from fmcefast.bench.suite import SuiteParser, publish, ratios, result_name, row, seconds, with_peers
+from fmcefast.bench.suite import SuiteParser, publish, ratios, result_name, row, seconds, status, with_peers
 from fmcefast.kernels.cqi.compiled import compiled
 from fmcefast.kernels.cqi.search import Criterion, Slices, search_chunks
 from fmcefast.report.figures import log_figure, save
@@ -228,11 +228,6 @@ def extra_memory(search: Contestant, losses: np.ndarray, mu: float, window: int,
     before = status("VmRSS")
     search(losses, mu, window, smoothing)
     return (status("VmHWM") - before) * 1024 / 1e6
-
-
-def status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
 def table(rows: list[dict]) -> str:

@@ -176,7 +176,7 @@ def dali_alone(files: ImageSet, recipe: Recipe) -> Iterable:
 
 def check(images: ImageSet, recipe: Recipe, size: int, kinds: Sequence[str]) -> None:
     """What the loaders give of the first images, not augmented, is what torchvision makes of them."""
-    few = images.take(np.arange(32))
+    few = images.take(np.arange(min(32, len(images))))
     for kind in kinds:
         batches = [batch.cpu() for batch, _ in ours(few, recipe, size, kind, training=False)]
         found = torch.cat(batches) * torch.tensor(recipe.std).view(-1, 1, 1) + torch.tensor(recipe.mean).view(-1, 1, 1)

@@ -176,10 +176,11 @@ def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> 
         loss = FMCSLoss(net).to("meta")(maps)
         if backward:
             loss.backward()
-    reduce = 49 * 2048 * 1024 if channels == 2048 else 0
+    inner = min(channels, 1024)
+    reduce = 49 * channels * inner if channels > inner else 0
     large = batch >= FEW_MAPS and (dtype == torch.float32 or not (torch.cuda.is_available() or has_amx()))
     products = 64 if large else 16 * 9
-    one_way = 2 * batch * (reduce + products * 1024 * 512 + 16 * 512 * 256)
+    one_way = 2 * batch * (reduce + products * inner * (inner // 2) + 16 * (inner // 2) * (inner // 4))
     return counter.get_total_flops(), one_way * (2 if backward else 1)
 
 

@@ -39,7 +39,7 @@ def start_up_rows(losses: np.ndarray, rounds: int) -> list[dict]:
     """Whole processes of `fmcefast markers LOG`: a short log, and a long one with and without a compiled search."""
     with tempfile.TemporaryDirectory() as folder:
         short, long = Path(folder) / "short.csv", Path(folder) / "long.npy"
-        stretch = len(losses) // 99_999
+        stretch = max(len(losses) // 99_999, 1)
         short.write_text("loss\n" + "\n".join(map(repr, losses[::stretch][:99_999].tolist())))
         np.save(long, losses[:: max(len(losses) // 1_000_000, 1)])
         first = [process_seconds(markers(long, 1e-5), NUMBA_CACHE_DIR=f"{folder}/{i}") for i in range(3)]

@@ -22,6 +22,8 @@ from statistics import fmean
 import torch
 
 from fmcefast.bench.suite import SuiteParser, publish, result_name, row, shown
+from fmcefast.run_folder import peek_run
+from fmcefast.stages.finetuning.cell import finished_cells
 
 FIGURES = ("maturity", "other-runs", "rafs-run", "progression-run")
 
@@ -100,11 +102,8 @@ def raf_row(each: dict) -> dict:
 
 def first_epochs(run: Path, raf: float) -> dict:
     """Over the seeds of a RAF, where training under an FMCE-Net begins."""
-    rows = []
-    for table in run.glob(f"finetune/raf-{raf:.2f}-seed-*/losses.csv"):
-        with table.open() as file:
-            rows.append(next(csv.DictReader(file)))
-    return {f"{what}_of_epoch_1": fmean(float(each[what]) for each in rows) for what in ("fmcs", "top1")}
+    rows = [cell.rows()[0] for cell in finished_cells(peek_run(run, {})) if cell.raf == raf]
+    return {f"{what}_of_epoch_1": fmean(getattr(each, what) for each in rows) for what in ("fmcs", "top1")}
 
 
 def check_baseline(run: Path) -> None:

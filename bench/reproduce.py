@@ -20,6 +20,7 @@ import argparse
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ from fmcefast.losses_csv import read_epochs
 from fmcefast.memory import keep_freed_memory
 from fmcefast.progress import Progress, format_bytes, format_seconds
 from fmcefast.report.page import report
-from fmcefast.run_folder import RunFolder, open_run
+from fmcefast.run_folder import RunFolder, open_run, peek_run
 from fmcefast.stages.extract import extract
 from fmcefast.stages.finetuning.sweep import sweep, table_of, write_table
 from fmcefast.stages.finetuning.table import RafRow
@@ -105,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="as for fmcefast train")
     parser.add_argument("--plan", action="store_true", help="say what it will take, and stop")
     arguments = parser.parse_args(argv)
+    if arguments.json and (arguments.plan or len(arguments.rows) > 1):
+        raise InputError("--json gives the result of one ROW: leave out --plan and the other rows.")
+    ends = time.monotonic() + 60 * arguments.minutes if arguments.minutes else None
     keep_freed_memory()
     progress = Progress()
     runs = {label(name, arguments): first_run(name, arguments) for name in arguments.rows}
@@ -112,40 +116,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         say_plan(runs, len(arguments.rafs or (0, 1)) * arguments.seeds, progress)
     if arguments.plan:
         return
-    with time_limit(arguments.minutes):
+    try:
         for name in arguments.rows:
-            reproduce(name, arguments, progress)
+            reproduce(name, arguments, progress, ends)
+    except TimeIsUp:
+        print("The time is up. The same command goes on.")
 
 
 @contextmanager
-def time_limit(minutes: float | None) -> Iterator[None]:
+def time_limit(ends: float | None) -> Iterator[None]:
+    """Raises TimeIsUp within the block, at `ends` of time.monotonic()."""
+
     def end(*_: object) -> None:
         raise TimeIsUp
 
-    signal.signal(signal.SIGALRM, end)
-    if minutes:  # again and again: Python drops what is raised while it clears away an object
-        signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 20)
+    if ends is not None:
+        if ends <= time.monotonic():
+            raise TimeIsUp
+        signal.signal(signal.SIGALRM, end)
+        # Again and again: Python drops what is raised while it clears away an object.
+        signal.setitimer(signal.ITIMER_REAL, ends - time.monotonic(), 20)
     try:
         yield
-    except TimeIsUp:
-        print("The time is up. The same command goes on.")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def reproduce(name: str, arguments: argparse.Namespace, progress: Progress) -> None:
+def reproduce(name: str, arguments: argparse.Namespace, progress: Progress, ends: float | None) -> None:
     """One row, and its result with whatever is finished of it when this ends, well or not."""
     first, of = first_run(name, arguments), label(name, arguments)
     rows: list[dict] = []
     complete = False
     try:
-        for made in steps(PAPERS[name], first, arguments, progress):
-            rows.append(made)
-            beside = f"paper {made['paper']}" if made.get("paper") is not None else ""
-            print(f"{of}: {made['name']:56}{made['value']:10.4f}  {beside}", flush=True)
-        complete = True
+        with time_limit(ends):
+            for made in steps(PAPERS[name], first, arguments, progress):
+                rows.append(made)
+                beside = f"paper {made['paper']}" if made.get("paper") is not None else ""
+                print(f"{of}: {made['name']:56}{made['value']:10.4f}  {beside}", flush=True)
+            complete = True
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         keep_files(first, arguments.results / result_name("reproduce", of))
         publish(arguments, "reproduce", rows, of=of, complete=complete, settings=settings_used(first))
 
@@ -156,9 +165,14 @@ def steps(paper: Paper, first: RunFolder, arguments: argparse.Namespace, progres
     trained = train(first, progress)
     yield row("top-1", [trained.top1], "fraction", epochs=trained.epochs, seconds=trained.seconds, paper=paper.top1)
     for smoothing in ("ema", "literal"):
-        found = found_markers(first, settings["mu"], smoothing)
-        facts = {"markers": found.markers, "paper_markers": paper.markers}
-        yield row(f"smallest CQI, {smoothing}", [found.min_cqi], "CQI", **facts, paper=paper.mu)
+        try:
+            found = found_markers(first, settings["mu"], smoothing)
+        except InputError as error:  # too few epochs lie before convergence
+            progress.line(f"{smoothing}: {error}")
+            continue
+        if found.min_cqi is not None:  # None of fewer epochs than the window has
+            facts = {"markers": found.markers, "paper_markers": paper.markers}
+            yield row(f"smallest CQI, {smoothing}", [found.min_cqi], "CQI", **facts, paper=paper.mu)
     first = with_markers(first, settings["mu"], progress)
     facts = {"markers": markers(first, progress).markers, "paper_markers": paper.markers}
     yield row("mu of what follows", [first.config.mu], "CQI", **facts, paper=paper.mu)
@@ -202,7 +216,8 @@ def raf_rows(table: Sequence[RafRow], paper: Paper) -> Iterator[dict]:
 
 def first_run(name: str, arguments: argparse.Namespace) -> RunFolder:
     settings = settings_of(PAPERS[name], arguments) | {"seed": SEEDS[0]}
-    return run_at(arguments.runs / label(name, arguments) / f"seed-{SEEDS[0]}", settings)
+    path = arguments.runs / label(name, arguments) / f"seed-{SEEDS[0]}"
+    return peek_run(path, settings) if arguments.plan else run_at(path, settings)
 
 
 def label(name: str, arguments: argparse.Namespace) -> str:
@@ -224,7 +239,7 @@ def run_at(path: Path, settings: dict) -> RunFolder:
     """The run, made when it is not there. One that is keeps its mu and its split, which change on the way."""
     if (path / "config.yaml").exists():
         settings = {name: value for name, value in settings.items() if name not in ("mu", "split")}
-    return open_run(path, settings, create=True)
+    return open_run(path, settings, create=True, remedy="Give another folder: --runs FOLDER.")
 
 
 def found_markers(run: RunFolder, mu: float, smoothing: str) -> Markers:

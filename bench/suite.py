@@ -101,6 +101,12 @@ def installed(package: str) -> bool:
         return False
 
 
+def status(name: str) -> int:
+    """A line of this process's status in /proc, in KiB: VmRSS, VmHWM."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
 def hardware() -> str:
     import torch
 

@@ -34,8 +34,7 @@ import safetensors.torch
 import torch
 
 from fmcefast import _core
-from fmcefast.bench.cqi import status
-from fmcefast.bench.suite import SuiteParser, publish, ratios, row, seconds, with_peers
+from fmcefast.bench.suite import SuiteParser, publish, ratios, row, seconds, status, with_peers
 from fmcefast.features.writer import FeatureMapWriter
 
 BATCH, SHAPE = 256, (7, 7, 1024)
