@@ -43,7 +43,7 @@ class Config:
         "Normalise and augment the images as those of another data set.",
         choices=("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "mini-imagenet"),
     )
-    backbone: str = _value("shufflenet_v2_x1_0", "train", "A torchvision classification model.")
+    backbone: str = _value("shufflenet_v2_x1_0", "train", "A torchvision classification model, or timm:NAME.")
     epochs: int = _value(100, "train", "Epochs of the cosine schedule.", at_least=1)
     until_converged: bool = _value(
         False,
@@ -147,7 +147,8 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     name, colon, path = data.partition(":")
     if data != RECORDED and (name not in PRESETS or bool(colon and path) != (name == "folder")):
         raise unknown_name("data set", data, [*PRESETS.keys() - {"folder"}, "folder:PATH"])
-    preset = PRESETS.get(name, {})
+    # Where a path leads must not depend on where the next command starts.
+    preset = {"data_root": FIELDS["data_root"].default, **PRESETS.get(name, {})}
     config = Config(**{name: check_value(name, value) for name, value in {**preset, **given}.items()})
     check_parameters(alpha=config.alpha, smoothing=config.smoothing)
     return config
@@ -188,9 +189,13 @@ def check_value(name: str, value: Any) -> Any:
     spec, kind, flag = FIELDS[name].metadata, field_type(name), "--" + name.replace("_", "-")
     if value is None and FIELDS[name].default is None:
         return None
+    if value is False and "off" in spec.get("choices", ()):
+        value = "off"  # which YAML reads as false
     try:
         # YAML reads 1e-4 as a string; True is an int to Python but not to people.
-        if kind is bool or isinstance(value, bool):
+        if value is None:
+            converted = MISSING
+        elif kind is bool or isinstance(value, bool):
             converted = value if kind is bool and isinstance(value, bool) else MISSING
         else:
             converted = kind(value)
@@ -210,4 +215,12 @@ def check_value(name: str, value: Any) -> Any:
         raise InputError(f"{flag} must be at most {spec['at_most']}, not {converted}.")
     if "above" in spec and not converted > spec["above"]:
         raise InputError(f"{flag} must be greater than {spec['above']:g}, not {converted}.")
+    if name == "data_root":
+        return _whole_path(converted)
+    if name == "data" and (folder := converted.removeprefix("folder:")) not in (converted, ""):
+        return f"folder:{_whole_path(folder)}"
     return converted
+
+
+def _whole_path(path: str) -> str:
+    return str(Path(path).expanduser().resolve())

@@ -103,10 +103,7 @@ class RunFolder:
         """Remove the results of a stage and of all later ones, the last first."""
         for stage in reversed(STAGES[STAGES.index(first) :]):
             for path in self.outputs(stage):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                _remove(path)
         kept = STAGES[: STAGES.index(first)]
         self._write_history(
             [
@@ -148,6 +145,7 @@ def open_run(
     modules: Sequence[str] = (),
     consent: bool = False,
     check: Callable[[RunFolder, str | None], None] = lambda run, undone: None,
+    remedy: str = "Give --force to redo {lost} there or name another folder.",
 ) -> RunFolder:
     """The run at `path` under its saved configuration, changed by `flags` and `config_file`.
 
@@ -156,7 +154,7 @@ def open_run(
     `redo` removes the results of that stage and of all later ones, of `modules` alone if there are some.
 
     `check` is called with the run as it would be and the first stage to be undone, if any; what it raises prevents
-    every change.
+    every change. remedy: what to do about results that are in the way.
     """
     asked = [flags] + ([read_yaml(config_file)] if config_file else [])
     saved_file = path / "config.yaml"
@@ -173,23 +171,18 @@ def open_run(
 
     old, new = _saved_and_wanted(saved_file, asked)
     run = RunFolder(path, new)
-    differences = old.differences(new)
-    stages = {FIELDS[name].metadata["stage"] for name in differences if not FIELDS[name].metadata["free"]}
-    undone = min(stages, key=STAGES.index) if stages else redo
+    contradicted = _first_contradicted(old, new)
+    undone = contradicted or redo
     check(run, undone)
-    if stages:
+    if contradicted and redo is None and not consent:
         lost = [stage for stage in STAGES[STAGES.index(undone) :] if stage in _COSTLY and run.begun(stage)]
-        if lost and redo is None and not consent:
-            listed = ", ".join(f"{name} is {was}, not {wanted}" for name, (was, wanted) in differences.items())
+        if lost:
             also = ", and to lose what was trained under its FMCE-Net," if run.finetune.exists() else ""
-            raise InputError(
-                f"{path} was made with another configuration: {listed}. Give --force to redo {' and '.join(lost)} "
-                f"there{also} or name another folder."
-            )
+            raise _made_otherwise(path, old, new, remedy.format(lost=" and ".join(lost) + also))
     if undone is not None:
-        for module in [None] if stages else modules or [None]:
+        for module in [None] if contradicted else modules or [None]:
             run.view(module).undo(undone)
-    if differences:
+    if old != new:
         files.write_text(saved_file, to_yaml(new))
     return run
 
@@ -200,6 +193,38 @@ def peek_run(path: Path, flags: Mapping[str, Any], config_file: Path | None = No
     saved_file = path / "config.yaml"
     wanted = _saved_and_wanted(saved_file, asked)[1] if saved_file.exists() else resolve(*asked)
     return RunFolder(path, wanted)
+
+
+def peek_unchanged(path: Path, flags: Mapping[str, Any], config_file: Path | None = None) -> RunFolder:
+    """The same, but InputError when the folder holds results that another configuration made."""
+    run = peek_run(path, flags, config_file)
+    if run.config_yaml.exists():
+        old = peek_run(path, {}).config
+        contradicted = _first_contradicted(old, run.config)
+        if contradicted and any(run.begun(stage) for stage in STAGES[STAGES.index(contradicted) :]):
+            raise _made_otherwise(path, old, run.config, "Name a folder that is not there yet.")
+    return run
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() and path.is_dir():  # to a larger disk, say: the link stays
+        for content in path.iterdir():
+            _remove(content)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _first_contradicted(old: Config, new: Config) -> str | None:
+    """The first stage whose results are others under another configuration."""
+    settings = [FIELDS[name].metadata for name in old.differences(new)]
+    return min((each["stage"] for each in settings if not each["free"]), key=STAGES.index, default=None)
+
+
+def _made_otherwise(path: Path, old: Config, new: Config, remedy: str) -> InputError:
+    listed = ", ".join(f"{name} is {was}, not {wanted}" for name, (was, wanted) in old.differences(new).items())
+    return InputError(f"{path} was made with another configuration: {listed}. {remedy}")
 
 
 def _saved_and_wanted(saved_file: Path, asked: list[Mapping[str, Any]]) -> tuple[Config, Config]:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, what goes where, and what errors say."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from fmcefast.errors import InputError
 
 
 @pytest.fixture
@@ -152,6 +155,41 @@ def test_a_run_folder_is_for_one_process(fmcefast, tmp_path):
     with FolderLock(tmp_path / "r"):
         code, out, err = fmcefast("train", "r", "--force")
     assert code == 1 and out == "" and "Another fmcefast is at work in r" in err
+
+
+def files_of(run):
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["train", "--backbone", "shufflenet"], "Unknown backbone 'shufflenet'"),
+        (["run", "--backbone", "vit_b_16"], "no feature map to evaluate"),
+        (["run", "--data", "folder:typo"], "There is no folder"),
+        (["train", "--subset", "5"], "does not fit digits"),
+        (["extract"], "the images are gone"),
+        (["extract", "--fp32"], "the images are gone"),
+        (["fit", "--store", "recompute"], "the images are gone"),
+    ],
+)
+def test_nothing_is_removed_for_what_cannot_be_made_again(fmcefast, run, monkeypatch, words, complaint):
+    def gone(*arguments, **settings):
+        raise InputError("the images are gone")
+
+    monkeypatch.setattr("fmcefast.stages.images.load_source", gone)
+    before = files_of(run)
+    code, _, err = fmcefast(words[0], run.path, *words[1:], "--force")
+    assert code == 2 and complaint in err
+    assert files_of(run) == before
+
+
+def test_a_fit_without_maps_removes_nothing(fmcefast, run):
+    shutil.rmtree(run.features)
+    before = files_of(run)
+    code, _, err = fmcefast("fit", run.path, "--force")
+    assert code == 2 and "no whole feature store" in err
+    assert files_of(run) == before
 
 
 def test_debug_shows_the_traceback(fmcefast):

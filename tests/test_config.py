@@ -24,6 +24,20 @@ def test_yaml_numbers_as_people_write_them(tmp_path):
     assert (config.mu, config.batch_size) == (1e-4, 32)
 
 
+def test_off_is_a_word(tmp_path):
+    (tmp_path / "c.yaml").write_text("amp: off\n")  # YAML 1.1 reads it as false
+    assert resolve(read_yaml(tmp_path / "c.yaml")).amp == "off"
+
+
+def test_paths_lead_to_the_same_place_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert resolve({}).data_root == str(tmp_path / "data")
+    for given, whole in [("photos", f"{tmp_path}/photos"), ("~/photos", "/home/me/photos"), ("/a/b:c", "/a/b:c")]:
+        config = resolve({"data": f"folder:{given}", "data_root": given})
+        assert (config.data, config.data_root) == (f"folder:{whole}", whole)
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "!!python/object/apply:os.system ['true']", "just words"])
 def test_unusable_yaml_is_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
@@ -56,6 +70,8 @@ def test_an_empty_file_changes_nothing_and_a_missing_one_is_an_error(tmp_path):
         ({"alpha": 1.5}, "alpha must lie between 0 and 1"),
         ({"alpha": 1, "smoothing": "ema"}, "alpha must lie between 0 and 1"),
         ({"seed": 2**32}, "at most"),
+        ({"data_root": None}, "takes str values, not None"),
+        ({"amp": True}, "takes str values, not True"),
         ({"data": "minst"}, "Did you mean 'mnist'"),
         ({"data": "digits:x"}, "Unknown data set"),
         ({"data": "folder:"}, "folder:PATH"),
@@ -75,7 +91,7 @@ def test_every_preset_resolves():
     from fmcefast.data.recipes import recipe_of
 
     for name in PRESETS:
-        data = "folder:a/b" if name == "folder" else name
+        data = "folder:/a/b" if name == "folder" else name
         config = resolve({"data": data})
         assert yaml.safe_load(to_yaml(config))["data"] == data
         assert recipe_of(name).mean

@@ -1,8 +1,10 @@
+import shutil
+
 import pytest
 
 from fmcefast.config import STAGES
 from fmcefast.errors import InputError
-from fmcefast.run_folder import newest_run, open_run
+from fmcefast.run_folder import newest_run, open_run, peek_unchanged
 
 
 @pytest.fixture
@@ -53,6 +55,27 @@ def test_another_configuration_needs_force(finished, change, lost, kept):
     changed = open_run(finished.path, change, redo="fit")
     assert left(changed) == kept
     assert getattr(open_run(finished.path, {}).config, name) == value
+
+
+def test_a_link_to_another_disk_stays(finished, tmp_path):
+    elsewhere = tmp_path / "large"
+    shutil.move(finished.features, elsewhere)
+    finished.features.symlink_to(elsewhere)
+    (elsewhere / "shards").mkdir()
+    open_run(finished.path, {}, redo="extract")
+    assert finished.features.is_symlink() and elsewhere.is_dir() and not list(elsewhere.iterdir())
+
+
+def test_peeking_at_results_of_another_configuration_is_refused(finished):
+    assert peek_unchanged(finished.path, {"store": "memory"}).config.store == "memory"
+    before = sorted(finished.path.rglob("*"))
+    for name, value in {"backbone": "resnet18", "mu": 1e-3, "fmce_epochs": 2}.items():
+        with pytest.raises(InputError, match=rf"{name} is .*, not {value}. Name a folder that is not there yet"):
+            peek_unchanged(finished.path, {name: value})
+    assert sorted(finished.path.rglob("*")) == before
+    shutil.rmtree(finished.path / "features")
+    finished.undo("train")
+    assert peek_unchanged(finished.path, {"backbone": "resnet18"}).config.backbone == "resnet18"
 
 
 def test_a_check_that_raises_prevents_every_change(finished):

@@ -61,14 +61,27 @@ def _open(
             for module in modules:
                 run.view(module)
             ModuleMaps(run.config.backbone, 2, modules).feature_shapes(run.config.image_size)
-        if undone == "markers" and run.begun("train"):
-            from fmcefast.stages.markers import check_markers
-
-            check_markers(run, may_train=create)
         if create and not run.begun("train"):
             from fmcefast.models.networks import check_backbone
 
             check_backbone(run.config.backbone)
+        elif undone == "train":
+            from fmcefast.stages.train import check_train
+
+            check_train(run)
+        elif undone == "markers":
+            from fmcefast.stages.markers import check_markers
+
+            check_markers(run, may_train=create)
+        elif undone == "extract":
+            from fmcefast.stages.images import open_source
+
+            open_source(run)
+        elif undone == "fit" and not create:
+            from fmcefast.stages.maps import check_maps
+
+            for view in map(run.view, modules or [None]):
+                check_maps(view)
 
     ranks = current_ranks()
     command = click.get_current_context().info_name
@@ -89,14 +102,10 @@ def _open(
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The settings among a verb's options that were given on the command line; paths as seen from here."""
+    """The settings among a verb's options that were given on the command line."""
     given = {name: value for name, value in options.items() if name in FIELDS and value is not None}
     if options.get("fp16") is not None:
         given["dtype"] = "float16" if options["fp16"] else "float32"
-    if "data_root" in given:
-        given["data_root"] = str(Path(given["data_root"]).resolve())
-    if given.get("data", "").startswith("folder:") and given["data"] != "folder:":
-        given["data"] = f"folder:{Path(given['data'].removeprefix('folder:')).resolve()}"
     return given
 
 

@@ -12,7 +12,7 @@ from fmcefast.cli.running import finish, folder_of_data, given, perform, print_j
 from fmcefast.config import RECORDED, STAGES
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.progress import Progress
-from fmcefast.run_folder import newest_run, peek_run
+from fmcefast.run_folder import newest_run, peek_run, peek_unchanged
 
 
 @click.command()
@@ -29,14 +29,13 @@ def plan(run: Path | None, **options: Any) -> int:
     """
     if run is None and options["data"] is None and not options["config_file"]:
         run = newest_run()
-    folder = peek_run(run or folder_of_data(options), given(options), options["config_file"])
+    folder = peek_unchanged(run or folder_of_data(options), given(options), options["config_file"])
     from fmcefast.models.networks import check_backbone
     from fmcefast.stages.plan import plan
 
     if folder.config.data != RECORDED:  # whose backbone may have any name
         check_backbone(folder.config.backbone)
-    finish(folder, perform(plan, folder, Progress(quiet=options["quiet"])), options["as_json"])
-    return 0
+    return finish(folder, perform(plan, folder, Progress(quiet=options["quiet"])), options["as_json"])
 
 
 @click.command()

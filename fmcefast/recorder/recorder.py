@@ -26,6 +26,7 @@ from fmcefast.stages.markers import load_markers, require_markers
 from fmcefast.stages.markers import markers as find_and_write
 from fmcefast.stages.train import has_converged
 
+_REMEDY = "Record into another folder, or remove what is in the way: features/, fmce_net.safetensors and fit.json."
 _SETTINGS = tuple(name for name, field in FIELDS.items() if field.metadata["stage"] != "train")
 
 
@@ -62,7 +63,7 @@ class ConvergenceRecorder:
         with ExitStack() as stack:
             if known:
                 stack.enter_context(_lock(path))
-            self.run: RunFolder = open_run(path, wanted, create=True)
+            self.run: RunFolder = open_run(path, wanted, create=True, remedy=_REMEDY)
             if not known:
                 stack.enter_context(_lock(path))
             self._epochs = read_epochs(self.run.losses_csv)

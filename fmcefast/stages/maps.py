@@ -69,15 +69,10 @@ def open_maps(
 
     Raises InputError when they are neither stored nor to be made.
     """
+    check_maps(run)
     store, why = choose_store(run, device)
     if read_once and store == "memory":
         store, why = "disk", "the maps are read once"
-    if store != "recompute" and not is_extracted(run):
-        of = f" --module {run.module}" if run.module else ""
-        raise InputError(
-            f"{run} has no whole feature store{of and f' of {run.module}'}. Make it: fmcefast extract {run}{of}; or do "
-            f"without: fmcefast fit {run}{of} --store recompute"
-        )
     if store == "recompute":
         recomputed = _recomputed(run, device, dtype)
         once = not read_once and recomputes_once(run, recomputed.samples, device)
@@ -87,6 +82,18 @@ def open_maps(
     progress.line(f"fit: --store {store}, {why}")
     dataset = FeatureMapDataset(run.features, pin_memory=device.type == "cuda")
     return MapsInMemory(dataset, getattr(torch, dataset.manifest.dtype), device) if store == "memory" else dataset
+
+
+def check_maps(run: RunFolder) -> None:
+    """Raise InputError when the maps are neither stored nor to be made again."""
+    if recomputes_maps(run):
+        open_source(run)
+    elif not is_extracted(run):
+        of = f" --module {run.module}" if run.module else ""
+        raise InputError(
+            f"{run} has no whole feature store{of and f' of {run.module}'}. Make it: fmcefast extract {run}{of}; or do "
+            f"without: fmcefast fit {run}{of} --store recompute"
+        )
 
 
 def recomputes_maps(run: RunFolder) -> bool:

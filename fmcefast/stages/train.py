@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from fmcefast.config import RECORDED, Config
 from fmcefast.convergence import cqi
 from fmcefast.data.image_set import Source
+from fmcefast.data.sources import load_source
 from fmcefast.data.split import read_split
 from fmcefast.device import describe, pick_device
 from fmcefast.errors import FmcefastError
 from fmcefast.losses_csv import Epoch, Row, read_epochs, write_epochs
+from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Progress, format_seconds
 from fmcefast.ranks import current_ranks
 from fmcefast.run_folder import RunFolder
@@ -74,6 +76,13 @@ def train(run: RunFolder, progress: Progress) -> TrainResult:
     )
     ranks.barrier()
     return _result(run, epochs)
+
+
+def check_train(run: RunFolder) -> None:
+    """Raise InputError when a training anew would find no images, or no feature maps in the backbone."""
+    config = run.config
+    load_source(config.data, config.data_root, config.subset, skip_bad=config.on_bad_image == "skip")
+    make_backbone(config.backbone, 2).feature_shape(config.image_size)
 
 
 def train_epochs(

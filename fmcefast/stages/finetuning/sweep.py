@@ -18,6 +18,7 @@ from fmcefast.stages.finetuning.local_engine import train_locally
 from fmcefast.stages.finetuning.ray_engine import train_on_ray
 from fmcefast.stages.finetuning.table import RafRow, by_raf, compare
 from fmcefast.stages.fit import fit
+from fmcefast.stages.images import open_source
 from fmcefast.stages.maps import recomputes_maps
 from fmcefast.stages.markers import markers, require_markers
 from fmcefast.stages.train import train
@@ -102,6 +103,8 @@ def sweep(
     for cell in finished_cells(run):
         if not force:
             cell.rows()  # one that is damaged shows here
+    if force or not all(cell.finished for cell in cells):
+        open_source(run)  # images that are gone show here
     for cell in cells:
         load_net(cell)
         with cell.locked():
