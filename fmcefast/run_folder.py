@@ -58,6 +58,11 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def argument(self) -> str:
+        """How a verb is told of this view."""
+        return f"{self.path} --module {self.module}" if self.module else str(self.path)
+
     def view(self, module: str | None) -> "RunFolder":
         """The same run, of one of its modules. Raises InputError for what cannot be a module's name."""
         if module is not None and not _MODULE.fullmatch(module):
@@ -130,9 +135,15 @@ class RunFolder:
         files.write_text(self.history_jsonl, "".join(json.dumps(entry) + "\n" for entry in entries))
 
     def history(self) -> list[dict[str, Any]]:
+        """The lines of history.jsonl. Raises InputError when it is damaged."""
         if not self.history_jsonl.exists():
             return []
-        return [json.loads(line) for line in self.history_jsonl.read_text(encoding="utf-8").splitlines()]
+        try:
+            return [json.loads(line) for line in self.history_jsonl.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise InputError(
+                f"{self.history_jsonl} is damaged: {error}. It only says what ran, when and for how long: remove it."
+            ) from error
 
 
 def open_run(

@@ -262,11 +262,12 @@ def test_verify_reads_every_file(finished, tmp_path):
     weights = tmp_path / "run" / "weights" / "epoch-0003.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     (tmp_path / "run" / "features" / "score-01-000.npy").unlink()
-    (tmp_path / "run" / "fit.json").write_text("{")
+    for name in ("fit.json", "history.jsonl"):
+        (tmp_path / "run" / name).write_text("{")
     found = json.loads(fmcefast("verify", "run", "--json", cwd=tmp_path, code=1).stdout)
-    for name in ("epoch-0003.safetensors", "score-01-000.npy", "fit.json"):
+    for name in ("epoch-0003.safetensors", "score-01-000.npy", "fit.json", "history.jsonl"):
         assert sum(name in problem for problem in found["problems"]) == 1
-    assert len(found["problems"]) == 3
+    assert len(found["problems"]) == 4
 
 
 def test_plan_measures_and_makes_nothing(finished, tmp_path):

@@ -17,7 +17,7 @@ from fmcefast.kernels.fmce_head.head import Head
 from fmcefast.kernels.fmce_head.torch_stage import TorchStage, first_maximum
 from fmcefast.kernels.fmce_head.triton_stage import TritonStage
 from fmcefast.models import fused_loss
-from fmcefast.models.fused_loss import FEW_MAPS, FusedHead, fmcs, kind_of
+from fmcefast.models.fused_loss import FEW_MAPS, FusedHead, Kind, fmcs
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 IMPLS = [("torch", "cpu"), *(pytest.param(impl, "cuda", marks=pytest.mark.gpu) for impl in ("torch", "triton"))]
@@ -141,7 +141,8 @@ def along_the_route(net, routes, maps):
 def errors(net, impl, maps, few=False):
     """Of the loss, of the gradient, and of the gradient given the same route, as computed of few maps or of many."""
     fused = FusedFMCSLoss(net, impl)
-    head = fused._head._heads[kind_of(maps)] = fused._head._make(maps.device, maps.dtype, few)
+    kind = Kind.of(maps)
+    head = fused._head._heads[kind] = fused._head._make(kind._replace(few=few))
     routes = recorded_routes(head)
     loss, gradient = value_and_gradient(fused, maps)
     wanted_loss, wanted = plain(net, maps)
@@ -240,7 +241,7 @@ def test_of_equal_values_the_first_gets_the_gradient():
     def stage(weight, bias, height, width):
         return TorchStage(weight, bias, height, width, tile=2, dtype=torch.float64, device=torch.device("cpu"))
 
-    fused._head._heads[kind_of(maps)] = Head(fused._head._weights, torch.float64, maps.device, stage)
+    fused._head._heads[Kind.of(maps)] = Head(fused._head._weights, torch.float64, maps.device, stage)
     loss, gradient = value_and_gradient(fused, maps)
     wanted_loss, wanted = plain(net, maps)
     assert relative(loss, wanted_loss) <= 1e-12 and relative(gradient, wanted) <= 1e-12
@@ -444,6 +445,34 @@ def test_pytorch_computes_where_triton_cannot(monkeypatch):
     assert relative(found.detach(), plain(net, maps)[0]) <= 1e-2
     with pytest.raises(RuntimeError, match="no C compiler"):
         FusedFMCSLoss(net, impl="triton")(maps)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_changes_nothing(default, dtype):
+    net = make_net(16, 4, phases=3)
+    maps = make_maps(net, 3, dtype)
+    wanted = value_and_gradient(FusedFMCSLoss(net), maps)
+    fused = FusedFMCSLoss(net)
+    torch.set_default_dtype(default)
+    try:
+        found = value_and_gradient(fused, maps)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
+def test_float32_that_is_multiplied_in_less_gets_tiles_that_bear_it():
+    net = make_net(16, 7, phases=3)
+    fused, maps = FusedFMCSLoss(net), make_maps(net, FEW_MAPS, torch.float32)
+    fused(maps)
+    torch.backends.fp32_precision = "tf32"  # as transformers' tf32=True
+    try:
+        found = value_and_gradient(fused, maps)
+    finally:
+        torch.backends.fp32_precision = "none"
+    assert [head.first.filters.shape[0] for head in fused._head._heads.values()] == [64, 16]
+    assert all(relative(*pair) <= 1e-2 for pair in zip(found, plain(net, maps), strict=True))
 
 
 def test_what_computes_and_why_is_logged_once(caplog):

@@ -16,7 +16,7 @@ from fmcefast.models.modules import ModuleMaps
 from fmcefast.models.networks import make_network
 from fmcefast.progress import Progress
 from fmcefast.stages.extract import extract, extract_modules
-from fmcefast.stages.fit import fit
+from fmcefast.stages.fit import fit, load_fit
 
 NAME = "shufflenet_v2_x0_5"
 
@@ -175,3 +175,14 @@ def test_bad_modules_are_refused(run, fmcefast):
     assert code == 2 and "has no FMCE-Net of stage2" in err and "--module stage2" in err
     code, _, err = fmcefast("score", run.path, "--module", "stage2", "--reference", "--model", run.fmce_net)
     assert code == 2 and "takes feature maps of 1024x1x1" in err and "stage2" in err
+
+
+def test_advice_about_a_module_leaves_the_others_alone(run):
+    view = run.view("stage2")
+    extract_modules(run, Progress(quiet=True), ["stage2"])
+    view.fit_json.write_text("{")
+    with pytest.raises(InputError, match=rf"again: fmcefast fit {run.path} --module stage2 --force$"):
+        load_fit(view)
+    (view.features / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=rf"in a run: fmcefast extract {run.path} --module stage2 --force\)"):
+        FeatureMapDataset(view.features)

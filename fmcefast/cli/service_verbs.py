@@ -44,7 +44,8 @@ def plan(run: Path | None, **options: Any) -> int:
 @click.option("--quiet", "-q", is_flag=True, help="No progress on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
 def verify(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
-    """Read every file of a run: are checksums, shapes and tables as they were written? Exit code 1 if not.
+    """Look at every file of a run: are feature maps as they were written, and weights and tables whole? Exit code 1 if
+    not.
 
     \b
     fmcefast verify runs/mnist

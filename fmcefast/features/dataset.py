@@ -11,7 +11,7 @@ from fmcefast.device import free_memory
 from fmcefast.errors import InputError
 from fmcefast.features.buffers import Buffers
 from fmcefast.features.loader import Batches
-from fmcefast.features.manifest import Manifest, read_labels
+from fmcefast.features.manifest import Manifest, extraction, read_labels
 from fmcefast.features.read_ahead import read_ahead
 from fmcefast.features.reader import ShardReader
 
@@ -46,9 +46,7 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
         if not self.manifest.complete:
-            raise InputError(
-                f"The feature store {self.folder} is incomplete. In a run: fmcefast extract {self.folder.parent}"
-            )
+            raise InputError(f"The feature store {self.folder} is incomplete. In a run: {extraction(self.folder)}")
         self.labels = read_labels(self.folder, self.manifest)
         self._verify, self._threads, self._pin_memory = verify, threads, pin_memory
         self._direct = self.bytes > free_memory(torch.device("cpu")) / 2 if direct is None else direct

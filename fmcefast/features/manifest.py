@@ -158,7 +158,7 @@ class Manifest:
             manifest.check()
         except FileNotFoundError as error:
             raise InputError(
-                f"There is no feature store at {folder} (no {FILE} in it). In a run: fmcefast extract {folder.parent}"
+                f"There is no feature store at {folder} (no {FILE} in it). In a run: {extraction(folder)}"
             ) from error
         except OSError as error:
             raise unreadable(path, error) from error
@@ -237,7 +237,15 @@ def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
 
 def remake(folder: Path) -> str:
     """What to do about a store that cannot be used."""
-    return f"remove {folder} and write it again (in a run: fmcefast extract {folder.parent} --force)"
+    return f"remove {folder} and write it again (in a run: {extraction(folder)} --force)"
+
+
+def extraction(folder: Path) -> str:
+    """The command that makes a store in a run, RUN/features or RUN/modules/NAME/features."""
+    place = folder.parent
+    if place.parent.name == "modules":
+        return f"fmcefast extract {place.parent.parent} --module {place.name}"
+    return f"fmcefast extract {place}"
 
 
 def unreadable(path: Path, error: OSError) -> FmcefastError:

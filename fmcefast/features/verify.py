@@ -7,7 +7,7 @@ import numpy as np
 
 from fmcefast import files
 from fmcefast.errors import FmcefastError
-from fmcefast.features.manifest import FILE, LABELS, Shard, rank_files, read_committed, read_labels
+from fmcefast.features.manifest import FILE, LABELS, Shard, extraction, rank_files, read_committed, read_labels
 from fmcefast.features.reader import ShardReader
 from fmcefast.features.shards import row_checksums_path
 
@@ -32,8 +32,7 @@ def verify_store(folder: Path, advance: Callable[[int], None] = lambda size: Non
     total = manifest.samples * len(manifest.phases)
     if not manifest.complete:
         problems.append(
-            f"{folder} is incomplete: {manifest.rows:,} of {total:,} feature maps. In a run: fmcefast extract "
-            f"{folder.parent}"
+            f"{folder} is incomplete: {manifest.rows:,} of {total:,} feature maps. In a run: {extraction(folder)}"
         )
     for shard in manifest.shards:
         try:

@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,17 +19,32 @@ from fmcefast.models.fmce_net import FMCENet
 
 # -log q_K (N,), and where a gradient is wanted slopes (N,) and directions (H * W, N, C): see kernels.fmce_head.head.
 Result = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-Kind = tuple[torch.device, torch.dtype, bool]  # whether the maps are few
 
 # How far loss and gradient may be from the plain ones: near ties of the max pooling may go another way.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.05, torch.bfloat16: 0.5, torch.float16: 0.5}
 _CHECKED_MAPS = 32
-# On a CPU fewer maps are done before the filters of large tiles are read.
-FEW_MAPS = 16
+FEW_MAPS = 16  # on a CPU fewer are done before the filters of large tiles are read
 
 _log = logging.getLogger("fmcefast")
 _numbers = itertools.count()
 _by_number: weakref.WeakValueDictionary[int, "FusedHead"] = weakref.WeakValueDictionary()
+
+
+class Kind(NamedTuple):
+    """What decides how maps are computed; few: on a CPU; whole_float32: no product of float32 is made in less."""
+
+    device: torch.device
+    dtype: torch.dtype
+    few: bool
+    whole_float32: bool
+
+    @classmethod
+    def of(cls, maps: torch.Tensor) -> "Kind":
+        if maps.dtype == torch.float64:
+            return cls(maps.device, maps.dtype, few=False, whole_float32=True)
+        few = maps.device.type == "cpu" and len(maps) < FEW_MAPS
+        backend = torch.backends.cuda if maps.is_cuda else torch.backends.mkldnn
+        return cls(maps.device, maps.dtype, few, backend.matmul.fp32_precision in ("none", "ieee"))
 
 
 class FusedHead:
@@ -52,11 +67,11 @@ class FusedHead:
         return FusedHead, (self._net, self._plain, self._impl)
 
     def __call__(self, maps: torch.Tensor, differentiable: bool) -> Result:
-        kind = kind_of(maps)
+        kind = Kind.of(maps)
         # Triton launches on the current device.
         with torch.cuda.device_of(maps), torch.autocast(maps.device.type, enabled=False):
             if kind not in self._heads:
-                self._heads[kind] = self._make(*kind)
+                self._heads[kind] = self._make(kind)
                 self._unchecked.add(kind)
                 if maps.is_cuda and not _is_captured(maps):
                     torch.cuda.current_stream().synchronize()  # other streams may use it next
@@ -65,15 +80,16 @@ class FusedHead:
                 found = self._checked(kind, maps, found)
         return found
 
-    def _make(self, device: torch.device, dtype: torch.dtype, few: bool) -> Head:
+    def _make(self, kind: Kind) -> Head:
+        device, dtype = kind.device, kind.dtype
         hindrance = _hindrance_to_triton(self._weights, device, dtype, interpret=self._impl == "triton")
         if self._impl == "triton" and hindrance:
             raise InputError(f"impl='triton' does not take these maps: {hindrance}. Use impl='auto'.")
         if self._impl == "torch" or hindrance:
             why = hindrance or "impl='torch'"
-            which = f"fewer than {FEW_MAPS} {dtype}" if few else dtype
+            which = f"fewer than {FEW_MAPS} {dtype}" if kind.few else dtype
             _log.info("FusedFMCSLoss, %s maps on %s: Winograd's algebra in PyTorch (%s)", which, device, why)
-            return _torch_head(self._weights, device, dtype, few)
+            return _torch_head(self._weights, kind)
         try:
             from fmcefast.kernels.fmce_head import triton_stage
 
@@ -89,7 +105,7 @@ class FusedHead:
                 RuntimeWarning,
                 stacklevel=2,
             )
-            return _torch_head(self._weights, device, dtype, few)
+            return _torch_head(self._weights, kind)
         _log.info("FusedFMCSLoss, %s maps on %s: Triton kernels", dtype, device)
         return head
 
@@ -100,7 +116,7 @@ class FusedHead:
         if difference is None:
             return found  # the next batch will tell
         self._unchecked.discard(kind)
-        if difference <= _tolerance(maps.dtype):
+        if difference <= TOLERANCE[maps.dtype if kind.whole_float32 else torch.float16]:
             return found
         warnings.warn(
             f"FusedFMCSLoss differs from FMCSLoss by {difference:.0%} for {maps.dtype} maps on {maps.device}; FMCSLoss "
@@ -192,16 +208,12 @@ def _weights_of(fmce_net: FMCENet) -> HeadWeights:
     return HeadWeights(*fmce_net.settings["spatial"], reduce, affine[-2], affine[-1], classifier)
 
 
-def kind_of(maps: torch.Tensor) -> Kind:
-    few = maps.device.type == "cpu" and maps.dtype != torch.float64 and len(maps) < FEW_MAPS
-    return maps.device, maps.dtype, few
-
-
-def _torch_head(weights: HeadWeights, device: torch.device, dtype: torch.dtype, few: bool) -> Head:
+def _torch_head(weights: HeadWeights, kind: Kind) -> Head:
+    device, dtype = kind.device, kind.dtype
     if device.type == "cpu" and dtype != torch.float64:
-        return _cpu_head(weights, dtype, few)
+        return _cpu_head(weights, kind)
     compute, tile = dtype, 6
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+    if dtype == torch.float32 and not kind.whole_float32:
         tile = 2  # large tiles need all of float32
     elif dtype in (torch.float16, torch.bfloat16):
         compute, tile = torch.float16, 2  # as quick as bfloat16, and rounds less
@@ -212,19 +224,19 @@ def _torch_head(weights: HeadWeights, device: torch.device, dtype: torch.dtype, 
     return Head(weights, compute, device, stage)
 
 
-def _cpu_head(weights: HeadWeights, dtype: torch.dtype, few: bool) -> Head:
+def _cpu_head(weights: HeadWeights, kind: Kind) -> Head:
     # Without AMX bfloat16 is not so much faster that larger tiles, which need float32, would not cost less.
-    half = dtype == torch.bfloat16 and has_amx()
-    exact = not half and torch.get_float32_matmul_precision() == "highest"
-    products, tile = torch.bfloat16 if half else torch.float32, 6 if exact and not few else 2
+    half = kind.dtype == torch.bfloat16 and has_amx()
+    products = torch.bfloat16 if half else torch.float32
+    tile = 2 if half or kind.few or not kind.whole_float32 else 6
 
     def stage(weight: torch.Tensor, bias: torch.Tensor, height: int, width: int) -> CPUStage:
         return CPUStage(weight, bias, height, width, tile=tile, dtype=products)
 
-    if dtype != torch.bfloat16:
-        return Head(weights, torch.float32, torch.device("cpu"), stage)
+    if kind.dtype != torch.bfloat16:
+        return Head(weights, torch.float32, kind.device, stage)
     # Nothing is gained by a reduction in float32, the plain product that it is.
-    return Head(weights, torch.float32, torch.device("cpu"), stage, score_with_slope, reduce_dtype=torch.bfloat16)
+    return Head(weights, torch.float32, kind.device, stage, score_with_slope, reduce_dtype=torch.bfloat16)
 
 
 def _hindrance_to_triton(weights: HeadWeights, device: torch.device, dtype: torch.dtype, interpret: bool) -> str:
@@ -266,9 +278,3 @@ def _difference(found: Result, expected: Result) -> float | None:
     gradient = (directions * slopes[:, None] - wanted).norm() / size
     loss = (losses.double().mean() - plain_losses.mean()).abs() / (plain_losses.mean() + 1e-4)
     return torch.stack([gradient, loss]).nan_to_num(nan=float("inf")).max().item()
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        return TOLERANCE[torch.float16]  # float32 is multiplied in a shorter type then
-    return TOLERANCE[dtype]

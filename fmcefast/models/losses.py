@@ -44,7 +44,8 @@ class FusedFMCSLoss(nn.Module):
 
     impl: "triton" computes fp16 and bf16 maps of 4x4 or more on an NVIDIA GPU, "torch" any; "auto" takes the first
     where it can, and tells the logger `fmcefast` which and why. The weights are copied when the loss is made, and then
-    moved, cast and transformed once for each device and dtype of maps. They are not in `state_dict` or `parameters`.
+    moved, cast and transformed once for each device and dtype of maps, on a CPU for batches of less than 16 maps in
+    another way than for larger ones. They are not in `state_dict` or `parameters`.
 
     The gradient is computed with the loss; only it is kept for the backward pass. There is no second derivative. Works
     under autocast, torch.compile (fullgraph), DDP and CUDA graphs, before which it must be called once with maps that

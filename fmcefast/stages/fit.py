@@ -181,10 +181,11 @@ def load_fit(run: RunFolder) -> FitResult:
     try:
         return FitResult(**json.loads(run.fit_json.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        flag = f" --module {run.module}" if run.module else ""
-        raise InputError(f"{run} has no FMCE-Net yet. Make one: fmcefast fit {run}{flag}") from error
+        raise InputError(f"{run} has no FMCE-Net yet. Make one: fmcefast fit {run.argument}") from error
     except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"{run.fit_json} is damaged: {error}. Make it again: fmcefast fit {run} --force") from error
+        raise InputError(
+            f"{run.fit_json} is damaged: {error}. Make it again: fmcefast fit {run.argument} --force"
+        ) from error
 
 
 def _to_device(maps: torch.Tensor, targets: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

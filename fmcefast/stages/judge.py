@@ -42,8 +42,8 @@ def expected_scores(probabilities: np.ndarray) -> np.ndarray:
 def load_fmce_net(run: RunFolder) -> FMCENet:
     """The FMCE-Net of a run and module. Raises InputError when it is missing or damaged."""
     if not run.fmce_net.exists():
-        of, flag = (f" of {run.module}", f" --module {run.module}") if run.module else ("", "")
-        raise InputError(f"{run} has no FMCE-Net{of} yet. Make one: fmcefast fit {run}{flag}")
+        of = f" of {run.module}" if run.module else ""
+        raise InputError(f"{run} has no FMCE-Net{of} yet. Make one: fmcefast fit {run.argument}")
     return FMCENet.from_pretrained(run.fmce_net)
 
 

@@ -89,10 +89,10 @@ def check_maps(run: RunFolder) -> None:
     if recomputes_maps(run):
         open_source(run)
     elif not is_extracted(run):
-        of = f" --module {run.module}" if run.module else ""
+        of = f" of {run.module}" if run.module else ""
         raise InputError(
-            f"{run} has no whole feature store{of and f' of {run.module}'}. Make it: fmcefast extract {run}{of}; or do "
-            f"without: fmcefast fit {run}{of} --store recompute"
+            f"{run} has no whole feature store{of}. Make it: fmcefast extract {run.argument}; or do without: fmcefast "
+            f"fit {run.argument} --store recompute"
         )
 
 

@@ -73,7 +73,7 @@ def load_other_runs(run: RunFolder) -> list[OtherRun]:
         return [OtherRun(**{**each, "metrics": FitResult(**each["metrics"])}) for each in content]
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise InputError(
-            f"{run.test_runs_json} is damaged: {error}. Make it again: fmcefast fit {run} --test-run OTHER"
+            f"{run.test_runs_json} is damaged: {error}. Make it again: fmcefast fit {run.argument} --test-run OTHER"
         ) from error
 
 

@@ -149,7 +149,7 @@ def load_score(run: RunFolder) -> ScoreResult:
         return ScoreResult(**{**content, **scores})
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise InputError(
-            f"{run.score_json} is missing or damaged: {error}. Make it again: fmcefast score {run} --reference"
+            f"{run.score_json} is missing or damaged: {error}. Make it again: fmcefast score {run.argument} --reference"
         ) from error
 
 

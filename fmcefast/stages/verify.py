@@ -1,6 +1,5 @@
 """The integrity of every file of a run."""
 
-import json
 from dataclasses import dataclass
 
 from safetensors import SafetensorError, safe_open
@@ -39,8 +38,9 @@ class VerifyResult:
 
 
 def verify(run: RunFolder, progress: Progress) -> VerifyResult:
-    """Read every file of a run: tables and JSON are parsed, weights must be whole safetensors files, and feature maps
-    must fit their checksums. What is not there yet is not missed, but for weights of epochs that losses.csv names."""
+    """Look at what the stages of a run left: tables and JSON are parsed, weights must be whole safetensors files, and
+    feature maps must fit their checksums. What is not there yet is not missed, but for weights of epochs in losses.csv.
+    """
     problems = []
     looked_at = [path for path in run.path.rglob("*") if path.is_file()]
 
@@ -72,6 +72,7 @@ def verify(run: RunFolder, progress: Progress) -> VerifyResult:
             size = sum(path.stat().st_size for path in view.features.glob("*.npy"))
             with progress.task("verify", total=size, unit="bytes") as task:
                 problems += verify_store(view.features, task.advance)
+    attempt(run.history)
     for cell in attempt(finished_cells, run) or []:
         attempt(cell.rows)
         attempt(_read_safetensors, cell.place.weights_of(cell.epochs))
@@ -86,10 +87,9 @@ def verify(run: RunFolder, progress: Progress) -> VerifyResult:
 
 
 def _read_safetensors(path) -> None:
-    """Raise FmcefastError unless every tensor of the file can be read."""
+    """Raise FmcefastError unless all that the file's header names is there; the values have no checksum."""
     try:
-        with safe_open(path, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                tensors.get_slice(name).get_shape()
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
         raise FmcefastError(f"{path} is missing or damaged: {error}") from error

@@ -48,7 +48,7 @@ class CPUStage:
         )
         products = self._scratch.take("products", self._shape(samples, outputs))
         torch.bmm(entered, self.filters, out=products)
-        pooled = torch.empty(prod(self.pooled_size), samples, outputs)
+        pooled = torch.empty(prod(self.pooled_size), samples, outputs, dtype=torch.float32, device="cpu")
         route = torch.empty_like(pooled, dtype=torch.uint8)
         self.transforms.leave(
             self._array_of_products(products),
@@ -72,7 +72,8 @@ class CPUStage:
         )
         entered = self._scratch.take("entered", self._shape(samples, channels))
         torch.bmm(products, self.transposed, out=entered)
-        result = torch.empty(maps.shape, dtype=torch.bfloat16 if maps.dtype == torch.bfloat16 else torch.float32)
+        dtype = torch.bfloat16 if maps.dtype == torch.bfloat16 else torch.float32
+        result = torch.empty(maps.shape, dtype=dtype, device="cpu")
         self.transforms.enter_adjoint(
             self._array_of_products(entered),
             _array(maps, self.size) if rectify else None,
@@ -105,7 +106,7 @@ class _Scratch(threading.local):
         memory = self._memory.get(name)
         if memory is None or len(memory) < size:
             with torch.inference_mode(False):
-                memory = self._memory[name] = torch.empty(size, dtype=self._dtype)
+                memory = self._memory[name] = torch.empty(size, dtype=self._dtype, device="cpu")
         return memory[:size].view(shape)
 
 
