@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fmcefast import FeatureMapDataset, FMCENet
 from fmcefast.data.sources import load_source
@@ -251,6 +252,12 @@ def test_processes_of_torchrun_extract_the_same_store(finished, tmp_path):
     assert json.loads(done.stdout)["samples"] == 100
     for path in (finished[0] / "features").iterdir():
         assert (tmp_path / "run" / "features" / path.name).read_bytes() == path.read_bytes()
+    for path in (tmp_path / "run" / "weights").iterdir():
+        weights = load_file(path)
+        weights["conv5.1.bias"].fill_(1e6)
+        save_file(weights, path)
+    told = subprocess.run([*torchrun, *words], capture_output=True, text=True, cwd=tmp_path).stderr
+    assert f"extract: {3 * 100 * 1024:,} values were too large for float16" in told
     refused = subprocess.run([*torchrun, "-m", "fmcefast", "fit", "run"], capture_output=True, text=True, cwd=tmp_path)
     assert refused.returncode != 0 and "fmcefast fit runs as one process" in refused.stderr
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from fmcefast import FMCENet
 from fmcefast.errors import InputError
+from fmcefast.models import backbones
 from fmcefast.models.backbones import make_backbone
 
 # One of each family that is built differently.
@@ -94,6 +95,29 @@ def test_unknown_and_unfit_backbones_are_refused():
         make_backbone("resnet5O", 10)
     with pytest.raises(InputError, match="no feature map"):
         make_backbone("vit_b_16", 10)
+    with pytest.raises(InputError, match="classifies before it pools"):
+        make_backbone("squeezenet1_1", 10)
+
+
+class MeanOverTokens(nn.Module):
+    """Pools at its end, and has another mean before."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.classifier = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+
+    def forward(self, images):
+        maps = self.convolution(images)
+        maps = maps - maps.mean(1, keepdim=True)
+        return self.classifier(maps.mean((2, 3)))
+
+
+def test_a_mean_of_one_dimension_is_no_pooling(monkeypatch):
+    network = MeanOverTokens()
+    monkeypatch.setattr(backbones, "make_network", lambda name, classes: network)
+    backbone, images = make_backbone("mine", 2), torch.randn(2, 3, 8, 8)
+    assert backbone.feature_shape(8) == (8, 6, 6)
+    torch.testing.assert_close(backbone(images), network(images))
 
 
 def layers_of(net):

@@ -3,6 +3,7 @@
 The cut is where [FMCE] III puts it: D(x) = F(C(x)), F being the global average pooling and all that follows.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,6 +45,8 @@ class Backbone(nn.Module):
             with torch.inference_mode():
                 # forward itself: a call would have torch.fx print its own traceback first.
                 shape = self.features.forward(image).shape[1:]
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"This backbone cannot take images of {image_size} pixels: {reason}") from error
@@ -117,7 +120,10 @@ def _cut_before_pooling(name: str, model: nn.Module, graph: fx.Graph) -> tuple[f
                 f"The head of the backbone {name!r} needs more than its last feature map; it cannot be cut."
             )
         copies[node] = head.node_copy(node, copies.__getitem__)
-    return fx.GraphModule(model, features), fx.GraphModule(model, head)
+    features, head = fx.GraphModule(model, features), fx.GraphModule(model, head)
+    if not any(True for _ in head.parameters()):
+        raise InputError(f"The backbone {name!r} classifies before it pools, so it has no feature map to evaluate.")
+    return features, head
 
 
 def _is_global_pooling(node: fx.Node, model: nn.Module) -> bool:
@@ -127,7 +133,7 @@ def _is_global_pooling(node: fx.Node, model: nn.Module) -> bool:
         return True
     if node.target in ("mean", torch.mean):
         dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        return dims is not None and sorted(d % 4 for d in dims) == [2, 3]
+        return isinstance(dims, Sequence) and sorted(d % 4 for d in dims) == [2, 3]
     return False
 
 

@@ -120,11 +120,11 @@ def _extract(views: list[RunFolder], progress: Progress) -> list[ExtractResult]:
                 first += len(batch)
                 task.advance(len(batch), note=f"phase {block.score} of {markers.phases} (epoch {epoch})")
                 facts["images_per_second"] = round(task.rate * ranks.size, 1)
-    ranks.barrier()
     for writer in writers:
+        overflowed = int(ranks.sum(torch.tensor(writer.overflowed)))  # by when all have committed
         if ranks.rank == 0:
             writer.merge()
-        _say_flaws(writer, progress)
+        _say_flaws(writer, overflowed, progress)
     return [_result(view) for view in views]
 
 
@@ -178,16 +178,14 @@ def _blocks(spans: list[Span], batch_size: int, images: int) -> Iterator[Span]:
             yield Span(score, first, last - first)
 
 
-def _say_flaws(writer: FeatureMapWriter, progress: Progress) -> None:
+def _say_flaws(writer: FeatureMapWriter, overflowed: int, progress: Progress) -> None:
     if not writer.past_page_cache:
         progress.line(
             f"extract: the file system of {writer.folder} has no direct writes (O_DIRECT); the maps went through the "
             "page cache, which can be slower."
         )
-    if writer.overflowed:
-        progress.line(
-            f"extract: {writer.overflowed:,} values were too large for float16 and became infinite. Use --fp32."
-        )
+    if overflowed:
+        progress.line(f"extract: {overflowed:,} values were too large for float16 and became infinite. Use --fp32.")
 
 
 def _require_room(views: list[RunFolder], images: int) -> None:

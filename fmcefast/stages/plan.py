@@ -91,8 +91,8 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     device = pick_device()
     dtype = amp_type(config.amp, device)
     source = open_source(run, progress)
-    rates = _Rates(run, len(source.classes), device, dtype)
     try:
+        rates = _Rates(run, len(source.classes), device, dtype)
         stages = [
             _plan_train(run, len(source.train), rates),
             _plan_extract(run, len(source.train), rates),
