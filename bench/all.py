@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from fmcefast import files
-from fmcefast.bench.suite import SuiteParser, commit, installed, result_name
+from fmcefast.bench.suite import FMCEFAST, SuiteParser, commit, installed, result_name
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.progress import format_seconds
 
@@ -125,7 +125,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
     ]
     if not on_gpu:
         return [
-            Piece("head", 3),
+            Piece("head", 3, "--batch 4 64"),
             Piece("ral-step", 6, of=backbones[0]),
             Piece("train", 8, jpegs, of=backbones[0]),
             Piece("decode", 10, f"--rounds 3{all_folders}", needs=no_images),
@@ -163,7 +163,7 @@ def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str
         tempfile.TemporaryFile("w+") as said,
     ):
         words = [piece.suite, *shlex.split(piece.words), "--json", "--results", "figures", "--commit", arguments.commit]
-        command = [sys.executable, "-P", "-m", "fmcefast", "bench", *words]
+        command = [*FMCEFAST, "bench", *words]
         process = subprocess.Popen(
             command, cwd=work, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True
         )

@@ -21,7 +21,7 @@ import pyarrow.csv
 
 from fmcefast import find_markers
 from fmcefast.bench.cqi import CORES, decaying_loss, table, threshold
-from fmcefast.bench.suite import SuiteParser, publish, ratios, row, seconds, with_peers
+from fmcefast.bench.suite import FMCEFAST, SuiteParser, publish, ratios, row, seconds, with_peers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,19 +91,7 @@ def csv_rows(losses: np.ndarray, rounds: int) -> list[dict]:
 
 
 def markers(path: Path, mu: float) -> list[str]:
-    return [
-        sys.executable,
-        "-P",
-        "-m",
-        "fmcefast",
-        "markers",
-        str(path),
-        "--mu",
-        repr(mu),
-        "--window",
-        "1000",
-        "--quiet",
-    ]
+    return [*FMCEFAST, "markers", str(path), "--mu", repr(mu), "--window", "1000", "--quiet"]
 
 
 def process_seconds(command: list[str], **environment: str) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from fmcefast.bench.suite import SuiteParser, publish, result_name, row, shown
+from fmcefast.bench.suite import FMCEFAST, SuiteParser, publish, result_name, row, shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         rows = [] if arguments.flags else start_up_rows(folder)
-        command = ["fmcefast", "run", f"runs/{arguments.name}", *arguments.flags]
+        words = ["run", f"runs/{arguments.name}", *arguments.flags]
         began = time.perf_counter()
-        done = subprocess.run([*command, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run([*FMCEFAST, *words, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
         seconds = time.perf_counter() - began
         result, run = json.loads(done.stdout), Path(folder) / "runs" / arguments.name
         check(result)
@@ -47,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for figure in ("convergence", "confusion"):
             target = f"{result_name('pipeline', arguments.name)}-{figure}.png"
             shutil.copy(run / "figures" / f"{figure}.png", arguments.results / target)
-        facts = {"command": shown(command), "markers": markers["markers"]}
+        facts = {"command": shown(["fmcefast", *words]), "markers": markers["markers"]}
         publish(arguments, "pipeline", rows, of=arguments.name, **facts)
 
 
 def start_up_rows(folder: str) -> list[dict]:
     """What a user waits for before anything happens, each process new."""
-    commands = {"fmcefast --help": ["fmcefast", "--help"], "import fmcefast": [sys.executable, "-c", "import fmcefast"]}
+    commands = {"fmcefast --help": [*FMCEFAST, "--help"], "import fmcefast": [sys.executable, "-c", "import fmcefast"]}
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(11):
         for name, command in commands.items():

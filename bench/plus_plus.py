@@ -21,7 +21,7 @@ from statistics import fmean
 
 import torch
 
-from fmcefast.bench.suite import SuiteParser, publish, result_name, row, shown
+from fmcefast.bench.suite import FMCEFAST, SuiteParser, publish, result_name, row, shown
 from fmcefast.run_folder import peek_run
 from fmcefast.stages.finetuning.cell import finished_cells
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def fmcefast(*words, cwd: Path) -> tuple[dict, float]:
     """What a command says, and its seconds."""
     began = time.perf_counter()
-    command = ["fmcefast", *map(str, words), "--json"]
+    command = [*FMCEFAST, *map(str, words), "--json"]
     done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout), time.perf_counter() - began
 

@@ -15,6 +15,8 @@ from statistics import median, quantiles
 
 from fmcefast import files
 
+# The command, whatever the PATH is and whatever lies in the folder where it starts.
+FMCEFAST = (sys.executable, "-P", "-m", "fmcefast")
 PACKAGES = ("fmcefast", "torch", "torchvision", "triton", "numba", "numpy")
 
 
