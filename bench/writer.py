@@ -8,9 +8,8 @@ Batches of 256 float32 maps of 7x7x1024, channels last, are stored as float16. F
 read back and checked. Then all of them take turns, round by round, each in an empty folder on a synced file system;
 peers, whose rate does not depend on how much they write, write a quarter of it.
 Conversion and fsync of every file and folder count for everybody. `the disk` is O_DIRECT writes of 4 MiB from memory
-into allocated files, with the better of 1 and 2 threads; of 256 MiB in turn, as the same 4 MiB again and again would
-stay in the cache, which the host of a virtual disk reads faster. A producer that has computed finds cold caches: `a
-line of JSON` is what the least of calls costs it. Leaves writer.json.
+into allocated files, with the better of 1 and 2 threads. A producer that has computed finds cold caches: `a line of
+JSON` is what the least of calls costs it. Leaves writer.json.
 """
 
 import argparse
@@ -40,7 +39,7 @@ from fmcefast.features.writer import FeatureMapWriter
 
 BATCH, SHAPE = 256, (7, 7, 1024)
 STORED_BYTES = BATCH * 7 * 7 * 1024 * 2  # of a batch
-PIECE_BYTES, RAW_PIECES = 4 << 20, 64  # of a raw write, and how many there are to write in turn
+PIECE_BYTES = 4 << 20  # of a raw write
 MEMORY_BYTES = 256_000_000
 PRODUCER_SECONDS = (0.02, 0.05)  # both leave the disk time to keep up
 PRODUCER_BATCHES = 40
@@ -246,9 +245,9 @@ def save_all(begin: Callable, folder: Path, maps: list[np.ndarray], batches: int
 
 
 def raw_seconds(folder: Path, size: int, threads: int) -> float:
-    """To write `size` bytes past the page cache into allocated space, from a buffer of many pieces."""
-    with mmap.mmap(-1, RAW_PIECES * PIECE_BYTES) as buffer:  # O_DIRECT needs whole pages
-        buffer.write(np.random.default_rng(0).bytes(len(buffer)))
+    """To write `size` bytes past the page cache into allocated space, from one buffer."""
+    with mmap.mmap(-1, PIECE_BYTES) as buffer:  # O_DIRECT needs whole pages
+        buffer.write(np.random.default_rng(0).bytes(PIECE_BYTES))
         file = os.open(folder / "raw", os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
         os.posix_fallocate(file, 0, size)
         os.sync()
@@ -257,8 +256,7 @@ def raw_seconds(folder: Path, size: int, threads: int) -> float:
             with memoryview(buffer) as memory:
                 for first in range(thread * PIECE_BYTES, size, threads * PIECE_BYTES):
                     length = min(PIECE_BYTES, size - first)
-                    place = first % len(buffer)
-                    with memory[place : place + length] as piece:
+                    with memory[:length] as piece:
                         written = os.pwrite(file, piece, first)
                     assert written == length, "the disk took only a part"
 
