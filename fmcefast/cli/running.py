@@ -65,19 +65,19 @@ def _open(
             from fmcefast.models.networks import check_backbone
 
             check_backbone(run.config.backbone)
-        elif undone == "train":
-            from fmcefast.stages.train import check_train
-
-            check_train(run)
-        elif undone == "markers":
+        elif undone == "markers" and run.begun("train"):
             from fmcefast.stages.markers import check_markers
 
             check_markers(run, may_train=create)
-        elif undone == "extract":
+        elif undone == "train" and options["force"]:
+            from fmcefast.stages.train import check_train
+
+            check_train(run)
+        elif undone == "extract" and options["force"]:
             from fmcefast.stages.images import open_source
 
             open_source(run)
-        elif undone == "fit" and not create:
+        elif undone == "fit" and options["force"] and not create:
             from fmcefast.stages.maps import check_maps
 
             for view in map(run.view, modules or [None]):

@@ -69,8 +69,9 @@ def open_maps(
 
     Raises InputError when they are neither stored nor to be made.
     """
-    check_maps(run)
     store, why = choose_store(run, device)
+    if store != "recompute" and not is_extracted(run):
+        raise _not_extracted(run)
     if read_once and store == "memory":
         store, why = "disk", "the maps are read once"
     if store == "recompute":
@@ -89,11 +90,7 @@ def check_maps(run: RunFolder) -> None:
     if recomputes_maps(run):
         open_source(run)
     elif not is_extracted(run):
-        of = f" of {run.module}" if run.module else ""
-        raise InputError(
-            f"{run} has no whole feature store{of}. Make it: fmcefast extract {run.argument}; or do without: fmcefast "
-            f"fit {run.argument} --store recompute"
-        )
+        raise _not_extracted(run)
 
 
 def recomputes_maps(run: RunFolder) -> bool:
@@ -128,6 +125,14 @@ def free_disk(views: Sequence[RunFolder]) -> int:
     """Bytes free where the run is or will be; what interrupted shards of these views take counts as free."""
     leftovers = sum(path.stat().st_blocks * 512 for view in views for path in view.features.glob("*.partial"))
     return shutil.disk_usage(files.nearest_folder(views[0].path)).free + leftovers
+
+
+def _not_extracted(run: RunFolder) -> InputError:
+    of = f" of {run.module}" if run.module else ""
+    return InputError(
+        f"{run} has no whole feature store{of}. Make it: fmcefast extract {run.argument}; or do without: fmcefast "
+        f"fit {run.argument} --store recompute"
+    )
 
 
 def _recomputed(run: RunFolder, device: torch.device, dtype: torch.dtype | None) -> RecomputedMaps:
