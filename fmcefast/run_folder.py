@@ -156,7 +156,7 @@ def open_run(
     modules: Sequence[str] = (),
     consent: bool = False,
     check: Callable[[RunFolder, str | None], None] = lambda run, undone: None,
-    remedy: str = "Give --force to redo {lost} there or name another folder.",
+    remedy: str = "Give --force to redo {lost} there{also} or name another folder.",
 ) -> RunFolder:
     """The run at `path` under its saved configuration, changed by `flags` and `config_file`.
 
@@ -189,7 +189,7 @@ def open_run(
         lost = [stage for stage in STAGES[STAGES.index(undone) :] if stage in _COSTLY and run.begun(stage)]
         if lost:
             also = ", and to lose what was trained under its FMCE-Net," if run.finetune.exists() else ""
-            raise _made_otherwise(path, old, new, remedy.format(lost=" and ".join(lost) + also))
+            raise _made_otherwise(path, old, new, remedy.format(lost=" and ".join(lost), also=also))
     if undone is not None:
         for module in [None] if contradicted else modules or [None]:
             run.view(module).undo(undone)
