@@ -31,8 +31,8 @@ from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import Recipe, recipe_of
 from fmcefast.data.sources import load_source
-from fmcefast.device import pick_device
-from fmcefast.memory import keep_freed_memory
+from fmcefast.runtime.allocator import keep_freed_memory
+from fmcefast.runtime.device import pick_device
 
 CORES = len(os.sched_getaffinity(0))
 BATCH = 128

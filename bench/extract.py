@@ -24,17 +24,17 @@ import torch
 from fmcefast import FeatureMapDataset, files, find_markers
 from fmcefast.bench.suite import SuiteParser, publish, row, seconds
 from fmcefast.bench.writer import BATCH, CONTESTANTS, table
-from fmcefast.config import resolve
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
-from fmcefast.device import amp_type, autocast, pick_device
-from fmcefast.memory import keep_freed_memory
+from fmcefast.map_sources.choice import load_backbone
 from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Progress
-from fmcefast.run_folder import RunFolder
+from fmcefast.run.config import resolve
+from fmcefast.run.folder import RunFolder
+from fmcefast.runtime.allocator import keep_freed_memory
+from fmcefast.runtime.device import amp_type, autocast, pick_device
 from fmcefast.stages.extract import extract
-from fmcefast.stages.maps import load_backbone
 from fmcefast.stages.markers import load_markers
 
 PHASES = 2

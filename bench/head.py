@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss
 from fmcefast.bench.suite import SuiteParser, publish, ratios, row
 from fmcefast.kernels.fmce_head.cpu_stage import has_amx
-from fmcefast.memory import keep_freed_memory
-from fmcefast.models.fused_loss import FEW_MAPS
+from fmcefast.losses.fused import FEW_MAPS
+from fmcefast.runtime.allocator import keep_freed_memory
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 # Of float16 and bfloat16 a near tie of the max pooling may go another way: the plain head's own errors are as large.

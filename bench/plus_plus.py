@@ -22,8 +22,8 @@ from statistics import fmean
 import torch
 
 from fmcefast.bench.suite import FMCEFAST, SuiteParser, publish, result_name, row, shown
-from fmcefast.run_folder import peek_run
-from fmcefast.stages.finetuning.cell import finished_cells
+from fmcefast.finetuning.cell import finished_cells
+from fmcefast.run.folder import peek_run
 
 FIGURES = ("maturity", "other-runs", "rafs-run", "progression-run")
 

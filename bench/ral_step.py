@@ -17,12 +17,12 @@ import torch
 
 from fmcefast import FMCENet, FMCSLoss
 from fmcefast.bench.suite import SuiteParser, publish, row
-from fmcefast.config import Config, resolve
 from fmcefast.data.sources import load_source
-from fmcefast.device import pick_device
-from fmcefast.memory import keep_freed_memory
-from fmcefast.stages.finetuning.trainer import RALTrainer
-from fmcefast.stages.trainer import Trainer
+from fmcefast.run.config import Config, resolve
+from fmcefast.runtime.allocator import keep_freed_memory
+from fmcefast.runtime.device import pick_device
+from fmcefast.training.objectives import RALTrainer
+from fmcefast.training.trainer import Trainer
 
 RAF = 0.8
 PLAIN = "plain training"

@@ -28,22 +28,22 @@ from pathlib import Path
 
 from fmcefast import files, find_markers
 from fmcefast.bench.suite import SuiteParser, publish, result_name, row
-from fmcefast.config import read_yaml
-from fmcefast.convergence import Markers
+from fmcefast.convergence.markers import Markers
 from fmcefast.errors import InputError, NotConvergedError
-from fmcefast.losses_csv import read_epochs
-from fmcefast.memory import keep_freed_memory
+from fmcefast.finetuning.sweep import sweep, table_of, write_table
+from fmcefast.finetuning.table import RafRow
+from fmcefast.map_sources.choice import recomputes_maps
+from fmcefast.pipeline.plan import plan
 from fmcefast.progress import Progress, format_bytes, format_seconds
 from fmcefast.report.page import report
-from fmcefast.run_folder import RunFolder, open_run, peek_run
+from fmcefast.run.config import read_yaml
+from fmcefast.run.epochs import read_epochs
+from fmcefast.run.folder import RunFolder, open_run, peek_run
+from fmcefast.runtime.allocator import keep_freed_memory
 from fmcefast.stages.extract import extract
-from fmcefast.stages.finetuning.sweep import sweep, table_of, write_table
-from fmcefast.stages.finetuning.table import RafRow
 from fmcefast.stages.fit import FitResult, fit
-from fmcefast.stages.maps import recomputes_maps
 from fmcefast.stages.markers import marker_settings, markers
 from fmcefast.stages.other_runs import judge_other_runs, load_other_runs
-from fmcefast.stages.plan import plan
 from fmcefast.stages.score import load_score, score
 from fmcefast.stages.train import train
 

@@ -26,16 +26,16 @@ from torch.nn import functional
 
 from fmcefast.bench.decode import some_files
 from fmcefast.bench.suite import SuiteParser, publish, row
-from fmcefast.config import Config, resolve
 from fmcefast.data.image_set import Source
 from fmcefast.data.sources import load_source
-from fmcefast.device import amp_type, autocast, pick_device, precision_name
-from fmcefast.memory import keep_freed_memory
 from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Progress
-from fmcefast.run_folder import open_run
-from fmcefast.stages import trainer
+from fmcefast.run.config import Config, resolve
+from fmcefast.run.folder import open_run
+from fmcefast.runtime.allocator import keep_freed_memory
+from fmcefast.runtime.device import amp_type, autocast, pick_device, precision_name
 from fmcefast.stages.train import train
+from fmcefast.training import trainer
 
 CLASSES = 10
 

@@ -17,15 +17,15 @@ if find_spec("fmcefast._core") is None:
 _HOME_OF = {
     "ConvergenceRecorder": "fmcefast.recorder.recorder",
     "FMCENet": "fmcefast.models.fmce_net",
-    "FMCSLoss": "fmcefast.models.losses",
+    "FMCSLoss": "fmcefast.losses.fmcs",
     "FeatureMapDataset": "fmcefast.features.dataset",
     "FeatureMapLoader": "fmcefast.features.loader",
     "FeatureMapWriter": "fmcefast.features.writer",
-    "FusedFMCSLoss": "fmcefast.models.losses",
-    "Markers": "fmcefast.convergence",
-    "RepresentationAuxiliaryLoss": "fmcefast.models.losses",
-    "cqi": "fmcefast.convergence",
-    "find_markers": "fmcefast.convergence",
+    "FusedFMCSLoss": "fmcefast.losses.fmcs",
+    "Markers": "fmcefast.convergence.markers",
+    "RepresentationAuxiliaryLoss": "fmcefast.losses.fmcs",
+    "cqi": "fmcefast.convergence.markers",
+    "find_markers": "fmcefast.convergence.markers",
 }
 
 __all__ = [

@@ -74,7 +74,7 @@ SMALL = {
 def finished_runs(tmp_path_factory):
     """Two small runs that differ in their seed, with markers (the last at epoch 6), feature maps and FMCE-Nets."""
     from fmcefast.progress import Progress
-    from fmcefast.run_folder import open_run
+    from fmcefast.run.folder import open_run
     from fmcefast.stages.extract import extract
     from fmcefast.stages.fit import fit
     from fmcefast.stages.markers import markers
@@ -97,6 +97,6 @@ def runs(finished_runs, tmp_path):
 
 @pytest.fixture
 def run(runs):
-    from fmcefast.run_folder import open_run
+    from fmcefast.run.folder import open_run
 
     return open_run(runs / "seed-0", {})

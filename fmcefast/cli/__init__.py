@@ -10,7 +10,7 @@ from fmcefast.cli.finetuning_verbs import finetune, score, sweep
 from fmcefast.cli.pipeline_verbs import extract, fit, markers, report, run, train
 from fmcefast.cli.service_verbs import bench, doctor, plan, verify
 from fmcefast.errors import FmcefastError, unknown_name
-from fmcefast.memory import keep_freed_memory
+from fmcefast.runtime.allocator import keep_freed_memory
 
 
 class _Verbs(click.Group):

@@ -39,7 +39,7 @@ def finetune(
     """
     force, options["force"] = options["force"], False
     folder, progress, as_json = open_existing(run, "report", options)
-    from fmcefast.stages.finetuning.finetune import finetune
+    from fmcefast.finetuning.finetune import finetune
 
     stage = partial(finetune, raf=raf, seed=seed, epochs=epochs, init=init, force=force)
     return finish(folder, perform(stage, folder, progress), as_json)
@@ -79,7 +79,7 @@ def sweep(
     """
     force, options["force"] = options["force"], False
     folder, progress, as_json = open_existing(run, "report", options)
-    from fmcefast.stages.finetuning.sweep import PAPER_RAFS, sweep
+    from fmcefast.finetuning.sweep import PAPER_RAFS, sweep
 
     stage = partial(
         sweep,

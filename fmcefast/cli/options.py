@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fmcefast.config import FIELDS, PRESETS, field_type
+from fmcefast.run.config import FIELDS, PRESETS, field_type
 
 
 def settings(*stages: str, also: tuple[str, ...] = ()) -> Callable:

@@ -9,9 +9,9 @@ import click
 
 from fmcefast.cli.options import common, module_option, settings
 from fmcefast.cli.running import finish, given, open_existing, open_new, perform, print_json
-from fmcefast.config import FIELDS, STAGES, check_name, check_value, read_yaml
 from fmcefast.errors import InputError
 from fmcefast.progress import Progress
+from fmcefast.run.config import FIELDS, STAGES, check_name, check_value, read_yaml
 
 _PICTURES = (".png", ".pdf", ".svg")
 
@@ -29,10 +29,10 @@ def run(run: Path | None, **options: Any) -> int:
     RUN left out is runs/DATA. Run again, it goes on where it was interrupted.
     """
     folder, progress, as_json = open_new(run, "train", options)
+    from fmcefast.map_sources.choice import recomputes_maps
     from fmcefast.report.page import report
     from fmcefast.stages.extract import extract
     from fmcefast.stages.fit import fit
-    from fmcefast.stages.maps import recomputes_maps
     from fmcefast.stages.markers import markers
     from fmcefast.stages.train import train
 
@@ -190,7 +190,7 @@ def report(run: Path | None, **options: Any) -> int:
 def _markers_of_log(
     source: Path, column: str | None, skip_bad: bool, every: int, plot: Path | None, options: dict[str, Any]
 ) -> Any:
-    from fmcefast.convergence import find_markers
+    from fmcefast.convergence.markers import find_markers
     from fmcefast.logs.read import read_losses
 
     if options["force"] or options["keep"]:

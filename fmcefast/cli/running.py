@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from fmcefast.config import FIELDS, RECORDED, STAGES, read_yaml
 from fmcefast.errors import DiskFullError, FmcefastError, InputError
 from fmcefast.files import FolderLock
 from fmcefast.progress import Progress
-from fmcefast.ranks import current_ranks
-from fmcefast.run_folder import RunFolder, newest_run, open_run
+from fmcefast.run.config import FIELDS, RECORDED, STAGES, read_yaml
+from fmcefast.run.folder import RunFolder, newest_run, open_run
+from fmcefast.runtime.ranks import current_ranks
 
 _BY_SEVERAL_PROCESSES = ("train", "extract", "finetune")
 
@@ -74,11 +74,11 @@ def _open(
 
             check_train(run)
         elif undone == "extract" and options["force"]:
-            from fmcefast.stages.images import open_source
+            from fmcefast.run.images import open_source
 
             open_source(run)
         elif undone == "fit" and options["force"] and not create:
-            from fmcefast.stages.maps import check_maps
+            from fmcefast.map_sources.choice import check_maps
 
             for view in map(run.view, modules or [None]):
                 check_maps(view)
@@ -129,7 +129,7 @@ def perform(stage: Callable, folder: RunFolder, progress: Progress) -> Any:
 
 def _kept(folder: RunFolder) -> str:
     from fmcefast.features.manifest import FILE, read_committed
-    from fmcefast.stages.finetuning.cell import finished_cells
+    from fmcefast.finetuning.cell import finished_cells
     from fmcefast.stages.train import committed_epochs
 
     kept = f"{len(committed_epochs(folder))} epochs"

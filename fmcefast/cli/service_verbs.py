@@ -9,10 +9,10 @@ import click
 
 from fmcefast.cli.options import common, settings
 from fmcefast.cli.running import finish, folder_of_data, given, perform, print_json
-from fmcefast.config import RECORDED, STAGES
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.progress import Progress
-from fmcefast.run_folder import newest_run, peek_run, peek_unchanged
+from fmcefast.run.config import RECORDED, STAGES
+from fmcefast.run.folder import newest_run, peek_run, peek_unchanged
 
 
 @click.command()
@@ -31,7 +31,7 @@ def plan(run: Path | None, **options: Any) -> int:
         run = newest_run()
     folder = peek_unchanged(run or folder_of_data(options), given(options), options["config_file"])
     from fmcefast.models.networks import check_backbone
-    from fmcefast.stages.plan import plan
+    from fmcefast.pipeline.plan import plan
 
     if folder.config.data != RECORDED:  # whose backbone may have any name
         check_backbone(folder.config.backbone)
@@ -53,7 +53,7 @@ def verify(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
     folder = peek_run(run or newest_run(), {})
     if not folder.config_yaml.exists():
         raise InputError(f"{folder} is not a run folder (no config.yaml in it).")
-    from fmcefast.stages.verify import verify
+    from fmcefast.pipeline.verify import verify
 
     result = perform(verify, folder, Progress(quiet=quiet))
     finish(folder, result, as_json)

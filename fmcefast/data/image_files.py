@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fmcefast.data.decoding import SUFFIXES, find_bad
 from fmcefast.data.image_set import ImageSet
-from fmcefast.data.images import SUFFIXES, find_bad
 from fmcefast.errors import InputError
 from fmcefast.progress import Progress
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmcefast.data.images import encoded_image, encoded_pixels, read_image
+from fmcefast.data.decoding import encoded_image, encoded_pixels, read_image
 from fmcefast.errors import InputError
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torchvision.datasets
 
-from fmcefast.config import RECORDED
 from fmcefast.data.image_files import ImageFiles
 from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.progress import Progress
+from fmcefast.run.config import RECORDED
 
 _TORCHVISION = {
     "mnist": (torchvision.datasets.MNIST, "MNIST/raw"),

@@ -21,7 +21,7 @@ def find_choices(disk: Disk, notes: list[str]) -> list[StageChoice]:
         ("markers", "numba", _markers),
         ("extract", "fmcefast.stages.extract", lambda: _extract(disk)),
         ("fit", "fmcefast.stages.fit", _fit),
-        ("loss", "fmcefast.models.fused_loss", lambda: _loss(notes)),
+        ("loss", "fmcefast.losses.fused", lambda: _loss(notes)),
     ):
         try:
             import_module(needs)  # with all that it imports in turn
@@ -36,7 +36,7 @@ def _train() -> tuple[str, str]:
 
     from fmcefast.data.image_set import ImageSet
     from fmcefast.data.loaders.choose import choose_loader
-    from fmcefast.device import amp_type, pick_device, precision_name
+    from fmcefast.runtime.device import amp_type, pick_device, precision_name
 
     device, one = pick_device(), np.zeros(1, np.int64)
     arrays = choose_loader(ImageSet(one, pixels=np.zeros((1, 1, 1, 1), np.uint8)), device)
@@ -74,7 +74,7 @@ def _fit() -> tuple[str, str]:
 
 
 def _precision() -> tuple[str, str]:
-    from fmcefast.device import amp_type, describe, pick_device
+    from fmcefast.runtime.device import amp_type, describe, pick_device
 
     device = pick_device()
     what = describe(device, amp_type("auto", device))
@@ -86,9 +86,9 @@ def _loss(notes: list[str]) -> tuple[str, str]:
     """By what FusedFMCSLoss tells the log when it computes its first map."""
     import torch
 
-    from fmcefast.device import amp_type, pick_device
+    from fmcefast.losses.fused import FusedHead
     from fmcefast.models.fmce_net import FMCENet
-    from fmcefast.models.fused_loss import FusedHead
+    from fmcefast.runtime.device import amp_type, pick_device
 
     device = pick_device()
     dtype = amp_type("auto", device) or torch.float16

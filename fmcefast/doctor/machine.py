@@ -113,7 +113,7 @@ def find_free_memory() -> int | None:
     with suppress(Exception):
         import torch
 
-        from fmcefast.device import free_memory
+        from fmcefast.runtime.device import free_memory
 
         return free_memory(torch.device("cpu"))
     return None

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmcefast.device import free_memory
 from fmcefast.errors import InputError
 from fmcefast.features.buffers import Buffers
 from fmcefast.features.loader import Batches
 from fmcefast.features.manifest import Manifest, extraction, read_labels
 from fmcefast.features.read_ahead import read_ahead
 from fmcefast.features.reader import ShardReader
+from fmcefast.runtime.device import free_memory
 
 _THREADS = 24  # as many reads are asked of the disk at a time
 _BATCHES_AHEAD = 3

@@ -8,7 +8,7 @@ import torch
 
 from fmcefast import _core
 from fmcefast.errors import InputError
-from fmcefast.passes import ResumablePasses
+from fmcefast.runtime.passes import ResumablePasses
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fmcefast.convergence.sequences import spool
 from fmcefast.errors import InputError
 from fmcefast.kernels.cqi.search import SMALLEST
 from fmcefast.logs.binary import Npy
 from fmcefast.logs.columns import choose_column
 from fmcefast.logs.detect import name_of, open_table
 from fmcefast.logs.table import Table
-from fmcefast.sequences import spool
 
 _CHUNK = 1 << 16
 

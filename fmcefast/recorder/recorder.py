@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from fmcefast import convergence, files
-from fmcefast.config import FIELDS, RECORDED
-from fmcefast.convergence import Markers
+from fmcefast import files
+from fmcefast.convergence.markers import Markers, cqi
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.features.dataset import FeatureMapDataset
-from fmcefast.losses_csv import Epoch, read_epochs, write_epochs
+from fmcefast.map_sources.choice import is_extracted
 from fmcefast.progress import Progress
-from fmcefast.recorder.maps import store_maps
+from fmcefast.recorder.extraction import store_maps
 from fmcefast.recorder.state import as_safetensors, class_of
-from fmcefast.run_folder import RunFolder, open_run
-from fmcefast.stages.maps import is_extracted
+from fmcefast.run.config import FIELDS, RECORDED
+from fmcefast.run.epochs import Epoch, read_epochs, write_epochs
+from fmcefast.run.folder import RunFolder, open_run
 from fmcefast.stages.markers import load_markers, require_markers
 from fmcefast.stages.markers import markers as find_and_write
 from fmcefast.stages.train import has_converged
@@ -81,7 +81,7 @@ class ConvergenceRecorder:
         if not self._epochs:
             return nan
         config, losses = self.run.config, [row.loss for row in self._epochs]
-        return float(convergence.cqi(losses, alpha=config.alpha, window=config.window, smoothing=config.smoothing)[-1])
+        return float(cqi(losses, alpha=config.alpha, window=config.window, smoothing=config.smoothing)[-1])
 
     @property
     def converged(self) -> bool:

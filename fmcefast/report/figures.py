@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fmcefast import files
-from fmcefast.convergence import Markers, curves
-from fmcefast.losses_csv import Epoch
+from fmcefast.convergence.markers import Markers, curves
 from fmcefast.report.style import MARK, RAW, SMOOTH, finish
+from fmcefast.run.epochs import Epoch
 
 # Longer logs are drawn by the smallest and the largest value of each of so many stretches, finer than a pixel.
 _STRETCHES = 2000

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from fmcefast.finetuning.table import RafRow
 from fmcefast.report.style import BETTER, MARK, RAW, SMOOTH, finish
-from fmcefast.stages.finetuning.table import RafRow
 
 # A RAF that collapses to chance would flatten all other bars.
 _FAR_BELOW = 5  # times the spread of the others

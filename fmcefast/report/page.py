@@ -12,15 +12,15 @@ from typing import Any
 import jinja2
 
 from fmcefast import __version__, files
-from fmcefast.config import FIELDS, RECORDED, resolve
-from fmcefast.losses_csv import Epoch, read_epochs
+from fmcefast.finetuning.cell import finished_cells
+from fmcefast.finetuning.sweep import read_table, swept_kinds, table_of
 from fmcefast.progress import Progress, format_seconds
 from fmcefast.report.figures import confusion_figure, convergence_figure, save
 from fmcefast.report.finetuning_figures import progression_figure, raf_figure
 from fmcefast.report.maturity_figures import maturity_figure, other_runs_figure
-from fmcefast.run_folder import RunFolder
-from fmcefast.stages.finetuning.cell import finished_cells
-from fmcefast.stages.finetuning.sweep import read_table, swept_kinds, table_of
+from fmcefast.run.config import FIELDS, RECORDED, resolve
+from fmcefast.run.epochs import Epoch, read_epochs
+from fmcefast.run.folder import RunFolder
 from fmcefast.stages.fit import load_fit
 from fmcefast.stages.markers import load_markers
 from fmcefast.stages.other_runs import OtherRunsResult, load_other_runs

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fmcefast.device import amp_type, autocast, describe, pick_device, precision_name
 from fmcefast.errors import DiskFullError, FmcefastError
 from fmcefast.features.manifest import Manifest
 from fmcefast.features.shards import Span
 from fmcefast.features.writer import FeatureMapWriter
+from fmcefast.map_sources.choice import bytes_to_extract, free_disk, is_extracted
 from fmcefast.models.backbones import Backbone, make_backbone
 from fmcefast.models.modules import ModuleMaps
 from fmcefast.progress import Progress, format_bytes
-from fmcefast.ranks import Ranks, current_ranks
-from fmcefast.run_folder import RunFolder
-from fmcefast.stages.images import evaluation_loader, loader_of, open_source
-from fmcefast.stages.maps import bytes_to_extract, free_disk, is_extracted
+from fmcefast.run.folder import RunFolder
+from fmcefast.run.images import evaluation_loader, loader_of, open_source
+from fmcefast.runtime.device import amp_type, autocast, describe, pick_device, precision_name
+from fmcefast.runtime.ranks import Ranks, current_ranks
 from fmcefast.stages.markers import require_markers
 
 

@@ -11,15 +11,15 @@ from sklearn.model_selection import train_test_split
 from torch.nn import functional
 
 from fmcefast import files
-from fmcefast.device import amp_type, autocast, describe, pick_device
 from fmcefast.errors import FmcefastError, InputError
 from fmcefast.features.loader import FeatureMapLoader, Maps
+from fmcefast.map_sources.choice import open_maps
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.progress import Progress, Task, format_seconds
-from fmcefast.run_folder import RunFolder
-from fmcefast.stages.maps import open_maps
+from fmcefast.run.folder import RunFolder
+from fmcefast.run.resume import TrainingState, load_state, state_facts
+from fmcefast.runtime.device import amp_type, autocast, describe, pick_device
 from fmcefast.stages.markers import require_markers
-from fmcefast.training_state import TrainingState, load_state, state_facts
 
 TRAIN_PART = 0.75
 

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 
 from fmcefast import files
-from fmcefast.config import Config
-from fmcefast.convergence import Markers, find_markers
+from fmcefast.convergence.markers import Markers, find_markers
 from fmcefast.errors import InputError, NotConvergedError
-from fmcefast.losses_csv import read_epochs
 from fmcefast.progress import Progress
-from fmcefast.run_folder import RunFolder
+from fmcefast.run.config import Config
+from fmcefast.run.epochs import read_epochs
+from fmcefast.run.folder import RunFolder
 from fmcefast.stages.train import is_trained
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from fmcefast import files
-from fmcefast.config import RECORDED
-from fmcefast.device import amp_type, pick_device
 from fmcefast.errors import InputError
+from fmcefast.evaluation.held_out import load_fmce_net, require_maps
+from fmcefast.map_sources.choice import open_maps
 from fmcefast.progress import Progress
-from fmcefast.run_folder import RunFolder, peek_run
+from fmcefast.run.config import RECORDED
+from fmcefast.run.folder import RunFolder, peek_run
+from fmcefast.runtime.device import amp_type, pick_device
 from fmcefast.stages.fit import FitResult, load_fit, measure, predict, split_maps
-from fmcefast.stages.judge import load_fmce_net, require_maps
-from fmcefast.stages.maps import open_maps
 from fmcefast.stages.markers import require_markers
 
 

@@ -10,18 +10,18 @@ import torch
 from scipy.stats import spearmanr
 
 from fmcefast import files
-from fmcefast.device import amp_type, in_precision, pick_device
 from fmcefast.errors import InputError
-from fmcefast.losses_csv import read_epochs
+from fmcefast.evaluation.held_out import Network, expected_scores, judge, load_fmce_net, require_maps
+from fmcefast.map_sources.choice import load_backbone
 from fmcefast.models.backbones import Backbone
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.models.modules import ModuleMaps
 from fmcefast.models.weights import read_weights
 from fmcefast.progress import Progress
-from fmcefast.run_folder import RunFolder
-from fmcefast.stages.images import evaluation_loader, loader_of, open_source
-from fmcefast.stages.judge import Network, expected_scores, judge, load_fmce_net, require_maps
-from fmcefast.stages.maps import load_backbone
+from fmcefast.run.epochs import read_epochs
+from fmcefast.run.folder import RunFolder
+from fmcefast.run.images import evaluation_loader, loader_of, open_source
+from fmcefast.runtime.device import amp_type, in_precision, pick_device
 from fmcefast.stages.markers import load_markers
 
 _CALIBRATION_BINS = 15

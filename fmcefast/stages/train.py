@@ -4,22 +4,22 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from fmcefast.config import RECORDED, Config
-from fmcefast.convergence import cqi
+from fmcefast.convergence.markers import cqi
 from fmcefast.data.image_set import Source
 from fmcefast.data.sources import load_source
 from fmcefast.data.split import read_split
-from fmcefast.device import describe, pick_device
 from fmcefast.errors import FmcefastError
-from fmcefast.losses_csv import Epoch, Row, read_epochs, write_epochs
 from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Progress, format_seconds
-from fmcefast.ranks import current_ranks
-from fmcefast.run_folder import RunFolder
-from fmcefast.stages.background import Background
-from fmcefast.stages.images import loader_of, open_source
-from fmcefast.stages.trainer import Trainer
-from fmcefast.training_state import TrainingState, load_state, state_facts
+from fmcefast.run.config import RECORDED, Config
+from fmcefast.run.epochs import Epoch, Row, read_epochs, write_epochs
+from fmcefast.run.folder import RunFolder
+from fmcefast.run.images import loader_of, open_source
+from fmcefast.run.resume import TrainingState, load_state, state_facts
+from fmcefast.runtime.device import describe, pick_device
+from fmcefast.runtime.ranks import current_ranks
+from fmcefast.training.background import Background
+from fmcefast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from fmcefast.data.augmentation import DRAWS
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.recipes import Recipe
 from fmcefast.errors import InputError
-from fmcefast.passes import ResumablePasses
-from fmcefast.ranks import Ranks
+from fmcefast.runtime.passes import ResumablePasses
+from fmcefast.runtime.ranks import Ranks
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 

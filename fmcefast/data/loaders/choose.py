@@ -12,10 +12,10 @@ from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.resident import ResidentLoader
 from fmcefast.data.loaders.torchvision import TorchvisionLoader
 from fmcefast.data.recipes import Recipe
-from fmcefast.device import free_memory
 from fmcefast.errors import InputError
 from fmcefast.progress import format_bytes
-from fmcefast.ranks import Ranks
+from fmcefast.runtime.device import free_memory
+from fmcefast.runtime.ranks import Ranks
 
 # Of the free memory: training needs some of it as well.
 _PART_OF_MEMORY = 0.5

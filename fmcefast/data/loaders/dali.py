@@ -11,7 +11,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from fmcefast.data.augmentation import changes
-from fmcefast.data.images import read_image
+from fmcefast.data.decoding import read_image
 from fmcefast.data.loaders.base import Loader
 from fmcefast.errors import InputError
 

@@ -1,0 +1,1 @@
+"""The score of a frozen FMCE-Net as a loss."""

@@ -1,0 +1,1 @@
+"""Where FMCE-Net's feature maps come from: the feature store, memory, or the backbones themselves."""

@@ -1,0 +1,85 @@
+"""Feature maps made again from the backbones of all phases, with none on the disk."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from fmcefast.data.image_set import ImageSet
+from fmcefast.data.loaders.choose import make_loader
+from fmcefast.data.recipes import Recipe
+from fmcefast.features.loader import Batches
+from fmcefast.models.backbones import Backbone
+from fmcefast.models.modules import ModuleMaps
+from fmcefast.runtime.device import autocast
+
+_BATCHES_AHEAD = 16  # made together, so that each backbone sees whole batches though the phases are mixed
+
+
+class RecomputedMaps:
+    """The maps of `images` under one backbone a phase, as a store of `stored` type would give them."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        recipe: Recipe,
+        backbones: Sequence[Backbone | ModuleMaps],
+        *,
+        image_size: int,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        stored: torch.dtype,
+        workers: int | None = None,
+        loader: str = "auto",
+    ):
+        self.samples, self.phases = len(images), len(backbones)
+        self.shape = backbones[0].feature_shape(image_size)
+        if loader == "resident":  # or every batch would decode its files
+            images = ImageSet(images.labels, pixels=images.load_pixels(workers or len(os.sched_getaffinity(0))))
+        self._images, self._recipe, self._backbones = images, recipe, backbones
+        self._loading = {
+            "image_size": image_size,
+            "batch_size": batch_size,
+            "device": device,
+            "workers": workers,
+            "loader": loader,
+        }
+        self._device, self._dtype, self._stored = device, dtype, stored
+
+    def batches(self, order: np.ndarray, batch_size: int) -> Batches:
+        for first in range(0, len(order), _BATCHES_AHEAD * batch_size):
+            rows = order[first : first + _BATCHES_AHEAD * batch_size]
+            maps = self._make(rows)
+            targets = torch.from_numpy(rows // self.samples).to(self._device)
+            yield from zip(maps.split(batch_size), targets.split(batch_size), strict=True)
+
+    @torch.no_grad()
+    def _make(self, rows: np.ndarray) -> torch.Tensor:
+        """(n, C, H, W) in channels-last memory, in the order of `rows`."""
+        shape = (len(rows), *self.shape)
+        maps = torch.empty(shape, dtype=self._stored, device=self._device, memory_format=torch.channels_last)
+        phase_of = rows // self.samples
+        for phase in np.unique(phase_of):
+            places = np.flatnonzero(phase_of == phase)
+            images = self._images.take(rows[places] % self.samples)
+            done = 0
+            for batch, _ in make_loader(images, self._recipe, training=False, **self._loading):
+                with autocast(self._device, self._dtype), _without_trials():
+                    made = self._backbones[phase].features(batch)
+                maps[torch.from_numpy(places[done : done + len(batch)]).to(self._device)] = made.to(self._stored)
+                done += len(batch)
+        return maps
+
+
+@contextmanager
+def _without_trials() -> Iterator[None]:
+    """cuDNN would try out its algorithms for every size of a batch, and here there are many."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

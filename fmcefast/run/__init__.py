@@ -1,0 +1,1 @@
+"""A run folder: its configuration and its files."""

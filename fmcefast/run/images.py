@@ -1,0 +1,63 @@
+"""The images of a run, and who loads them."""
+
+import torch
+
+from fmcefast.data.image_set import ImageSet, Source
+from fmcefast.data.loaders.base import Loader
+from fmcefast.data.loaders.choose import Choice, choose_loader, make_loader
+from fmcefast.data.recipes import recipe_of
+from fmcefast.data.sources import folder_of, load_source
+from fmcefast.data.split import read_split, write_split
+from fmcefast.errors import InputError
+from fmcefast.progress import Progress
+from fmcefast.run.config import Config
+from fmcefast.run.folder import RunFolder
+from fmcefast.run.resume import state_facts
+
+
+def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool = False) -> Source:
+    """The run's data set. Of files, those that its split.json lists; with `keep` that file is made when there is none.
+
+    Raises InputError as load_source and read_split do, and when the folder of the files is gone.
+    """
+    config = run.config
+    folder = folder_of(config.data, config.data_root)
+    if folder is not None and run.split_json.exists():
+        if not folder.is_dir():
+            moved = "name its place with --data-root" if config.data == folder.name else "link to it from there"
+            raise InputError(f"The images of {run} are not in {folder} any more. Put them back, or {moved}.")
+        return read_split(run.split_json, folder)
+    source = load_source(
+        config.data, config.data_root, config.subset, skip_bad=config.on_bad_image == "skip", progress=progress
+    )
+    if folder is not None and keep:
+        write_split(run.split_json, source, folder)
+    return source
+
+
+def evaluation_loader(config: Config, images: ImageSet, device: torch.device, kind: str) -> Loader:
+    """All images in order and without augmentation, by a loader of this kind."""
+    return make_loader(
+        images,
+        recipe_of(config.recipe or config.data),
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        training=False,
+        device=device,
+        workers=config.workers,
+        loader=kind,
+    )
+
+
+def loader_of(run: RunFolder, images: ImageSet, device: torch.device) -> Choice:
+    """What `--loader` means for a run. `auto` stays with what the run was trained with, as loaders differ in rounding.
+
+    Raises InputError when the loader asked for cannot be used.
+    """
+    used = state_facts(run.resume).get("loader")
+    if run.config.loader == "auto" and used is not None:
+        try:
+            return Choice(choose_loader(images, device, used).loader, "as in the training before")
+        except InputError:
+            pass  # DALI is gone
+    return choose_loader(images, device, run.config.loader)

@@ -1,0 +1,249 @@
+"""Training from files and by several processes, as a user runs it."""
+
+import csv
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fmcefast import FeatureMapDataset
+from fmcefast.data.loaders import choose
+from fmcefast.data.sources import load_source
+from fmcefast.errors import FmcefastError
+from fmcefast.progress import Progress
+from fmcefast.run.config import resolve
+from fmcefast.run.folder import open_run
+from fmcefast.run.images import loader_of
+from fmcefast.run.resume import TrainingState, load_state
+from fmcefast.training.background import Background
+from fmcefast.training.trainer import Trainer
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+SMALL = ["--backbone", "shufflenet_v2_x0_5", "--image-size", "32", "--amp", "off", "-b", "8", "--workers", "2"]
+
+
+def fmcefast(*words, cwd, code=0, start=(sys.executable,)):
+    done = subprocess.run([*start, "-m", "fmcefast", *map(str, words)], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def losses_of(run):
+    with (run / "losses.csv").open() as file:
+        return [(row["loss"], row["top1"]) for row in csv.DictReader(file)]
+
+
+# What befalls a training, one accident after the other: how it ends, and what it says.
+PATCHED = """
+import errno, os, signal
+from fmcefast import files
+from fmcefast.cli import main
+from fmcefast.training.trainer import Trainer
+from fmcefast.run.resume import TrainingState
+run_epoch, write, write_bytes = Trainer.run_epoch, TrainingState.write, files.write_bytes
+def interrupted(self, epoch, *rest, **more):
+    if epoch == 2: raise KeyboardInterrupt
+    return run_epoch(self, epoch, *rest, **more)
+def killed(self, path):  # weights and losses.csv of the epoch are written, the commit is not
+    if self.facts["epoch"] == 3: os.kill(os.getpid(), signal.SIGKILL)
+    write(self, path)
+def full(path, content):
+    if "epoch-0002" in path.name: raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    write_bytes(path, content)
+"""
+ACCIDENTS = [
+    ("files.write_bytes = full", 1, "keeps 1 epochs"),
+    ("Trainer.run_epoch = interrupted", 1, "keeps 1 epochs"),
+    ("TrainingState.write = killed", -9, ""),
+]
+
+
+@pytest.fixture
+def photos(tmp_path, rng):
+    """Three classes of 12 small JPEGs, each class of its own colour."""
+    for label, name in enumerate(("cat", "cow", "dog")):
+        for number in range(12):
+            pixels = rng.integers(0, 90, (30, 40, 3), dtype=np.uint8)
+            pixels[..., label] += 120
+            path = tmp_path / "photos" / name / f"{number:02}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return tmp_path / "photos"
+
+
+def test_two_processes_compute_what_one_computes(tmp_path):
+    script = Path(__file__).with_name("two_processes.py")
+    for name, start in (("one", [sys.executable]), ("two", TORCHRUN)):
+        done = subprocess.run([*start, script, tmp_path / name], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
+    assert one.keys() == two.keys() and one["loss"] > 1
+    for name, value in one.items():
+        # The loss is computed in float32, and Adam moves a weight by 1e-3 in a step.
+        torch.testing.assert_close(two[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_torchrun_trains_into_one_run_folder(tmp_path):
+    flags = ["--subset", "100", "--image-size", "32", "-b", "20", "--epochs", "3", "--amp", "off"]
+    done = fmcefast("train", "two", *flags, "--json", cwd=tmp_path, start=TORCHRUN)
+    result = json.loads(done.stdout)
+    run = tmp_path / "two"
+    assert "2 processes" in done.stderr and result["epochs"] == 3
+    assert [path.name for path in sorted((run / "weights").iterdir())] == [
+        f"epoch-000{epoch}.safetensors" for epoch in (1, 2, 3)
+    ]
+    losses = losses_of(run)
+    assert len(losses) == 3 and float(losses[-1][0]) == result["loss"]
+    again = fmcefast("train", "two", *flags, "--json", cwd=tmp_path)  # one process finds it done
+    assert json.loads(again.stdout) == result
+    refused = fmcefast("train", "odd", *flags, "-b", "15", cwd=tmp_path, start=TORCHRUN, code=1)
+    assert "2 processes cannot share batches of 15" in refused.stderr
+
+
+def test_a_run_keeps_its_split(photos, tmp_path):
+    """Files that come later are not taken, one that goes is missed by name, and verify reads the list."""
+    run = tmp_path / "run"
+    train = ["train", "run", "--data", "folder:photos", "--epochs", "8", "--mu", "9", "--start", "7", "--phases", "2"]
+    done = fmcefast(*train, *SMALL, cwd=tmp_path)
+    assert "--loader dali, the images are files" in done.stderr
+    listed = json.loads((run / "split.json").read_text())
+    assert len(listed["train"]) == 28 and len(listed["test"]) == 8 and listed["classes"] == ["cat", "cow", "dog"]
+    Image.new("RGB", (20, 20)).save(photos / "cat" / "late.jpg")
+    fmcefast("markers", "run", cwd=tmp_path)
+    fmcefast("extract", "run", "--loader", "torchvision", cwd=tmp_path)
+    assert FeatureMapDataset(run / "features").samples == 28
+    fmcefast("verify", "run", cwd=tmp_path)
+    (photos / listed["train"][3][0]).unlink()
+    missed = fmcefast("extract", "run", "--force", cwd=tmp_path, code=2)
+    assert f"{listed['train'][3][0]} cannot be read: it does not exist" in missed.stderr
+    photos.rename(tmp_path / "moved")
+    fmcefast("train", "run", cwd=tmp_path)  # it is done and needs no images
+    assert "are not in" in fmcefast("fit", "run", "--store", "recompute", "--force", cwd=tmp_path, code=2).stderr
+    (run / "split.json").write_text((run / "split.json").read_text().replace("cat/", "cow/", 1))
+    assert "split.json is damaged" in fmcefast("verify", "run", cwd=tmp_path, code=1).stdout
+
+
+def test_bad_images_stop_the_training_or_are_left_out(photos, tmp_path):
+    (photos / "dog" / "03.jpg").write_bytes((photos / "dog" / "03.jpg").read_bytes()[:400])
+    (photos / "cow" / "04.jpg").write_bytes(b"")
+    train = ["train", "run", "--data", "folder:photos", "--epochs", "2", *SMALL]
+    stopped = fmcefast(*train, cwd=tmp_path, code=2)
+    assert "cannot be read" in stopped.stderr and "--on-bad-image skip" in stopped.stderr and stopped.stdout == ""
+    done = fmcefast(*train, "--on-bad-image", "skip", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["left_out"] == 2 and "2 that cannot be decoded left out" in done.stderr
+    assert sorted(json.loads((tmp_path / "run" / "split.json").read_text())["left_out"]) == ["cow/04.jpg", "dog/03.jpg"]
+
+
+def test_training_from_files_is_the_same_interrupted(photos, tmp_path):
+    train = ["--data", "folder:photos", *SMALL]
+    fmcefast("train", "whole", *train, "--epochs", "3", cwd=tmp_path)
+    words = ["train", "cut", *train, "--epochs", "3"]
+    for accident, code, complaint in ACCIDENTS:
+        start = [sys.executable, "-c", f"{PATCHED}\n{accident}\nmain()"]
+        cut = subprocess.run([*start, *words], capture_output=True, text=True, cwd=tmp_path)
+        assert cut.returncode == code and complaint in cut.stderr, cut.stderr
+    fmcefast(*words, cwd=tmp_path)
+    assert not list((tmp_path / "cut").rglob("*.partial"))
+    assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
+    for name in ("weights/epoch-0003.safetensors", "resume.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_captured_state_does_not_change_any_more(tmp_path):
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters())
+
+    def step():
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+
+    step()
+    expected = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = TrainingState.capture(1, network, optimizer)
+    step()
+    state.write(tmp_path / "state")
+    step()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.model.items())
+    load_state(tmp_path / "state", network, optimizer)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+    assert all(moments["step"] == 1 for moments in optimizer.state_dict()["state"].values())
+
+
+def test_background_work_is_done_in_order_and_its_errors_come_back():
+    done, go_on = [], threading.Event()
+
+    def first():
+        go_on.wait(10)
+        done.append(1)
+
+    with Background() as background:
+        background.submit(first)
+        assert done == []
+        go_on.set()
+        background.submit(lambda: done.append(2))
+    assert done == [1, 2]
+
+    def fail():
+        raise FmcefastError("the disk is gone")
+
+    with pytest.raises(FmcefastError, match="the disk is gone"), Background() as background:
+        background.submit(fail)
+    with pytest.raises(FmcefastError, match="the disk is gone"), Background() as background:
+        background.submit(fail)
+        background.submit(lambda: done.append(3))
+    assert done == [1, 2]
+    with pytest.raises(KeyboardInterrupt), Background() as background:
+        background.submit(lambda: done.append(4))
+        raise KeyboardInterrupt
+    assert done == [1, 2, 4]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_trains_and_its_state_is_written_beside_it(tmp_path, amp, compiled):
+    config = resolve({"subset": 200, "image_size": 32, "batch_size": 40, "epochs": 3, "amp": amp, "compile": compiled})
+    source, device = load_source("digits", subset=200), torch.device("cuda", 0)
+    trainer = Trainer(config, source, device)
+    with Progress(quiet=True).task("train", total=1, unit="images") as task:
+        trainer.run_epoch(1, task)
+        state = TrainingState.capture(1, trainer.backbone, trainer.optimizer, trainer.scaler)
+        expected = {name: tensor.cpu() for name, tensor in trainer.backbone.state_dict().items()}
+        with Background() as background:
+            background.submit(lambda: state.write(tmp_path / "state"))
+            trainer.run_epoch(2, task)
+    again = Trainer(config, source, device)
+    load_state(tmp_path / "state", again.backbone, again.optimizer, again.scaler)
+    for name, tensor in again.backbone.state_dict().items():
+        assert torch.equal(tensor.cpu(), expected[name])
+
+
+def test_auto_stays_with_the_loader_of_the_training(tmp_path, cpu, monkeypatch):
+    run = open_run(tmp_path / "run", {}, create=True)
+    images = load_source("digits").train
+    assert loader_of(run, images, cpu).loader == "resident"
+    network = torch.nn.Linear(3, 2)
+    TrainingState.capture(1, network, torch.optim.Adam(network.parameters()), loader="dali").write(run.resume)
+    assert loader_of(run, images, cpu) == ("dali", "as in the training before")
+    monkeypatch.setattr(choose, "_dali_is_missing", lambda: "DALI is not installed")
+    assert loader_of(run, images, cpu).loader == "resident"
+    asked = open_run(tmp_path / "run", {"loader": "torchvision"})
+    assert loader_of(asked, images, cpu) == ("torchvision", "as asked for")
+
+
+def test_a_state_saved_without_a_scaler_is_taken_up_with_one(tmp_path):
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    unused, used = (torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (False, True))
+    TrainingState.capture(1, network, optimizer, unused).write(tmp_path / "state")
+    load_state(tmp_path / "state", network, optimizer, used)
+    assert used.get_scale() == 65536
