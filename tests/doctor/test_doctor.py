@@ -23,7 +23,7 @@ from fmcefast.doctor.examination import doctor
 from fmcefast.doctor.packages import find_misfits
 from fmcefast.doctor.result import Cpu, Disk, DoctorResult, Gpu, Package, StageChoice
 from fmcefast.kernels.fmce_head.triton_stage import TritonStage
-from fmcefast.models import fused_loss
+from fmcefast.losses import fused as fused_loss
 from fmcefast.runtime.device import amp_type, describe, precision_name
 
 ROOT = Path(__file__).resolve().parents[2]

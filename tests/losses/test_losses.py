@@ -16,8 +16,8 @@ from fmcefast.kernels.fmce_head.cpu_stage import CPUStage, has_amx
 from fmcefast.kernels.fmce_head.head import Head
 from fmcefast.kernels.fmce_head.torch_stage import TorchStage, first_maximum
 from fmcefast.kernels.fmce_head.triton_stage import TritonStage
+from fmcefast.losses import fused as fused_loss
 from fmcefast.losses.fused import FEW_MAPS, FusedHead, Kind, fmcs
-from fmcefast.models import fused_loss
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 IMPLS = [("torch", "cpu"), *(pytest.param(impl, "cuda", marks=pytest.mark.gpu) for impl in ("torch", "triton"))]
