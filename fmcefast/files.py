@@ -6,16 +6,18 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from fmcefast.errors import DiskFullError, FmcefastError
+from fmcefast.errors import DiskFullError, FmcefastError, InputError
 
 LOCK = ".lock"
+
+Content = TypeVar("Content")
 
 
 def nearest_folder(path: Path) -> Path:
@@ -116,6 +118,20 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
+
+
+def read_json(path: Path, build: Callable[[Any], Content], remedy: str) -> Content:
+    """What `build` makes of the content of a JSON file.
+
+    remedy: how to get the file back, for the error. Raises FileNotFoundError when the file is missing, and InputError
+    when it cannot be read or `build` raises TypeError, KeyError, AttributeError or ValueError.
+    """
+    try:
+        return build(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise
+    except (OSError, TypeError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}. {remedy}") from error
 
 
 def json_text(content: Any) -> str:
