@@ -54,12 +54,12 @@ class ConvergenceCallback(Callback):
                 f'self.log("{self.monitor}", loss, on_epoch=True)'
             )
         state = trainer.strategy.lightning_module_state_dict()  # by all processes: it may be gathered from them
-        found = None
+        state_of_run = None
         if self.recorder is not None:
             epoch, loss = trainer.current_epoch + 1, metrics[self.monitor]
             self.recorder.epoch_end(state, loss, lr=self._lr, epoch=epoch)
-            found = self.recorder.cqi, self.recorder.converged, self.recorder.epochs
-        cqi, converged, epochs = trainer.strategy.broadcast(found)
+            state_of_run = self.recorder.cqi, self.recorder.converged, self.recorder.epochs
+        cqi, converged, epochs = trainer.strategy.broadcast(state_of_run)
         if epochs > 1:
             pl_module.log("cqi", cqi, sync_dist=True)
         trainer.should_stop = trainer.should_stop or (self.stop and converged)

@@ -7,8 +7,10 @@ import click
 
 from fmcefast import __version__
 from fmcefast.cli.finetuning_verbs import finetune, score, sweep
-from fmcefast.cli.pipeline_verbs import extract, fit, markers, report, run, train
+from fmcefast.cli.markers_verb import markers
+from fmcefast.cli.pipeline_verbs import extract, fit, report, run, train
 from fmcefast.cli.service_verbs import bench, doctor, plan, verify
+from fmcefast.cli.wording import with_flags
 from fmcefast.errors import FmcefastError, unknown_name
 from fmcefast.runtime.allocator import keep_freed_memory
 
@@ -61,7 +63,7 @@ def main() -> None:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"fmcefast: {message}", file=sys.stderr)
+    print(f"fmcefast: {with_flags(message, cli.commands.values())}", file=sys.stderr)
     return code
 
 

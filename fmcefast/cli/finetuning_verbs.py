@@ -1,4 +1,4 @@
-"""The verbs that use a run's FMCE-Net: to train under it, and to judge with it."""
+"""The verbs that use a run's FMCE-Net: to train under it, and to score checkpoints with it."""
 
 from functools import partial
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from fmcefast.cli.opening import open_existing
 from fmcefast.cli.options import common, module_option, settings
-from fmcefast.cli.running import finish, open_existing, perform
+from fmcefast.cli.running import finish, perform
 from fmcefast.errors import InputError
 
 _WHERE = ("data_root", "workers", "loader")
@@ -21,7 +22,7 @@ _WHERE = ("data_root", "workers", "loader")
 @click.option("--seed", type=int, metavar="N", help="Seed of weights, order and augmentation. [default: the run's]")
 @click.option("--epochs", type=int, metavar="N", help="Epochs of the run's schedule. [default: up to the last marker]")
 @click.option(
-    "--init", metavar="FILE", type=click.Path(path_type=Path), help="Weights to begin with, instead of fresh ones."
+    "--init", metavar="FILE", type=click.Path(path_type=Path), help="Weights to start from, instead of fresh ones."
 )
 @settings(also=(*_WHERE, "compile"))
 @common
@@ -37,12 +38,11 @@ def finetune(
     L = raf * cross-entropy + (1 - raf) * FMCS loss. Leaves RUN/finetune/raf-0.80-seed-0/. One seed says little about
     a RAF: see sweep.
     """
-    force, options["force"] = options["force"], False
-    folder, progress, as_json = open_existing(run, "report", options)
-    from fmcefast.finetuning.finetune import finetune
+    from fmcefast.pipeline.stages import finetune
 
-    stage = partial(finetune, raf=raf, seed=seed, epochs=epochs, init=init, force=force)
-    return finish(folder, perform(stage, folder, progress), as_json)
+    folder, progress, as_json = open_existing(run, finetune, options)
+    given = {"raf": raf, "seed": seed, "epochs": epochs, "init": init, "force": options["force"]}
+    return finish(folder, perform(finetune, folder, progress, **given), as_json)
 
 
 @click.command()
@@ -77,20 +77,23 @@ def sweep(
 
     Leaves RUN/sweep.csv. Finished cells are never trained again; more RAFs or seeds are added to them.
     """
-    force, options["force"] = options["force"], False
-    folder, progress, as_json = open_existing(run, "report", options)
-    from fmcefast.finetuning.sweep import PAPER_RAFS, sweep
+    from fmcefast.finetuning.sweep import PAPER_RAFS
+    from fmcefast.pipeline.seeds import fmce_net_of_seed
+    from fmcefast.pipeline.stages import sweep
 
-    stage = partial(
+    folder, progress, as_json = open_existing(run, sweep, options)
+    result = perform(
         sweep,
+        folder,
+        progress,
         rafs=PAPER_RAFS if rafs is None else _numbers(rafs),
         seeds=seeds,
         engine=engine,
         jobs=jobs,
-        fmce_per_seed=fmce_per_seed,
-        force=force,
+        fmce_net_of_seed=partial(fmce_net_of_seed, folder, progress=progress) if fmce_per_seed else None,
+        force=options["force"],
     )
-    return finish(folder, perform(stage, folder, progress), as_json)
+    return finish(folder, result, as_json)
 
 
 @click.command()
@@ -100,13 +103,13 @@ def sweep(
     multiple=True,
     metavar="FILE...",
     type=click.Path(path_type=Path),
-    help="Checkpoints to judge: safetensors or a plain state_dict.",
+    help="Checkpoints to score: safetensors or a plain state_dict.",
 )
 @click.argument("more_weights", nargs=-1, metavar="", type=click.Path(path_type=Path))
 @click.option("--model", metavar="FILE", type=click.Path(path_type=Path), help="An FMCE-Net. [default: the run's]")
 @module_option
 @click.option(
-    "--reference", is_flag=True, help="Judge the run's own epochs too: a curve of maturity against the epoch."
+    "--reference", is_flag=True, help="Score the run's own epochs too: a curve of maturity against the epoch."
 )
 @settings(also=_WHERE)
 @common
@@ -119,7 +122,7 @@ def score(
     reference: bool,
     **options: Any,
 ) -> int:
-    """Judge how mature the feature maps of checkpoints are, under the run's FMCE-Net.
+    """Score how mature the feature maps of checkpoints are, under the run's FMCE-Net.
 
     \b
     fmcefast score runs/mnist --weights mine/epoch-10.pt mine/epoch-20.safetensors
@@ -129,14 +132,14 @@ def score(
     in a file is executed: pickled objects are refused.
     """
     if options["force"]:
-        raise InputError("score keeps nothing that --force could make again; leave it out.")
+        raise InputError("score keeps nothing that --force could redo; leave it out.")
     if run is not None and run.is_file():  # score --weights FILE FILE
         run, more_weights = None, (run, *more_weights)
-    folder, progress, as_json = open_existing(run, "report", options)
-    from fmcefast.stages.score import score
+    from fmcefast.pipeline.stages import score
 
-    stage = partial(score, weights=[*weights, *more_weights], model=model, reference=reference)
-    return finish(folder, perform(stage, folder.view(module), progress), as_json)
+    folder, progress, as_json = open_existing(run, score, options)
+    given = {"weights": [*weights, *more_weights], "model": model, "reference": reference}
+    return finish(folder, perform(score, folder.view(module), progress, **given), as_json)
 
 
 def _numbers(text: str) -> list[float]:

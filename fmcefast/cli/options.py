@@ -2,38 +2,38 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-from fmcefast.run.config import FIELDS, PRESETS, field_type
+from fmcefast.run.config import PRESETS, SETTINGS, Setting
+
+_SHORT = {"batch_size": ("-b",), "workers": ("-j",)}
+_METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 def settings(*stages: str, also: tuple[str, ...] = ()) -> Callable:
-    """Options for the settings of these stages; left out, they are None."""
+    """Options for the settings of these stages, of all if none is named; left out, they are None."""
 
     def decorate(command: Callable) -> Callable:
-        for name, field in reversed(FIELDS.items()):
-            if field.metadata["stage"] in stages or name in also:
-                command = option(name, field)(command)
+        for name, setting in reversed(SETTINGS.items()):
+            if (not stages and not also) or setting.stage in stages or name in also:
+                command = _option(setting)(command)
         return command
 
     return decorate
 
 
-def option(name: str, field: Any) -> Callable:
-    flag = "--" + name.replace("_", "-")
-    if name == "dtype":
+def _option(setting: Setting) -> Callable:
+    flag = "--" + setting.name.replace("_", "-")
+    if setting.name == "dtype":
         return click.option("--fp16/--fp32", "fp16", default=None, help="Stored feature maps. [default: fp16]")
-    if field_type(name) is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=field.metadata["help"])
-    short = {"batch_size": ("-b",), "workers": ("-j",)}.get(name, ())
-    choices = field.metadata.get("choices")
-    metavar = "|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}[field_type(name)]
-    by_data_set = any(name in preset for preset in PRESETS.values())
-    default = "the data set's" if by_data_set else field.default
+    if setting.kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", setting.name, default=None, help=setting.help)
+    metavar = "|".join(setting.choices) if setting.choices else _METAVARS[setting.kind]
+    by_data_set = any(setting.name in preset for preset in PRESETS.values())
+    default = "the data set's" if by_data_set else setting.default
     shown = "" if default is None else f" [default: {default}]"
-    return click.option(flag, *short, name, metavar=metavar, help=field.metadata["help"] + shown)
+    return click.option(flag, *_SHORT.get(setting.name, ()), setting.name, metavar=metavar, help=setting.help + shown)
 
 
 module_option = click.option(
@@ -42,11 +42,12 @@ module_option = click.option(
 
 
 def common(command: Callable) -> Callable:
+    """The options of every verb that works on a run."""
     for option in (
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
         click.option("--quiet", "-q", is_flag=True, help="No progress on standard error."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there."),
-        click.option("--force", is_flag=True, help="Redo what is done; when settings differ, what they contradict."),
+        click.option("--force", is_flag=True, help="Redo this, and every result that changed settings invalidate."),
         click.option(
             "--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings; flags win over it."
         ),

@@ -1,4 +1,4 @@
-"""The verbs about runs and machines: what will it take, is it whole, what can be used, how fast is it."""
+"""The verbs about runs and machines: what will it cost, is it whole, what can be used, how fast is it."""
 
 import importlib
 from dataclasses import asdict
@@ -7,17 +7,18 @@ from typing import Any
 
 import click
 
+from fmcefast.cli.opening import folder_of_data, given
 from fmcefast.cli.options import common, settings
-from fmcefast.cli.running import finish, folder_of_data, given, perform, print_json
+from fmcefast.cli.running import finish, perform, print_json
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.progress import Progress
-from fmcefast.run.config import RECORDED, STAGES
-from fmcefast.run.folder import newest_run, peek_run, peek_unchanged
+from fmcefast.run.config import RECORDED
+from fmcefast.run.folder import newest_run, read_run
 
 
 @click.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@settings(*STAGES)
+@settings()
 @common
 def plan(run: Path | None, **options: Any) -> int:
     """What a run will take, in seconds and bytes, and whether the disk has room; measures for a few seconds.
@@ -27,15 +28,19 @@ def plan(run: Path | None, **options: Any) -> int:
 
     The run need not exist, and is not made. Left out, it is the newest one, or runs/DATA with --data.
     """
-    if run is None and options["data"] is None and not options["config_file"]:
-        run = newest_run()
-    folder = peek_unchanged(run or folder_of_data(options), given(options), options["config_file"])
     from fmcefast.models.networks import check_backbone
+    from fmcefast.pipeline.change import compare
     from fmcefast.pipeline.plan import plan
 
-    if folder.config.data != RECORDED:  # whose backbone may have any name
-        check_backbone(folder.config.backbone)
-    return finish(folder, perform(plan, folder, Progress(quiet=options["quiet"])), options["as_json"])
+    if run is None and options["data"] is None and not options["config_file"]:
+        run = newest_run()
+    change = compare(run or folder_of_data(options), given(options), options["config_file"])
+    if change.removes_results:
+        raise InputError(f"{change.explain()} Name a folder that is not there yet.")
+    if change.run.config.data != RECORDED:  # whose backbone may have any name
+        check_backbone(change.run.config.backbone)
+    result = perform(plan, change.run, Progress(quiet=options["quiet"]))
+    return finish(change.run, result, options["as_json"])
 
 
 @click.command()
@@ -44,17 +49,15 @@ def plan(run: Path | None, **options: Any) -> int:
 @click.option("--quiet", "-q", is_flag=True, help="No progress on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
 def verify(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
-    """Look at every file of a run: are feature maps as they were written, and weights and tables whole? Exit code 1 if
+    """Check every file of a run: are feature maps as they were written, and weights and tables whole? Exit code 1 if
     not.
 
     \b
     fmcefast verify runs/mnist
     """
-    folder = peek_run(run or newest_run(), {})
-    if not folder.config_yaml.exists():
-        raise InputError(f"{folder} is not a run folder (no config.yaml in it).")
     from fmcefast.pipeline.verify import verify
 
+    folder = read_run(run or newest_run())
     result = perform(verify, folder, Progress(quiet=quiet))
     finish(folder, result, as_json)
     return 0 if result.sound else 1

@@ -1,1 +1,1 @@
-"""What an FMCE-Net predicts for feature maps, and how good the predictions are."""
+"""What an FMCE-Net predicts for feature maps, and how good its predictions are."""

@@ -1,4 +1,4 @@
-"""What an FMCE-Net says of the feature maps of held-out images."""
+"""What an FMCE-Net predicts for the feature maps of held-out images."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,15 @@ import torch
 from fmcefast.data.loaders.base import Loader
 from fmcefast.errors import InputError
 from fmcefast.models.fmce_net import FMCENet
-from fmcefast.run.folder import RunFolder
 
 # Images (n, 3, S, S) -> feature maps (n, C, H, W), and logits (n, classes) where there is a classifier.
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
-# Feature maps (n, C, H, W) -> logits (n, K) of the scores.
-Verdict = Callable[[torch.Tensor], torch.Tensor]
+# Feature maps (n, C, H, W) -> logits (n, K) of the scores: an FMCE-Net.
+Scorer = Callable[[torch.Tensor], torch.Tensor]
 
 
 @torch.inference_mode()
-def judge(network: Network, verdict: Verdict, loader: Loader) -> tuple[np.ndarray, float | None]:
+def predict_scores(network: Network, fmce_net: Scorer, loader: Loader) -> tuple[np.ndarray, float | None]:
     """Probabilities (n, K) float64 of the scores 1..K for this process's images, and the top-1 of all processes'.
 
     Both networks must be in eval mode.
@@ -26,7 +25,7 @@ def judge(network: Network, verdict: Verdict, loader: Loader) -> tuple[np.ndarra
     logits = None
     for images, labels in loader:
         maps, logits = network(images)
-        parts.append(verdict(maps).double().softmax(1))
+        parts.append(fmce_net(maps).double().softmax(1))
         if logits is not None:
             correct += (logits.argmax(1) == labels).sum()
     with_classifier = logits is not None or not parts  # a process may have no images
@@ -39,19 +38,11 @@ def expected_scores(probabilities: np.ndarray) -> np.ndarray:
     return probabilities @ np.arange(1, probabilities.shape[1] + 1)
 
 
-def load_fmce_net(run: RunFolder) -> FMCENet:
-    """The FMCE-Net of a run and module. Raises InputError when it is missing or damaged."""
-    if not run.fmce_net.exists():
-        of = f" of {run.module}" if run.module else ""
-        raise InputError(f"{run} has no FMCE-Net{of} yet. Make one: fmcefast fit {run.argument}")
-    return FMCENet.from_pretrained(run.fmce_net)
-
-
 def require_maps(fmce_net: FMCENet, shape: tuple[int, int, int], whose: str) -> None:
     """Raise InputError unless the FMCE-Net takes maps of this (C, H, W)."""
     if fmce_net.map_shape != tuple(shape):
         takes, makes = ("x".join(map(str, each)) for each in (fmce_net.map_shape, shape))
         raise InputError(
             f"The FMCE-Net takes feature maps of {takes} (channels, height, width), {whose} makes {makes}. An FMCE-Net "
-            "judges the backbone, module and image size that it was fitted to."
+            "scores the backbone, module and image size that it was fitted to."
         )

@@ -1,6 +1,5 @@
 """One cell of FMCE-Net++'s table: a RAF and a seed, and the folder that its training leaves."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,15 +10,16 @@ import numpy as np
 
 from fmcefast import _core, files
 from fmcefast.errors import FmcefastError, InputError
-from fmcefast.run.config import FIELDS
+from fmcefast.run.config import SETTINGS
 from fmcefast.run.epochs import FinetuningEpoch, read_epochs
 from fmcefast.run.folder import RunFolder
+from fmcefast.stages.train import train
 
 FILE = "cell.json"
 
 
 class Init(NamedTuple):
-    """Weights to begin with: a file, and the checksum of its content."""
+    """Weights to start from: a file, and the checksum of its content."""
 
     path: Path
     checksum: str
@@ -33,7 +33,7 @@ class Init(NamedTuple):
 class Cell:
     """Training under the FMCE-Net at `fmce_net` for `epochs` epochs, from fresh weights or those of `init`.
 
-    of_seed: whether that FMCE-Net was fitted to a run with this seed, and not to the run itself; until_convergence:
+    net_of_seed: whether that FMCE-Net was fitted to a run with this seed, and not to the run itself; until_convergence:
     whether `epochs` is E_K, as for every cell of a table.
     """
 
@@ -43,7 +43,7 @@ class Cell:
     epochs: int
     fmce_net: Path
     init: Init | None = None
-    of_seed: bool = False
+    net_of_seed: bool = False
     until_convergence: bool = True
 
     def __str__(self) -> str:
@@ -56,30 +56,31 @@ class Cell:
         name = f"raf-{raf}-seed-{self.seed}"
         name += "" if self.until_convergence else f"-epochs-{self.epochs}"
         name += f"-from-{self.init.path.stem}-{self.init.checksum}" if self.init else ""
-        folder = self.run.finetune / "fmce-per-seed" if self.of_seed else self.run.finetune
+        folder = self.run.finetune / "fmce-per-seed" if self.net_of_seed else self.run.finetune
         return RunFolder(folder / name, replace(self.run.config, seed=self.seed))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder, made if need be, to oneself. Raises FmcefastError when another trains the cell."""
+        """Keep others out of the folder, made if missing. Raises FmcefastError when another process trains the cell."""
         self.place.path.mkdir(parents=True, exist_ok=True)
         with files.FolderLock(self.place.path):
             yield
 
     def begin(self, force: bool) -> None:
-        """Note what the cell is made from; with `force` what lies there goes first.
+        """Write what the cell is made from; with `force`, what lies there is removed first.
 
         Raises InputError when its folder was made from something else.
         """
         path = self.place.path / FILE
         if force:
             path.unlink(missing_ok=True)
-        wanted, noted = self._made_from(), _read(self.place.path)
-        if noted is None:
-            self.place.undo("train")  # without the file nothing there counts
-            files.write_json(path, {**wanted, "finished": False})
+        origin, saved = self._made_from(), _read(self.place.path)
+        if saved is None:
+            train.remove(self.place)  # without the file nothing there counts
+            self.place.history.keep(lambda entry: False)
+            files.write_json(path, {**origin, "finished": False})
             return
-        differing = [name for name, value in wanted.items() if noted.get(name) != value]
+        differing = [name for name, value in origin.items() if saved.get(name) != value]
         if differing:
             raise InputError(
                 f"{self.place} was made with another {', '.join(differing)}. Give --force to train it again."
@@ -92,8 +93,8 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        noted = _read(self.place.path)
-        return noted is not None and noted["finished"]
+        saved = _read(self.place.path)
+        return saved is not None and saved["finished"]
 
     def rows(self) -> list[FinetuningEpoch]:
         """The table of a finished cell. Raises FmcefastError when rows are missing."""
@@ -107,11 +108,7 @@ class Cell:
 
     def _made_from(self) -> dict[str, Any]:
         config = self.place.config.as_dict()
-        settings = {
-            name: config[name]
-            for name, field in FIELDS.items()
-            if field.metadata["stage"] == "train" and not field.metadata["free"]
-        }
+        settings = {name: config[name] for name in train.settings if SETTINGS[name].invalidates_results}
         return {
             "raf": self.raf,
             "epochs_trained": self.epochs,
@@ -124,31 +121,28 @@ class Cell:
 
 def finished_cells(run: RunFolder) -> list[Cell]:
     """The cells of a table: finished ones that were trained until E_K from fresh weights, by RAF and seed."""
-    found = []
+    cells = []
     for file in sorted(run.finetune.rglob(FILE)):
-        noted = _read(file.parent)
-        seed, of_seed = noted["seed"], file.parent.parent != run.finetune
-        net = run.of_seed(seed).fmce_net if of_seed and seed != run.config.seed else run.fmce_net
-        cell = Cell(run, noted["raf"], seed, noted["epochs_trained"], net, of_seed=of_seed)
-        of_table = noted["finished"] and noted["until_convergence"] and noted["init"] is None
-        if of_table and cell.place.path == file.parent:  # a copy under another name is nobody's
-            found.append(cell)
-    return sorted(found, key=lambda cell: (cell.of_seed, -cell.raf, cell.seed))
+        saved = _read(file.parent) or {}
+        seed, net_of_seed = saved["seed"], file.parent.parent != run.finetune
+        net = run.with_seed(seed).fmce_net if net_of_seed and seed != run.config.seed else run.fmce_net
+        cell = Cell(run, saved["raf"], seed, saved["epochs_trained"], net, net_of_seed=net_of_seed)
+        of_table = saved["finished"] and saved["until_convergence"] and saved["init"] is None
+        if of_table and cell.place.path == file.parent:  # a copy under another name belongs to no table
+            cells.append(cell)
+    return sorted(cells, key=lambda cell: (cell.net_of_seed, -cell.raf, cell.seed))
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    path = folder / FILE
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        if not {"raf", "seed", "epochs_trained", "until_convergence", "init", "finished"} <= noted.keys():
+    def check(saved: dict[str, Any]) -> dict[str, Any]:
+        if not {"raf", "seed", "epochs_trained", "until_convergence", "init", "finished"} <= saved.keys():
             raise ValueError("it does not say what the cell is made from")
-        return noted
+        return saved
+
+    try:
+        return files.read_json(folder / FILE, check, f"Remove the folder {folder}; its cell is trained again.")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path} is damaged: {error}. Remove the folder {folder}; its cell is trained again."
-        ) from error
 
 
 def _checksum(path: Path) -> str:

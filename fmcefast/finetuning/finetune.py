@@ -1,161 +1,93 @@
-"""Training one backbone with an FMCE-Net as auxiliary head ([FMCE++] III)."""
+"""Train a backbone with an FMCE-Net as auxiliary head ([FMCE++] III)."""
 
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from fmcefast.errors import InputError
-from fmcefast.evaluation.held_out import load_fmce_net
-from fmcefast.finetuning.cell import Cell, Init
+from fmcefast.finetuning.cell import Cell, Init, finished_cells
+from fmcefast.finetuning.cell_training import FinetuneResult, train_cell
 from fmcefast.losses.fmcs import check_raf
-from fmcefast.models.fmce_net import FMCENet
-from fmcefast.models.weights import read_weights
+from fmcefast.models.weights import check_safetensors, read_weights
 from fmcefast.progress import Progress
 from fmcefast.run.config import check_value
-from fmcefast.run.epochs import FinetuningEpoch
 from fmcefast.run.folder import RunFolder
-from fmcefast.run.images import loader_of, open_source
-from fmcefast.run.resume import load_state
-from fmcefast.runtime.device import describe, pick_device
-from fmcefast.runtime.ranks import current_ranks
-from fmcefast.stages.markers import require_markers
-from fmcefast.stages.train import committed_epochs, train_epochs
-from fmcefast.training.objectives import RALTrainer
+from fmcefast.stages.fit import fit
+from fmcefast.stages.markers import markers
+from fmcefast.stages.stage import Stage, problem
 
 
-@dataclass(frozen=True)
-class FinetuneResult:
-    """Of the last epoch: losses (None where they count for nothing), top1 and mean predicted FMCS of held-out images;
-    weights: its file; seconds: of all epochs."""
+class Finetune(Stage[FinetuneResult]):
+    """Leaves finetune/raf-0.80-seed-0/ with losses.csv and the last weights, a folder for each RAF and seed."""
 
-    raf: float
-    seed: int
-    epochs: int
-    phases: int
-    loss: float
-    base_loss: float
-    fmcs_loss: float | None
-    top1: float
-    fmcs: float
-    weights: str
-    seconds: float
+    name = "finetune"
+    costly = True
+    on_request = True
+    parallel = True
 
-    def explain(self) -> str:
-        return (
-            f"finetune: RAF {self.raf:g}, seed {self.seed}, {self.epochs} epochs: top-1 {self.top1:.4f} and mean "
-            f"predicted FMCS {self.fmcs:.2f} of {self.phases} on held-out images; {self.weights}"
+    def outputs(self, run: RunFolder) -> list[Path]:
+        return [] if run.module else [run.finetune]
+
+    def is_done(self, run: RunFolder) -> bool:
+        """Whether any training of a table is finished: there may always be another."""
+        return bool(finished_cells(run))
+
+    def run(
+        self,
+        run: RunFolder,
+        progress: Progress,
+        *,
+        raf: float,
+        seed: int | None = None,
+        epochs: int | None = None,
+        init: Path | None = None,
+        force: bool = False,
+    ) -> FinetuneResult:
+        """Train the run's backbone anew under the run's FMCE-Net, going on after an interruption.
+
+        seed: the run's own by default; epochs: of the run's schedule, E_K by default; init: weights to start from
+        instead of fresh ones; force: train again what is finished. Raises InputError for a raf outside 0..1, more
+        epochs than the schedule has, an FMCE-Net that does not fit, and a folder that was made from something else.
+        """
+        config, last = run.config, (markers.converged(run).markers or [])[-1]
+        epochs = last if epochs is None else epochs
+        if not 1 <= epochs <= config.epochs:
+            raise InputError(
+                f"`epochs` must lie in 1..{config.epochs}, the length of the run's schedule, not {epochs}."
+            )
+        fit.fmce_net(run)  # raises when it is missing
+        if init is not None:
+            read_weights(init)
+        cell = Cell(
+            run=run,
+            raf=check_raf(raf),
+            seed=config.seed if seed is None else check_value("seed", seed),
+            epochs=epochs,
+            fmce_net=run.fmce_net,
+            init=Init.of(init) if init else None,
+            until_convergence=epochs == last,
         )
+        return train_cell(cell, progress, force)
+
+    def load(self, run: RunFolder) -> FinetuneResult:
+        """The last finished training of a table, by RAF and seed."""
+        cells = finished_cells(run)
+        if not cells:
+            raise InputError(f"{run} has no finished fine-tuning yet. Make one: fmcefast finetune {run} --raf 0.8")
+        return FinetuneResult.of(cells[-1])
+
+    def explain(self, run: RunFolder) -> str | None:
+        if not run.finetune.exists():
+            return None
+        return f"of fine-tuning {len(finished_cells(run))} finished cells and the epochs of others"
+
+    def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
+        problems = list(problem(finished_cells, run))
+        yield from problems
+        for cell in [] if problems else finished_cells(run):
+            yield from problem(cell.rows)
+            yield from problem(check_safetensors, cell.place.weights_of(cell.epochs))
+        for path in run.finetune.rglob("*.safetensors"):
+            yield from problem(check_safetensors, path)
 
 
-def finetune(
-    run: RunFolder,
-    progress: Progress,
-    *,
-    raf: float,
-    seed: int | None = None,
-    epochs: int | None = None,
-    init: Path | None = None,
-    force: bool = False,
-) -> FinetuneResult:
-    """Train the run's backbone anew under the run's FMCE-Net.
-
-    seed: the run's own by default; epochs: of the run's schedule, E_K by default; init: weights to begin with instead
-    of fresh ones. Leaves finetune/raf-0.80-seed-0/ with losses.csv and the last weights, and goes on there after an
-    interruption. Raises InputError for a raf outside 0..1, more epochs than the schedule has, an FMCE-Net that does
-    not fit, and a folder that was made from something else.
-    """
-    config, last = run.config, require_markers(run).markers[-1]
-    epochs = last if epochs is None else epochs
-    if not 1 <= epochs <= config.epochs:
-        raise InputError(f"--epochs must lie in 1..{config.epochs}, the length of the run's schedule, not {epochs}.")
-    load_fmce_net(run)  # one that is missing shows here
-    if init is not None:
-        read_weights(init)
-    cell = Cell(
-        run=run,
-        raf=check_raf(raf),
-        seed=config.seed if seed is None else check_value("seed", seed),
-        epochs=epochs,
-        fmce_net=run.fmce_net,
-        init=Init.of(init) if init else None,
-        until_convergence=epochs == last,
-    )
-    return train_cell(cell, progress, force)
-
-
-def train_cell(cell: Cell, progress: Progress, force: bool = False) -> FinetuneResult:
-    """Train a cell as far as it is not done. Raises what `finetune` does, and FmcefastError when another is at it."""
-    ranks, net = current_ranks(), load_net(cell)
-    with ranks.first(), ExitStack() as stack:
-        if ranks.rank == 0:
-            stack.enter_context(cell.locked())
-            if force or not cell.finished:
-                open_source(cell.run)  # images that are gone show here
-            cell.begin(force)
-        lock = stack.pop_all()
-    with lock:
-        if not cell.finished:
-            _train(cell, net, progress)
-            ranks.barrier()
-            if ranks.rank == 0:
-                cell.finish()
-            ranks.barrier()
-    rows = cell.rows()
-    last = rows[-1]
-    return FinetuneResult(
-        cell.raf,
-        cell.seed,
-        len(rows),
-        net.phases,
-        last.loss,
-        last.base_loss,
-        last.fmcs_loss,
-        last.top1,
-        last.fmcs,
-        str(cell.place.weights_of(last.epoch)),
-        sum(row.seconds for row in rows),
-    )
-
-
-def load_net(cell: Cell) -> FMCENet:
-    """The FMCE-Net of a cell. Raises InputError when it is missing or of another number of phases."""
-    net, phases = FMCENet.from_pretrained(cell.fmce_net), require_markers(cell.run).phases
-    if net.phases != phases:
-        raise InputError(
-            f"{cell.fmce_net} tells {net.phases} scores apart and the run has {phases} phases. Fit it again: fmcefast "
-            f"fit {cell.run} --force"
-        )
-    return net
-
-
-def _train(cell: Cell, net: FMCENet, progress: Progress) -> None:
-    run, place, ranks = cell.run, cell.place, current_ranks()
-    source, device = open_source(run), pick_device()
-    if run.config.compile:
-        torch.compiler.reset()  # else the cells of a process would share the limit of recompilations
-    loader = loader_of(run, source.train, device).loader
-    trainer = RALTrainer(replace(place.config, loader=loader), source, device, net, cell.raf, ranks)
-    epochs = committed_epochs(place, FinetuningEpoch)
-    if epochs:
-        load_state(place.resume, trainer.backbone, trainer.optimizer, trainer.scaler)
-    elif cell.init is not None:
-        trainer.backbone.take(read_weights(cell.init.path), cell.init.path)
-    ranks.barrier()
-    begins = f"from {cell.init.path}" if cell.init else "from fresh weights"
-    progress.line(
-        f"finetune: {cell}: {cell.epochs} epochs {f'after epoch {len(epochs)}' if epochs else begins}; "
-        f"{describe(device, trainer.dtype)}, --loader {loader}"
-    )
-    train_epochs(
-        place,
-        trainer,
-        epochs,
-        progress,
-        last=cell.epochs,
-        is_done=lambda done: len(done) >= cell.epochs,
-        note=lambda done: f"loss {done[-1].loss:.4f}  FMCS {done[-1].fmcs:.2f}",
-        stage="finetune",
-        keep=lambda epoch: epoch == cell.epochs,
-    )
+finetune = Finetune()

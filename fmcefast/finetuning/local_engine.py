@@ -12,58 +12,59 @@ from typing import Any
 import torch
 
 from fmcefast.finetuning.cell import Cell
-from fmcefast.finetuning.finetune import FinetuneResult
-from fmcefast.finetuning.worker import DEATHS, work, worn_out
+from fmcefast.finetuning.cell_training import FinetuneResult
+from fmcefast.finetuning.worker import DEATHS, too_many_deaths, work
 from fmcefast.runtime.allocator import keep_freed_memory
 
 
 def train_locally(cells: list[Cell], jobs: int | None) -> Iterator[FinetuneResult]:
-    """Results as they come, from `jobs` processes at a time: by default one for each GPU, or one that has all cores.
+    """Train in `jobs` processes at a time, and give results as they come. By default: one process for each GPU, or one
+    with all cores.
 
-    The cell of a killed process is trained again, from its last epoch. Raises FmcefastError when processes are killed
+    The cell of a killed process is resumed from its last epoch. Raises FmcefastError when processes are killed
     again and again without a cell done, and whatever a cell raises.
     """
     gpus = torch.cuda.device_count()
     if gpus:
         torch.cuda.empty_cache()  # for the processes
     jobs = jobs or max(1, gpus)
-    left, deaths = list(cells), 0
-    while left:
+    unfinished, deaths = list(cells), 0
+    while unfinished:
         try:
-            for cell, result in _train_side_by_side(left, jobs, gpus):
-                left.remove(cell)
+            for cell, result in _train_side_by_side(unfinished, jobs, gpus):
+                unfinished.remove(cell)
                 deaths = 0
                 yield result
         except BrokenProcessPool as error:
             deaths += 1
             if deaths == DEATHS:
-                raise worn_out() from error
+                raise too_many_deaths() from error
 
 
 def _train_side_by_side(cells: list[Cell], jobs: int, gpus: int) -> Iterator[tuple[Cell, FinetuneResult]]:
     context = multiprocessing.get_context("spawn")
     devices = context.SimpleQueue()
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     for job in range(jobs):
-        devices.put(shown[job % gpus].strip() if gpus else "")
-    # When this end closes, by whatever way this process ends, the workers end.
-    ours_is_alive, ours = context.Pipe(duplex=False)
+        devices.put(visible[job % gpus].strip() if gpus else "")
+    # The workers end when this process closes its end of the pipe, however it ends.
+    worker_end, our_end = context.Pipe(duplex=False)
     threads = max(1, torch.get_num_threads() // jobs)
     loading = max(1, len(os.sched_getaffinity(0)) // jobs)
-    pool = ProcessPoolExecutor(jobs, context, _begin, (devices, threads, ours_is_alive))
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (devices, threads, worker_end))
     try:
         futures = {pool.submit(work, cell, loading): cell for cell in cells}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
-        ours.close()
+        our_end.close()
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(devices: Any, threads: int, parent_is_alive: Connection) -> None:
-    """In a worker, before its first cell."""
-    os.setpgrp()  # Ctrl-C is the parent's
-    threading.Thread(target=_end_with, args=(parent_is_alive,), daemon=True).start()
+def _start_worker(devices: Any, threads: int, parent: Connection) -> None:
+    """Prepare a worker before its first cell."""
+    os.setpgrp()  # Ctrl-C goes to the parent alone
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
     torch.set_num_threads(threads)
     keep_freed_memory()

@@ -9,19 +9,19 @@ from typing import Any
 
 from fmcefast.errors import InputError
 from fmcefast.finetuning.cell import Cell
-from fmcefast.finetuning.finetune import FinetuneResult
-from fmcefast.finetuning.worker import DEATHS, work, worn_out
+from fmcefast.finetuning.cell_training import FinetuneResult
+from fmcefast.finetuning.worker import DEATHS, too_many_deaths, work
 from fmcefast.runtime.allocator import keep_freed_memory
 
 _PATIENCE = 10  # seconds
 
 
 def train_on_ray(cells: list[Cell], jobs: int | None) -> Iterator[FinetuneResult]:
-    """Results as they come from the cluster at RAY_ADDRESS, or of this machine; at most `jobs` cells on a node, by
-    default one for each GPU, or one that has all cores. A cluster that is busy is waited for.
+    """Train on the cluster at RAY_ADDRESS, or of this machine, and give results as they come. At most `jobs` cells run
+    on a node, by default one for each GPU, or one with all cores. Waits for a busy cluster.
 
-    All nodes must see the run folder and the images under the same paths. The cell of a killed worker is trained again,
-    from its last epoch. Raises InputError when Ray is not installed or there is no cluster, FmcefastError when a cell's
+    All nodes must see the run folder and the images under the same paths. The cell of a killed worker is resumed from
+    its last epoch. Raises InputError when Ray is not installed or there is no cluster, FmcefastError when a cell's
     workers are killed again and again, and whatever a cell raises.
     """
     try:
@@ -48,11 +48,11 @@ def train_on_ray(cells: list[Cell], jobs: int | None) -> Iterator[FinetuneResult
             except ray.exceptions.RayError as error:  # the worker is dead, or its node
                 deaths[cell] += 1
                 if deaths[cell] == DEATHS:
-                    raise worn_out(error) from error
+                    raise too_many_deaths(error) from error
                 working[train.remote(str(Path.cwd()), cell, int(share["num_cpus"]) or None)] = cell
     finally:
-        for each in working:
-            ray.cancel(each, force=True)
+        for task in working:
+            ray.cancel(task, force=True)
         if ours:
             ray.shutdown()
 

@@ -1,4 +1,4 @@
-"""FMCE-Net++'s Table I: top-1 by RAF over seeds, and what of the differences is more than chance ([FMCE++] IV-C)."""
+"""FMCE-Net++'s Table I: top-1 by RAF over seeds, and which differences are more than chance ([FMCE++] IV-C)."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -59,7 +59,7 @@ def paired_interval(differences: np.ndarray) -> tuple[float | None, float | None
 
 def by_raf(cells: Iterable[tuple[float, int, float]]) -> dict[float, dict[int, float]]:
     """(raf, seed, top-1) of cells -> {raf: {seed: top-1}}."""
-    found: dict[float, dict[int, float]] = defaultdict(dict)
+    grouped: dict[float, dict[int, float]] = defaultdict(dict)
     for raf, seed, top1 in cells:
-        found[raf][seed] = top1
-    return dict(found)
+        grouped[raf][seed] = top1
+    return dict(grouped)

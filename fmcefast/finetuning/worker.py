@@ -1,28 +1,28 @@
-"""What a process does that trains cells for a sweep."""
+"""Training a cell in a process of a sweep."""
 
 from dataclasses import replace
 
 from fmcefast.errors import FmcefastError
 from fmcefast.finetuning.cell import Cell
-from fmcefast.finetuning.finetune import FinetuneResult, train_cell
+from fmcefast.finetuning.cell_training import FinetuneResult, train_cell
 from fmcefast.progress import Progress
 from fmcefast.run.folder import RunFolder
 
-# A worker may be killed, for want of memory say; not again and again.
+# A worker may be killed, for want of memory say, but not again and again.
 DEATHS = 3
 
 
 def work(cell: Cell, workers: int | None) -> FinetuneResult:
-    """Train a cell without a word; workers: threads that load images, where the run does not say."""
+    """Train a cell quietly; workers: threads that load images, unless the run sets them."""
     run = cell.run
     config = replace(run.config, workers=run.config.workers or workers)
     return train_cell(replace(cell, run=RunFolder(run.path, config)), Progress(quiet=True))
 
 
-def worn_out(reason: object = "") -> FmcefastError:
+def too_many_deaths(reason: object = "") -> FmcefastError:
     """The error after too many deaths."""
-    said = " ".join(str(reason).split())
+    reason = " ".join(str(reason).split())
     return FmcefastError(
-        f"A training process ended without a word {DEATHS} times, perhaps killed for want of memory. Finished cells "
-        f"are kept. Try fewer at a time: --jobs N. {said}".rstrip()
+        f"A training process ended without an error message {DEATHS} times; perhaps it was killed for want of memory. "
+        f"Finished cells are kept. Try fewer at a time: --jobs N. {reason}".rstrip()
     )

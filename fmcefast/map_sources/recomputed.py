@@ -1,4 +1,4 @@
-"""Feature maps made again from the backbones of all phases, with none on the disk."""
+"""Feature maps recomputed by the backbones of all phases, with none on the disk."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,48 +8,38 @@ import numpy as np
 import torch
 
 from fmcefast.data.image_set import ImageSet
-from fmcefast.data.loaders.choose import make_loader
-from fmcefast.data.recipes import Recipe
-from fmcefast.features.loader import Batches
-from fmcefast.models.backbones import Backbone
-from fmcefast.models.modules import ModuleMaps
+from fmcefast.data.loaders.choose import LoaderSettings, make_loader
+from fmcefast.features.loader import MapBatches
+from fmcefast.models.extractors import FeatureExtractor
 from fmcefast.runtime.device import autocast
 
 _BATCHES_AHEAD = 16  # made together, so that each backbone sees whole batches though the phases are mixed
 
 
 class RecomputedMaps:
-    """The maps of `images` under one backbone a phase, as a store of `stored` type would give them."""
+    """The maps of `images` under one backbone a phase, as a store of `stored` type would give them.
+
+    extractors: of one module each, in eval mode on the device of `loading`; dtype: of autocast, None for none.
+    """
 
     def __init__(
         self,
         images: ImageSet,
-        recipe: Recipe,
-        backbones: Sequence[Backbone | ModuleMaps],
+        extractors: Sequence[FeatureExtractor],
+        loading: LoaderSettings,
         *,
-        image_size: int,
-        batch_size: int,
-        device: torch.device,
         dtype: torch.dtype | None,
         stored: torch.dtype,
-        workers: int | None = None,
-        loader: str = "auto",
     ):
-        self.samples, self.phases = len(images), len(backbones)
-        self.shape = backbones[0].feature_shape(image_size)
-        if loader == "resident":  # or every batch would decode its files
-            images = ImageSet(images.labels, pixels=images.load_pixels(workers or len(os.sched_getaffinity(0))))
-        self._images, self._recipe, self._backbones = images, recipe, backbones
-        self._loading = {
-            "image_size": image_size,
-            "batch_size": batch_size,
-            "device": device,
-            "workers": workers,
-            "loader": loader,
-        }
-        self._device, self._dtype, self._stored = device, dtype, stored
+        self.samples, self.phases = len(images), len(extractors)
+        (self.shape,) = extractors[0].shapes(loading.image_size)
+        if loading.loader == "resident":  # or every batch would decode its files
+            pixels = images.load_pixels(loading.workers or len(os.sched_getaffinity(0)))
+            images = ImageSet(images.labels, pixels=pixels)
+        self._images, self._extractors, self._loading = images, extractors, loading
+        self._device, self._dtype, self._stored = loading.device, dtype, stored
 
-    def batches(self, order: np.ndarray, batch_size: int) -> Batches:
+    def batches(self, order: np.ndarray, batch_size: int) -> MapBatches:
         for first in range(0, len(order), _BATCHES_AHEAD * batch_size):
             rows = order[first : first + _BATCHES_AHEAD * batch_size]
             maps = self._make(rows)
@@ -66,9 +56,9 @@ class RecomputedMaps:
             places = np.flatnonzero(phase_of == phase)
             images = self._images.take(rows[places] % self.samples)
             done = 0
-            for batch, _ in make_loader(images, self._recipe, training=False, **self._loading):
+            for batch, _ in make_loader(images, self._loading, training=False):
                 with autocast(self._device, self._dtype), _without_trials():
-                    made = self._backbones[phase].features(batch)
+                    (made,) = self._extractors[phase].maps(batch)
                 maps[torch.from_numpy(places[done : done + len(batch)]).to(self._device)] = made.to(self._stored)
                 done += len(batch)
         return maps
@@ -76,7 +66,7 @@ class RecomputedMaps:
 
 @contextmanager
 def _without_trials() -> Iterator[None]:
-    """cuDNN would try out its algorithms for every size of a batch, and here there are many."""
+    """Keeps cuDNN from trying its algorithms for every batch size: here there are many."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:

@@ -27,14 +27,6 @@ class Backbone(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(images))
 
-    def all_features(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The feature map as the only one, as ModuleMaps gives those of several modules."""
-        return (self.features(images),)
-
-    def feature_shapes(self, image_size: int) -> tuple[tuple[int, int, int], ...]:
-        """The shape of each of `all_features`."""
-        return (self.feature_shape(image_size),)
-
     def feature_shape(self, image_size: int) -> tuple[int, int, int]:
         """(C, H, W) of the feature map of one `image_size` square image. Raises InputError when that does not fit."""
         parameter = next(self.parameters())
@@ -70,11 +62,10 @@ class Backbone(nn.Module):
         copy_weights(self, weights_of_network(tensors, path, names, names), path, names)
 
     def take_features(self, tensors: dict[str, torch.Tensor], path: Path) -> bool:
-        """The same for a classifier that may be of other classes. Returns whether it fits and was copied too."""
+        """Copy the tensors of `features`, and those of `head` when they fit. Returns whether they did."""
         names = self._original_names()
-        of_features = {name: own for name, own in names.items() if own.startswith("features.")}
-        found = weights_of_network(tensors, path, of_features, names)
-        copy_weights(self, found, path, of_features)
+        feature_names = {name: own for name, own in names.items() if own.startswith("features.")}
+        copy_weights(self, weights_of_network(tensors, path, feature_names, names), path, feature_names)
         try:
             self.take(tensors, path)
         except InputError:

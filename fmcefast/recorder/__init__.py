@@ -1,1 +1,1 @@
-"""Runs out of training loops of people's own."""
+"""Turns your own training loop into a run."""

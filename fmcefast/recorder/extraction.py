@@ -21,7 +21,7 @@ from fmcefast.runtime.device import describe
 
 def store_maps(
     run: RunFolder,
-    found: Markers,
+    markers: Markers,
     model: nn.Module,
     features: Callable[[Any], torch.Tensor],
     loader: Iterable[tuple[Any, Any]],
@@ -30,12 +30,12 @@ def store_maps(
 ) -> None:
     """Write the feature store of a recorded run: what ConvergenceRecorder.extract says."""
     with _in_eval_mode(model, features):
-        _store(run, found, model, _Features(model, features), loader, labels, progress)
+        _store(run, markers, model, _Features(model, features), loader, labels, progress)
 
 
 def _store(
     run: RunFolder,
-    found: Markers,
+    markers: Markers,
     model: nn.Module,
     features: "_Features",
     loader: Iterable[tuple[Any, Any]],
@@ -53,21 +53,22 @@ def _store(
             run.features,
             shape=(height, width, channels),
             samples=len(labels),
-            epochs=found.markers,
+            epochs=markers.markers or [],
             labels=labels,
             dtype=config.dtype,
             source={"data": config.data, "backbone": config.backbone},
             strict=config.strict,
             row_checksums=config.row_checksums,
         ) as writer,
-        run.recording("extract") as facts,
+        run.recording("extract") as entry,
         progress.task("extract", total=sum(span.rows for span in writer.spans()), unit="images") as task,
     ):
         half = maps.dtype if maps.dtype in (torch.bfloat16, torch.float16) else None
-        facts["hardware"] = describe(features.device, half)
+        # Maps, not images: `store=auto` may recompute maps only where images were extracted.
+        entry.hardware, entry.unit = describe(features.device, half), "maps"
         todo = writer.spans()
         for score in sorted({span.score for span in todo}):
-            spans, epoch = [span for span in todo if span.score == score], found.markers[score - 1]
+            spans, epoch = [span for span in todo if span.score == score], (markers.markers or [])[score - 1]
             load_recorded(model, run.weights_of(epoch))
             for first, end, images in _checked(loader, labels, score):
                 parts = [(max(span.first, first), min(span.end, end)) for span in spans]
@@ -77,9 +78,8 @@ def _store(
                 for begin, stop in parts:
                     if begin < stop:
                         writer.write(score, maps[begin - first : stop - first])
-                        task.advance(stop - begin, note=f"phase {score} of {found.phases} (epoch {epoch})")
-                # Not images_per_second, by which `--store auto` may decide to make maps again.
-                facts["maps_per_second"] = round(task.rate, 1)
+                        task.advance(stop - begin, note=f"phase {score} of {markers.phases} (epoch {epoch})")
+                entry.rate = round(task.rate, 1)
     if writer.overflowed:
         progress.line(
             f"extract: {writer.overflowed:,} values were too large for float16 and became infinite. Record with "
@@ -98,9 +98,9 @@ class _Features:
     def __call__(self, images: Any, number: int) -> torch.Tensor:
         maps = self._features(images.to(self.device) if hasattr(images, "to") else images)
         if not torch.is_tensor(maps) or maps.ndim != 4 or maps.shape[1] < LEAST_CHANNELS:
-            found = f"of shape {tuple(maps.shape)}" if torch.is_tensor(maps) else f"a {type(maps).__name__}"
+            what = f"of shape {tuple(maps.shape)}" if torch.is_tensor(maps) else f"a {type(maps).__name__}"
             raise InputError(
-                f"features gave {found}. Feature maps are (N, C, H, W) with at least {LEAST_CHANNELS} channels: those "
+                f"features gave {what}. Feature maps are (N, C, H, W) with at least {LEAST_CHANNELS} channels: those "
                 "before the pooling, say."
             )
         if len(maps) != number:

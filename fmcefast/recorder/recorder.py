@@ -1,4 +1,4 @@
-"""Records training loops of people's own as runs."""
+"""Records your own training loop as a run."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,19 +15,19 @@ from fmcefast import files
 from fmcefast.convergence.markers import Markers, cqi
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.features.dataset import FeatureMapDataset
-from fmcefast.map_sources.choice import is_extracted
+from fmcefast.map_sources.sizes import is_stored
+from fmcefast.pipeline.change import open_run
+from fmcefast.pipeline.stages import from_stage, markers, train, undo
 from fmcefast.progress import Progress
 from fmcefast.recorder.extraction import store_maps
 from fmcefast.recorder.state import as_safetensors, class_of
-from fmcefast.run.config import FIELDS, RECORDED
+from fmcefast.run.config import RECORDED, SETTINGS
 from fmcefast.run.epochs import Epoch, read_epochs, write_epochs
-from fmcefast.run.folder import RunFolder, open_run
-from fmcefast.stages.markers import load_markers, require_markers
-from fmcefast.stages.markers import markers as find_and_write
+from fmcefast.run.folder import RunFolder
 from fmcefast.stages.train import has_converged
 
 _REMEDY = "Record into another folder, or remove what is in the way: features/, fmce_net.safetensors and fit.json."
-_SETTINGS = tuple(name for name, field in FIELDS.items() if field.metadata["stage"] != "train")
+_SETTINGS = tuple(name for name, setting in SETTINGS.items() if setting.stage != "train")
 
 
 class ConvergenceRecorder:
@@ -55,8 +55,8 @@ class ConvergenceRecorder:
     """
 
     def __init__(self, run: str | Path, *, name: str | None = None, **settings: Any):
-        for each in settings.keys() - set(_SETTINGS):
-            raise unknown_name("setting", each, _SETTINGS)
+        for unknown in settings.keys() - set(_SETTINGS):
+            raise unknown_name("setting", unknown, _SETTINGS)
         path = Path(run)
         wanted = {"data": RECORDED, **settings}
         known = (path / "config.yaml").exists()
@@ -132,7 +132,7 @@ class ConvergenceRecorder:
         content = as_safetensors(model.state_dict() if isinstance(model, nn.Module) else model)
         if epoch <= self.epochs:
             self._drop_from(epoch)
-        if not self.run.begun("train"):
+        if not train.is_begun(self.run):
             self.run = open_run(self.run.path, {"backbone": self._name or class_of(model)})
         self.run.weights.mkdir(exist_ok=True)
         files.write_bytes(self.run.weights_of(epoch), content)
@@ -150,7 +150,7 @@ class ConvergenceRecorder:
         self._require_open()
         if not self._epochs:
             raise InputError(f"{self.run} holds no epochs yet. Record some: recorder.epoch_end(model, loss)")
-        return find_and_write(self.run, Progress(quiet=True))
+        return markers(self.run, Progress(quiet=True))
 
     def extract(
         self,
@@ -175,13 +175,13 @@ class ConvergenceRecorder:
         """
         self._require_open()
         self.markers()
-        found = require_markers(self.run)
-        if not is_extracted(self.run):
+        converged = markers.converged(self.run)
+        if not is_stored(self.run):
             if isinstance(loader, Iterator):
                 raise InputError(
                     "The loader is an iterator, which can be gone through once. Give a DataLoader or list."
                 )
-            store_maps(self.run, found, model, features, loader, labels, Progress(quiet=quiet))
+            store_maps(self.run, converged, model, features, loader, labels, Progress(quiet=quiet))
         return FeatureMapDataset(self.run.features)
 
     def close(self) -> None:
@@ -205,15 +205,14 @@ class ConvergenceRecorder:
 
     def _drop_from(self, epoch: int) -> None:
         """Forget an epoch and all later ones, and what was made from them."""
-        found = load_markers(self.run) if self.run.markers_json.exists() else None
-        if found is None or not found.converged or found.markers[-1] >= epoch:
-            made = [stage for stage in ("extract", "fit") if self.run.begun(stage)]
-            if made:
+        last = (markers.load(self.run).markers or [epoch])[-1] if self.run.markers_json.exists() else epoch
+        if last >= epoch:
+            if any(stage.is_begun(self.run) for stage in from_stage(markers) if stage.costly):
                 raise InputError(
                     f"Epoch {epoch} of {self.run} cannot be recorded again: feature maps were made from it or later "
                     f"ones. Record into another folder, or remove {self.run.features} and what was fitted to it."
                 )
-            self.run.undo("markers")
+            undo(self.run, markers)
         dropped, self._epochs = self._epochs[epoch - 1 :], self._epochs[: epoch - 1]
         write_epochs(self.run.losses_csv, self._epochs)
         for row in dropped:
@@ -222,7 +221,7 @@ class ConvergenceRecorder:
     def _renew_markers(self) -> None:
         """A further epoch may bring markers, but does not change those there are."""
         if self.run.markers_json.exists():
-            if load_markers(self.run).converged:
+            if markers.load(self.run).converged:
                 self.markers()
             else:
                 self.run.markers_json.unlink()

@@ -1,4 +1,4 @@
-"""What training under an FMCE-Net comes to."""
+"""The results of training under an FMCE-Net."""
 
 from collections.abc import Mapping, Sequence
 
@@ -70,7 +70,7 @@ def raf_figure(table: Sequence[RafRow]) -> Figure:
 
 
 def _verdict(row: RafRow) -> tuple[str, str]:
-    """What is said of a RAF, and the colour that says it."""
+    """The verdict on a RAF, and its colour."""
     if row.raf == 1:
         return "plain training", SMOOTH
     if row.low is None or not row.differs:

@@ -1,7 +1,7 @@
 """One flat configuration: flags over a YAML file over the data set's preset over defaults."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from types import UnionType
@@ -12,93 +12,121 @@ import yaml
 from fmcefast.convergence.markers import SMOOTHINGS, check_parameters
 from fmcefast.errors import InputError, unknown_name
 
-# The stages of a run, in order. Changing a value undoes the stage it belongs to and all later ones.
-STAGES = ("train", "markers", "extract", "fit", "report")
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one setting: its name, type and default, the stage it belongs to, and the limits of its values.
+
+    kind: the type of a given value; of `int | None` it is int. invalidates_results: whether another value makes other
+    results; settings that only say where or how to compute may change at any time.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    stage: str
+    help: str
+    invalidates_results: bool
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
 
 
-def _value(default: Any, stage: str, help: str, *, free: bool = False, **limits: Any) -> Any:
-    """A setting of `stage`; a `free` one says where or how, not what, and may change at any time."""
-    return field(default=default, metadata={"stage": stage, "help": help, "free": free, **limits})
+def _setting(default: Any, stage: str, help: str, *, invalidates_results: bool = True, **limits: Any) -> Any:
+    facts = {"stage": stage, "help": help, "invalidates_results": invalidates_results, **limits}
+    return field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
 class Config:
     """What a run is made from."""
 
-    data: str = _value(
+    data: str = _setting(
         "digits",
         "train",
         "Data set: digits, mnist, fashion-mnist, cifar10, cifar100, mini-imagenet or folder:PATH.",
     )
-    data_root: str = _value(
-        "data", "train", "Folder that holds the data sets, in torchvision's layout, or mini-imagenet/.", free=True
+    data_root: str = _setting(
+        "data",
+        "train",
+        "Folder that holds the data sets, in torchvision's layout, or mini-imagenet/.",
+        invalidates_results=False,
     )
-    subset: int | None = _value(
+    subset: int | None = _setting(
         None, "train", "Use N training images, and as large a part of the test set.", at_least=1
     )
-    image_size: int = _value(224, "train", "Width and height of the images, in pixels.", at_least=32)
-    recipe: str | None = _value(
+    image_size: int = _setting(224, "train", "Width and height of the images, in pixels.", at_least=32)
+    recipe: str | None = _setting(
         None,
         "train",
         "Normalise and augment the images as those of another data set.",
         choices=("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "mini-imagenet"),
     )
-    backbone: str = _value("shufflenet_v2_x1_0", "train", "A torchvision classification model, or timm:NAME.")
-    epochs: int = _value(100, "train", "Epochs of the cosine schedule.", at_least=1)
-    until_converged: bool = _value(
+    backbone: str = _setting("shufflenet_v2_x1_0", "train", "A torchvision classification model, or timm:NAME.")
+    epochs: int = _setting(100, "train", "Epochs of the cosine schedule.", at_least=1)
+    until_converged: bool = _setting(
         False,
         "train",
         "Stop training at the first epoch whose CQI is at most mu, instead of after the last.",
-        free=True,
+        invalidates_results=False,
     )
-    batch_size: int = _value(256, "train", "Images in a batch.", at_least=2)
-    lr: float = _value(1e-3, "train", "Adam's learning rate at the start.", above=0.0)
-    amp: str = _value("auto", "train", "Precision of backbone and FMCE-Net.", choices=("auto", "bf16", "fp16", "off"))
-    seed: int = _value(0, "train", "Seed of weights, order and augmentation.", at_least=0, at_most=2**32 - 1)
-    loader: str = _value(
+    batch_size: int = _setting(256, "train", "Images in a batch.", at_least=2)
+    lr: float = _setting(1e-3, "train", "Adam's learning rate at the start.", above=0.0)
+    amp: str = _setting("auto", "train", "Precision of backbone and FMCE-Net.", choices=("auto", "bf16", "fp16", "off"))
+    seed: int = _setting(0, "train", "Seed of weights, order and augmentation.", at_least=0, at_most=2**32 - 1)
+    loader: str = _setting(
         "auto",
         "train",
         "Who makes batches: pixels in (GPU) memory, DALI or torchvision from files.",
-        free=True,
+        invalidates_results=False,
         choices=("auto", "dali", "resident", "torchvision"),
     )
-    on_bad_image: str = _value(
+    on_bad_image: str = _setting(
         "fail",
         "train",
         "Image files that cannot be decoded: stop at one, or look for them first and leave them out.",
         choices=("fail", "skip"),
     )
-    compile: bool = _value(False, "train", "Compile the backbone for training with torch.compile.", free=True)
-    keep: str = _value(
-        "all", "markers", "Weights to keep once there are markers.", free=True, choices=("all", "markers")
+    compile: bool = _setting(
+        False, "train", "Compile the backbone for training with torch.compile.", invalidates_results=False
     )
-    workers: int | None = _value(
-        None, "train", "Threads that load images; one for each core if left out.", free=True, at_least=1
+    keep: str = _setting(
+        "all",
+        "markers",
+        "Weights to keep once there are markers.",
+        invalidates_results=False,
+        choices=("all", "markers"),
+    )
+    workers: int | None = _setting(
+        None, "train", "Threads that load images; one for each core if left out.", invalidates_results=False, at_least=1
     )
 
-    phases: int = _value(10, "markers", "K, the number of convergence phases.", at_least=2)
-    mu: float = _value(1e-4, "markers", "The loss has converged when the CQI is at most this.", above=0.0)
-    alpha: float = _value(0.85, "markers", "Weight of the past in the smoothed loss.", above=0.0)
-    window: int = _value(5, "markers", "Epochs in the moving average of the CQI.", at_least=1)
-    start: int = _value(1, "markers", "The first epoch that may count as converged.", at_least=1)
-    smoothing: str = _value("ema", "markers", "The recursion, or the paper's formula as printed.", choices=SMOOTHINGS)
+    phases: int = _setting(10, "markers", "K, the number of convergence phases.", at_least=2)
+    mu: float = _setting(1e-4, "markers", "The loss has converged when the CQI is at most this.", above=0.0)
+    alpha: float = _setting(0.85, "markers", "Weight of the past in the smoothed loss.", above=0.0)
+    window: int = _setting(5, "markers", "Epochs in the moving average of the CQI.", at_least=1)
+    start: int = _setting(1, "markers", "The first epoch that may count as converged.", at_least=1)
+    smoothing: str = _setting("ema", "markers", "The recursion, or the paper's formula as printed.", choices=SMOOTHINGS)
 
-    dtype: str = _value("float16", "extract", "Stored feature maps.", choices=("float16", "float32"))
-    strict: bool = _value(False, "extract", "Stop at feature maps with NaN or infinite values.", free=True)
-    row_checksums: bool = _value(False, "extract", "Store the checksum of every feature map as well.")
+    dtype: str = _setting("float16", "extract", "Stored feature maps.", choices=("float16", "float32"))
+    strict: bool = _setting(
+        False, "extract", "Stop at feature maps with NaN or infinite values.", invalidates_results=False
+    )
+    row_checksums: bool = _setting(False, "extract", "Store the checksum of every feature map as well.")
 
-    store: str = _value(
+    store: str = _setting(
         "auto",
         "fit",
         "Where FMCE-Net's maps come from: the feature store on disk, all in (GPU) memory, or made again from the "
         "backbones.",
-        free=True,
+        invalidates_results=False,
         choices=("auto", "disk", "memory", "recompute"),
     )
-    split: str = _value("image", "fit", "3:1 by image (no image on both sides) or by map.", choices=("image", "map"))
-    fmce_epochs: int = _value(10, "fit", "Epochs of FMCE-Net.", at_least=1)
-    fmce_batch_size: int = _value(128, "fit", "Feature maps in a batch of FMCE-Net.", at_least=1)
-    fmce_lr: float = _value(5e-4, "fit", "Adam's learning rate for FMCE-Net.", above=0.0)
+    split: str = _setting("image", "fit", "3:1 by image (no image on both sides) or by map.", choices=("image", "map"))
+    fmce_epochs: int = _setting(10, "fit", "Epochs of FMCE-Net.", at_least=1)
+    fmce_batch_size: int = _setting(128, "fit", "Feature maps in a batch of FMCE-Net.", at_least=1)
+    fmce_lr: float = _setting(5e-4, "fit", "Adam's learning rate for FMCE-Net.", above=0.0)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,7 +137,13 @@ class Config:
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
 
-FIELDS: dict[str, Field] = {each.name: each for each in fields(Config)}
+def _settings() -> dict[str, Setting]:
+    hints = get_type_hints(Config)
+    kinds = {name: get_args(hint)[0] if isinstance(hint, UnionType) else hint for name, hint in hints.items()}
+    return {spec.name: Setting(spec.name, kinds[spec.name], spec.default, **spec.metadata) for spec in fields(Config)}
+
+
+SETTINGS = _settings()
 
 # The data of a run whose images and training loop are its owner's.
 RECORDED = "recorded"
@@ -143,12 +177,12 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     given: dict[str, Any] = {}
     for layer in reversed(layers):
         given.update({check_name(name): value for name, value in layer.items()})
-    data = str(given.get("data", FIELDS["data"].default))
+    data = str(given.get("data", SETTINGS["data"].default))
     name, colon, path = data.partition(":")
     if data != RECORDED and (name not in PRESETS or bool(colon and path) != (name == "folder")):
         raise unknown_name("data set", data, [*PRESETS.keys() - {"folder"}, "folder:PATH"])
     # Where a path leads must not depend on where the next command starts.
-    preset = {"data_root": FIELDS["data_root"].default, **PRESETS.get(name, {})}
+    preset = {"data_root": SETTINGS["data_root"].default, **PRESETS.get(name, {})}
     config = Config(**{name: check_value(name, value) for name, value in {**preset, **given}.items()})
     check_parameters(alpha=config.alpha, smoothing=config.smoothing)
     return config
@@ -173,52 +207,48 @@ def to_yaml(config: Config) -> str:
 
 def check_name(name: Any) -> str:
     name = str(name).replace("-", "_")
-    if name not in FIELDS:
-        raise unknown_name("setting", name, FIELDS)
+    if name not in SETTINGS:
+        raise unknown_name("setting", name, SETTINGS)
     return name
 
 
-def field_type(name: str) -> type:
-    """The type of a value that is given: of `int | None` it is int."""
-    hint = get_type_hints(Config)[name]
-    return get_args(hint)[0] if isinstance(hint, UnionType) else hint
-
-
 def check_value(name: str, value: Any) -> Any:
-    """`value` in the type of the field `name`, or InputError."""
-    spec, kind, flag = FIELDS[name].metadata, field_type(name), "--" + name.replace("_", "-")
-    if value is None and FIELDS[name].default is None:
+    """`value` in the type of the setting `name`, or InputError."""
+    setting = SETTINGS[name]
+    if value is None and setting.default is None:
         return None
-    if value is False and "off" in spec.get("choices", ()):
+    if value is False and "off" in setting.choices:
         value = "off"  # which YAML reads as false
-    try:
-        # YAML reads 1e-4 as a string; True is an int to Python but not to people.
-        if value is None:
-            converted = MISSING
-        elif kind is bool or isinstance(value, bool):
-            converted = value if kind is bool and isinstance(value, bool) else MISSING
-        else:
-            converted = kind(value)
-            if kind is int and converted != float(value):
-                converted = MISSING
-        if isinstance(converted, float) and not isfinite(converted):
-            converted = MISSING
-    except (TypeError, ValueError, OverflowError):
-        converted = MISSING
+    converted = _converted(setting.kind, value)
     if converted is MISSING:
-        raise InputError(f"{flag} takes {kind.__name__} values, not {value!r}.")
-    if "choices" in spec and converted not in spec["choices"]:
-        raise unknown_name(f"value of {flag}", converted, spec["choices"])
-    if "at_least" in spec and converted < spec["at_least"]:
-        raise InputError(f"{flag} must be at least {spec['at_least']}, not {converted}.")
-    if "at_most" in spec and converted > spec["at_most"]:
-        raise InputError(f"{flag} must be at most {spec['at_most']}, not {converted}.")
-    if "above" in spec and not converted > spec["above"]:
-        raise InputError(f"{flag} must be greater than {spec['above']:g}, not {converted}.")
+        raise InputError(f"`{name}` takes {setting.kind.__name__} values, not {value!r}.")
+    if setting.choices and converted not in setting.choices:
+        raise unknown_name(f"value of `{name}`", converted, setting.choices)
+    if setting.at_least is not None and converted < setting.at_least:
+        raise InputError(f"`{name}` must be at least {setting.at_least}, not {converted}.")
+    if setting.at_most is not None and converted > setting.at_most:
+        raise InputError(f"`{name}` must be at most {setting.at_most}, not {converted}.")
+    if setting.above is not None and not converted > setting.above:
+        raise InputError(f"`{name}` must be greater than {setting.above:g}, not {converted}.")
     if name == "data_root":
         return _whole_path(converted)
     if name == "data" and (folder := converted.removeprefix("folder:")) not in (converted, ""):
         return f"folder:{_whole_path(folder)}"
+    return converted
+
+
+def _converted(kind: type, value: Any) -> Any:
+    """The value as a finite `kind`, or MISSING."""
+    if kind is bool or isinstance(value, bool):  # True is an int to Python but not to people
+        return value if kind is bool and isinstance(value, bool) else MISSING
+    if value is None:
+        return MISSING
+    try:
+        converted = kind(value)  # YAML reads 1e-4 as a string
+        if (kind is int and converted != float(value)) or (kind is float and not isfinite(converted)):
+            return MISSING
+    except (TypeError, ValueError, OverflowError):
+        return MISSING
     return converted
 
 

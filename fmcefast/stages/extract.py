@@ -3,29 +3,36 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from fmcefast.convergence.markers import Markers
 from fmcefast.errors import DiskFullError, FmcefastError
-from fmcefast.features.manifest import Manifest
+from fmcefast.features.integrity import verify_store
+from fmcefast.features.manifest import FILE, Manifest, read_committed
 from fmcefast.features.shards import Span
 from fmcefast.features.writer import FeatureMapWriter
-from fmcefast.map_sources.choice import bytes_to_extract, free_disk, is_extracted
-from fmcefast.models.backbones import Backbone, make_backbone
-from fmcefast.models.modules import ModuleMaps
+from fmcefast.map_sources.choice import recomputes_maps
+from fmcefast.map_sources.sizes import bytes_to_store, free_disk, is_stored, maps_to_store
+from fmcefast.models.extractors import make_extractor
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.folder import RunFolder
+from fmcefast.run.history import HistoryEntry
 from fmcefast.run.images import evaluation_loader, loader_of, open_source
 from fmcefast.runtime.device import amp_type, autocast, describe, pick_device, precision_name
 from fmcefast.runtime.ranks import Ranks, current_ranks
-from fmcefast.stages.markers import require_markers
+from fmcefast.stages.cost import Cost, Rates
+from fmcefast.stages.fit import fit
+from fmcefast.stages.markers import markers
+from fmcefast.stages.stage import Stage
 
 
 @dataclass(frozen=True)
 class ExtractResult:
     """samples: images of each phase; shape: (H, W, C); bytes: of all shards; not_finite: stored NaN and infinities;
-    module: of which the maps are, None is the last feature map."""
+    module: whose maps they are, None: the final feature map."""
 
     samples: int
     phases: int
@@ -37,61 +44,136 @@ class ExtractResult:
 
     def explain(self) -> str:
         height, width, channels = self.shape
-        flawed = f", {self.not_finite:,} values NaN or infinite" if self.not_finite else ""
+        flaws = f", {self.not_finite:,} values NaN or infinite" if self.not_finite else ""
         return (
             f"extract: {self.phases} phases of {self.samples:,} feature maps {height}x{width}x{channels} "
-            f"{self.dtype}{f' of {self.module}' if self.module else ''}, {format_bytes(self.bytes)}{flawed}"
+            f"{self.dtype}{f' of {self.module}' if self.module else ''}, {format_bytes(self.bytes)}{flaws}"
         )
 
 
 @dataclass(frozen=True)
 class ExtractedModules:
-    """What was extracted of each module."""
+    """The results of several modules, extracted in one pass."""
 
     modules: list[ExtractResult]
 
     def explain(self) -> str:
-        return "\n".join(each.explain() for each in self.modules)
+        return "\n".join(result.explain() for result in self.modules)
 
 
-def extract(run: RunFolder, progress: Progress) -> ExtractResult:
-    """Run the training images through the backbone at every marker, in eval mode, data set order and without
-    augmentation; under torchrun each process makes its share of the shards.
+class Extract(Stage[ExtractResult]):
+    """Leaves features/ as FeatureMapWriter writes it; under torchrun each process makes its share of the shards."""
 
-    Leaves features/ as FeatureMapWriter writes it; goes on after the committed shards. Raises NotConvergedError without
-    markers, DiskFullError before it starts when the disk has not enough room, and what FeatureMapWriter raises.
-    """
-    return _extract([run], progress)[0]
+    name = "extract"
+    costly = True
+    parallel = True
+
+    def outputs(self, run: RunFolder) -> list[Path]:
+        return [view.features for view in run.views()]
+
+    def is_done(self, run: RunFolder) -> bool:
+        return is_stored(run)
+
+    def reason_to_skip(self, run: RunFolder) -> str | None:
+        if not markers.load(run).converged:
+            return "the loss has not converged"
+        if fit.is_done(run) and not self.is_done(run):
+            return "FMCE-Net is fitted, and nothing else reads the maps"
+        return "the maps are recomputed" if recomputes_maps(run) else None
+
+    def check(self, run: RunFolder, *, resumes: bool) -> None:
+        open_source(run)
+
+    def run(self, run: RunFolder, progress: Progress) -> ExtractResult:
+        """Run the training images through the backbone at every marker, in eval mode, data set order and without
+        augmentation; goes on after the committed shards.
+
+        Raises NotConvergedError without markers, DiskFullError before it starts when the disk has not enough room, and
+        what FeatureMapWriter raises.
+        """
+        return self.run_views([run], progress)[0]
+
+    def run_views(self, views: list[RunFolder], progress: Progress) -> list[ExtractResult]:
+        """The same for several modules of a run in one pass over the images.
+
+        Raises InputError for a module that the backbone does not have, or that puts out no feature maps.
+        """
+        epochs = markers.converged(views[0])
+        missing = [view for view in views if not self.is_done(view)]
+        if missing:
+            _store(missing, epochs, progress)
+        return [self.load(view) for view in views]
+
+    def load(self, run: RunFolder) -> ExtractResult:
+        manifest = Manifest.read(run.features)
+        not_finite = sum(shard.not_finite for shard in manifest.shards)
+        if run.config.strict and not_finite:
+            raise FmcefastError(
+                f"The feature maps of {run} hold {not_finite:,} values that are NaN or infinite. Train with `amp=off`, "
+                "or go on without `strict`."
+            )
+        return ExtractResult(
+            manifest.samples,
+            len(manifest.phases),
+            manifest.shape,
+            manifest.dtype,
+            manifest.bytes,
+            not_finite,
+            run.module,
+        )
+
+    def explain(self, run: RunFolder) -> str | None:
+        if not (run.features / FILE).exists():
+            return None
+        return f"{read_committed(run.features).rows:,} feature maps"
+
+    def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
+        for view in run.views():
+            if view.features.exists():
+                size = sum(path.stat().st_size for path in view.features.glob("*.npy"))
+                with progress.task("verify", total=size, unit="bytes") as task:
+                    yield from verify_store(view.features, task.advance)
+
+    def cost(self, run: RunFolder, images: int, rates: Rates) -> Cost:
+        if run.config.store == "recompute":
+            return Cost(self.name, "nothing: --store recompute")
+        if self.is_done(run) or fit.is_done(run):
+            return Cost(self.name, "done")
+        maps, size = maps_to_store(run, images), bytes_to_store(run, images)
+        rate, text = rates.measured(self.name, rates.forward)
+        work, disk_rate = f"{maps:,} feature maps", rates.write()
+        if disk_rate is None:
+            return Cost(self.name, work, maps / rate, size, f"{text}; the disk is too full to measure it")
+        limit = "the disk" if size / disk_rate > maps / rate else "the backbone"
+        text = f"{text}, disk {format_bytes(disk_rate)}/s: {limit} is the limit"
+        return Cost(self.name, work, max(maps / rate, size / disk_rate), size, text)
+
+
+extract = Extract()
 
 
 def extract_modules(run: RunFolder, progress: Progress, modules: Sequence[str]) -> ExtractedModules:
-    """The same for other modules than the last, all in one pass over the images: modules/NAME/features/.
-
-    Raises InputError for a module that the backbone has not, or that puts out no feature maps.
-    """
-    return ExtractedModules(_extract([run.view(module) for module in dict.fromkeys(modules)], progress))
+    """Extract other modules than the final feature map: modules/NAME/features/."""
+    return ExtractedModules(extract.run_views([run.view(module) for module in dict.fromkeys(modules)], progress))
 
 
-def _extract(views: list[RunFolder], progress: Progress) -> list[ExtractResult]:
+def _store(views: list[RunFolder], epochs: Markers, progress: Progress) -> None:
     run = views[0]
-    markers = require_markers(run)
     config, ranks = run.config, current_ranks()
-    missing = [view for view in views if not is_extracted(view)]
-    if not missing:
-        return [_result(view) for view in views]
     ranks.barrier()  # before rank 0 may change what the others ask
     device = pick_device()
     dtype = amp_type(config.amp, device)
     source = open_source(run)
     images = source.train
-    network = _network(missing, len(source.classes)).to(device, memory_format=torch.channels_last).eval()
-    shapes = network.feature_shapes(config.image_size)
+    extractor = make_extractor(config.backbone, len(source.classes), [view.module for view in views])
+    extractor.to(device, memory_format=torch.channels_last).eval()
+    shapes = extractor.shapes(config.image_size)
     kind = loader_of(run, images, device).loader
     with ranks.first():
         if ranks.rank == 0:
-            _require_room(missing, len(images))
+            _require_room(views, len(images))
         writers = [
-            _writer(view, images.labels, shape, dtype, ranks) for view, shape in zip(missing, shapes, strict=True)
+            _writer(view, epochs, images.labels, shape, dtype, ranks) for view, shape in zip(views, shapes, strict=True)
         ]
     todo = [writer.spans() for writer in writers]
     blocks = list(_blocks([span for spans in todo for span in spans], config.batch_size, len(images)))
@@ -100,55 +182,53 @@ def _extract(views: list[RunFolder], progress: Progress) -> list[ExtractResult]:
         progress.task("extract", total=sum(block.rows for block in blocks), unit="images") as task,
         torch.inference_mode(),
     ):
-        facts = stack.enter_context(missing[0].recording("extract") if ranks.rank == 0 else nullcontext({}))
-        facts["hardware"], facts["processes"] = describe(device, dtype), ranks.size
+        entry = stack.enter_context(
+            run.recording("extract") if ranks.rank == 0 else nullcontext(HistoryEntry("extract"))
+        )
+        entry.hardware, entry.processes = describe(device, dtype), ranks.size
         for writer in writers:
             stack.enter_context(writer)
         for block in blocks:
-            epoch = markers.markers[block.score - 1]
-            network.load(run.weights_of(epoch))
+            epoch = epochs.markers[block.score - 1]
+            extractor.load(run.weights_of(epoch))
             part = images.take(np.arange(block.first, block.end))
             first = block.first
             for batch, _ in evaluation_loader(config, part, device, kind):
                 with autocast(device, dtype):
-                    maps = network.all_features(batch)
+                    maps = extractor.maps(batch)
                 for writer, spans, made in zip(writers, todo, maps, strict=True):
                     for span in spans:
                         begin, end = max(span.first, first), min(span.end, first + len(batch))
                         if span.score == block.score and begin < end:
                             writer.write(span.score, made[begin - first : end - first])
                 first += len(batch)
-                task.advance(len(batch), note=f"phase {block.score} of {markers.phases} (epoch {epoch})")
-                facts["images_per_second"] = round(task.rate * ranks.size, 1)
+                task.advance(len(batch), note=f"phase {block.score} of {epochs.phases} (epoch {epoch})")
+                entry.rate = round(task.rate * ranks.size, 1)
     for writer in writers:
         overflowed = int(ranks.sum(torch.tensor(writer.overflowed)))  # by when all have committed
         if ranks.rank == 0:
             writer.merge()
-        _say_flaws(writer, overflowed, progress)
-    return [_result(view) for view in views]
-
-
-def _network(views: list[RunFolder], classes: int) -> Backbone | ModuleMaps:
-    """What gives the feature maps of all views in one pass."""
-    name = views[0].config.backbone
-    if views[0].module is None:
-        return make_backbone(name, classes)
-    return ModuleMaps(name, classes, [view.module for view in views])
+        _report_flaws(writer, overflowed, progress)
 
 
 def _writer(
-    view: RunFolder, labels: np.ndarray, shape: tuple[int, int, int], dtype: torch.dtype | None, ranks: Ranks
+    view: RunFolder,
+    epochs: Markers,
+    labels: np.ndarray,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype | None,
+    ranks: Ranks,
 ) -> FeatureMapWriter:
     config, (channels, height, width) = view.config, shape
     made_from = {name: getattr(config, name) for name in ("data", "subset", "backbone", "image_size", "seed")}
     if view.module:
         made_from["module"] = view.module
-    view.of_module.mkdir(parents=True, exist_ok=True)
+    view.module_folder.mkdir(parents=True, exist_ok=True)
     return FeatureMapWriter(
         view.features,
         shape=(height, width, channels),
         samples=len(labels),
-        epochs=require_markers(view).markers,
+        epochs=epochs.markers,
         labels=labels,
         dtype=config.dtype,
         source={**made_from, "precision": precision_name(dtype)},
@@ -178,7 +258,7 @@ def _blocks(spans: list[Span], batch_size: int, images: int) -> Iterator[Span]:
             yield Span(score, first, last - first)
 
 
-def _say_flaws(writer: FeatureMapWriter, overflowed: int, progress: Progress) -> None:
+def _report_flaws(writer: FeatureMapWriter, overflowed: int, progress: Progress) -> None:
     if not writer.past_page_cache:
         progress.line(
             f"extract: the file system of {writer.folder} has no direct writes (O_DIRECT); the maps went through the "
@@ -190,25 +270,12 @@ def _say_flaws(writer: FeatureMapWriter, overflowed: int, progress: Progress) ->
 
 def _require_room(views: list[RunFolder], images: int) -> None:
     run = views[0]
-    need, free = sum(bytes_to_extract(view, images) for view in views), free_disk(views)
+    need, free = sum(bytes_to_store(view, images) for view in views), free_disk(views)
     if need > free:
         config = run.config
         half = "--fp16 needs half of it; " if config.dtype == "float32" else ""
         raise DiskFullError(
             f"The feature maps of {run} need {format_bytes(need)} and the disk has {format_bytes(free)} free. {half}"
-            f"fmcefast fit {run} --store recompute needs no maps on the disk; fewer images do (--subset N), or a run "
-            "folder on a larger disk."
+            f"fmcefast fit {run} --store recompute needs no maps on the disk; fewer images need less (--subset N); or "
+            "put the run folder on a larger disk."
         )
-
-
-def _result(run: RunFolder) -> ExtractResult:
-    manifest = Manifest.read(run.features)
-    not_finite = sum(shard.not_finite for shard in manifest.shards)
-    if run.config.strict and not_finite:
-        raise FmcefastError(
-            f"The feature maps of {run} hold {not_finite:,} values that are NaN or infinite. Train with --amp off, or "
-            "go on without --strict."
-        )
-    return ExtractResult(
-        manifest.samples, len(manifest.phases), manifest.shape, manifest.dtype, manifest.bytes, not_finite, run.module
-    )

@@ -1,60 +1,105 @@
 """Epoch markers from the loss of every epoch ([FMCE] IV-B and IV-C)."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 from fmcefast import files
 from fmcefast.convergence.markers import Markers, find_markers
 from fmcefast.errors import InputError, NotConvergedError
+from fmcefast.models.weights import check_safetensors
 from fmcefast.progress import Progress
 from fmcefast.run.config import Config
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder
-from fmcefast.stages.train import is_trained
+from fmcefast.stages.stage import Stage, problem
+from fmcefast.stages.train import train
 
 
-def markers(run: RunFolder, progress: Progress) -> Markers:
-    """Find the markers of a run and write markers.json, converged or not; with `keep: markers` drop the weights of
-    other epochs.
+class FindMarkers(Stage[Markers]):
+    """Leaves markers.json, converged or not; with `keep=markers` it drops the weights of other epochs."""
 
-    Raises InputError when the training is not finished, or when its losses cannot be divided into phases.
-    """
-    found = _find(run)
-    text = files.json_text(asdict(found))
-    if not run.markers_json.exists() or run.markers_json.read_text(encoding="utf-8") != text:
-        files.write_text(run.markers_json, text)
-    if found.converged and run.config.keep == "markers":
-        _drop_other_weights(run, found)
-    return found
+    name = "markers"
+
+    def __call__(self, run: RunFolder, progress: Progress, **options: Any) -> Markers:
+        return self.run(run, progress)  # takes no time, and a damaged file is written anew
+
+    def outputs(self, run: RunFolder) -> list[Path]:
+        return [run.markers_json]
+
+    def is_done(self, run: RunFolder) -> bool:
+        return run.markers_json.exists() and self.load(run).epochs == len(read_epochs(run.losses_csv))
+
+    def check(self, run: RunFolder, *, resumes: bool) -> None:
+        epochs = read_epochs(run.losses_csv)
+        if train.is_done(run):
+            _find(run)
+        elif resumes:
+            _require_weights(run, range(1, len(epochs) + 1))
+        else:
+            raise InputError(
+                f"With these settings the training of {run} is not finished ({len(epochs)} epochs). Go on with them: "
+                f"fmcefast run {run} with the same settings and --force."
+            )
+
+    def run(self, run: RunFolder, progress: Progress) -> Markers:
+        """Find the markers. Raises InputError when the training is not finished, or when its losses cannot be divided
+        into phases."""
+        markers = _find(run)
+        text = files.json_text(asdict(markers))
+        if not run.markers_json.exists() or run.markers_json.read_text(encoding="utf-8") != text:
+            files.write_text(run.markers_json, text)
+        if markers.converged and run.config.keep == "markers":
+            _drop_other_weights(run, markers)
+        return markers
+
+    def load(self, run: RunFolder) -> Markers:
+        """The markers of a run, converged or not."""
+        try:
+            return files.read_json(
+                run.markers_json, lambda content: Markers(**content), f"Make it again: fmcefast markers {run}"
+            )
+        except FileNotFoundError as error:
+            raise InputError(f"{run} has no markers yet. Make them: fmcefast markers {run}") from error
+
+    def converged(self, run: RunFolder) -> Markers:
+        """The markers of a converged run. Raises NotConvergedError otherwise."""
+        markers = self.load(run)
+        if not markers.converged:
+            raise NotConvergedError(f"{run}: {markers.explain()}")
+        return markers
+
+    def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
+        """The weights are looked at as well: which of them are kept depends on the markers."""
+        epochs: Iterable[int] = ()
+        if run.markers_json.exists():
+            yield from problem(self.load, run)
+        if not list(problem(read_epochs, run.losses_csv)):
+            epochs = [row.epoch for row in read_epochs(run.losses_csv)]
+        if run.config.keep == "markers" and run.markers_json.exists() and not list(problem(self.load, run)):
+            epochs = self.load(run).markers or epochs
+        for epoch in epochs:
+            yield from problem(check_safetensors, run.weights_of(epoch))
 
 
-def check_markers(run: RunFolder, may_train: bool) -> None:
-    """Raise InputError when the run cannot get markers under its configuration from the epochs and weights it holds.
+markers = FindMarkers()
 
-    may_train: a training that is not finished will go on.
-    """
-    epochs = read_epochs(run.losses_csv)
-    if may_train and not is_trained(run.config, epochs):
-        _require_weights(run, range(1, len(epochs) + 1))
-    elif not is_trained(run.config, epochs):
-        raise InputError(
-            f"With these settings the training of {run} is not finished ({len(epochs)} epochs). Go on with them: "
-            f"fmcefast run {run} with the same settings and --force."
-        )
-    else:
-        _find(run)
+
+def marker_settings(config: Config) -> dict[str, Any]:
+    """The keyword arguments of `find_markers` that a configuration holds."""
+    return {name: getattr(config, name) for name in ("phases", "mu", "alpha", "window", "smoothing", "start")}
 
 
 def _find(run: RunFolder) -> Markers:
-    config = run.config
     epochs = read_epochs(run.losses_csv)
-    if not epochs or not is_trained(config, epochs):
+    if not train.is_done(run):
         raise InputError(f"The training of {run} is not finished ({len(epochs)} epochs). Go on: fmcefast train {run}")
-    found = replace(find_markers([row.loss for row in epochs], **marker_settings(config)), source="losses.csv")
-    if found.converged:
-        _require_weights(run, found.markers)
-    return found
+    losses = [row.loss for row in epochs]
+    markers = replace(find_markers(losses, **marker_settings(run.config)), source="losses.csv")
+    if markers.markers is not None:
+        _require_weights(run, markers.markers)
+    return markers
 
 
 def _require_weights(run: RunFolder, epochs: Iterable[int]) -> None:
@@ -62,36 +107,13 @@ def _require_weights(run: RunFolder, epochs: Iterable[int]) -> None:
     if missing:
         raise InputError(
             f"The weights of the epochs {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''} of {run} are "
-            f"gone (with --keep markers only those of the old markers stay). Train again: fmcefast train {run} "
+            f"gone (with `keep=markers` only those of the old markers stay). Train again: fmcefast train {run} "
             "--force, or for a recorded run, into another folder."
         )
 
 
-def marker_settings(config: Config) -> dict:
-    """The keyword arguments of `find_markers` that a configuration holds."""
-    return {name: getattr(config, name) for name in ("phases", "mu", "alpha", "window", "smoothing", "start")}
-
-
-def load_markers(run: RunFolder) -> Markers:
-    """The markers of a run, converged or not. Raises InputError when they are missing or damaged."""
-    try:
-        return Markers(**json.loads(run.markers_json.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise InputError(f"{run} has no markers yet. Make them: fmcefast markers {run}") from error
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"{run.markers_json} is damaged: {error}. Make it again: fmcefast markers {run}") from error
-
-
-def require_markers(run: RunFolder) -> Markers:
-    """The markers of a converged run. Raises NotConvergedError otherwise."""
-    found = load_markers(run)
-    if not found.converged:
-        raise NotConvergedError(f"{run}: {found.explain()}")
-    return found
-
-
-def _drop_other_weights(run: RunFolder, found: Markers) -> None:
-    needed = {run.weights_of(epoch) for epoch in found.markers}
+def _drop_other_weights(run: RunFolder, markers: Markers) -> None:
+    needed = {run.weights_of(epoch) for epoch in markers.markers or []}
     for file in run.weights.glob("epoch-*.safetensors"):
         if file not in needed:
             file.unlink()

@@ -1,9 +1,10 @@
-"""How mature an FMCE-Net finds a backbone's feature maps: the FMCS of checkpoints ([FMCE] V-C)."""
+"""The FMCS of checkpoints: how mature an FMCE-Net finds a backbone's feature maps ([FMCE] V-C)."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,18 +12,17 @@ from scipy.stats import spearmanr
 
 from fmcefast import files
 from fmcefast.errors import InputError
-from fmcefast.evaluation.held_out import Network, expected_scores, judge, load_fmce_net, require_maps
-from fmcefast.map_sources.choice import load_backbone
-from fmcefast.models.backbones import Backbone
+from fmcefast.evaluation.held_out import Network, expected_scores, predict_scores, require_maps
+from fmcefast.models.extractors import FeatureExtractor, make_extractor
 from fmcefast.models.fmce_net import FMCENet
-from fmcefast.models.modules import ModuleMaps
-from fmcefast.models.weights import read_weights
 from fmcefast.progress import Progress
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import evaluation_loader, loader_of, open_source
 from fmcefast.runtime.device import amp_type, in_precision, pick_device
-from fmcefast.stages.markers import load_markers
+from fmcefast.stages.fit import fit
+from fmcefast.stages.markers import markers
+from fmcefast.stages.stage import Stage, problem
 
 _CALIBRATION_BINS = 15
 _WIDTH = 46  # of a file's name in the table
@@ -30,11 +30,13 @@ _WIDTH = 46  # of a file's name in the table
 
 @dataclass(frozen=True)
 class Score:
-    """One checkpoint: mean and standard deviation of the expected FMCS over the images, the part of them that each
-    score was predicted for, the mean probability of the predicted score, and the backbone's top-1 (None for a
-    classifier of other classes); epoch: of the run's own weights. At a marker the true score is known:
-    calibration_error is the expected difference between that probability and the part of right predictions, over 15
-    bins."""
+    """The scores of one checkpoint.
+
+    epoch: of the run's own weights, else None. fmcs, std: mean and standard deviation over the images of the expected
+    FMCS. distribution: the fraction of images for which each score was predicted. confidence: the mean probability of
+    the predicted score. top1: of the backbone, None for a classifier of other classes. calibration_error: at a marker,
+    where the true score is known, the expected calibration error over 15 bins.
+    """
 
     weights: str
     epoch: int | None
@@ -48,9 +50,11 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """checkpoints: those that were asked for; reference: the run's own epochs; spearman: the rank correlation of their
-    FMCS with the epoch; spearman_from_e1: without the epochs before the first marker, whose like the FMCE-Net was not
-    fitted to; calibration_error: over all markers together."""
+    """The scores of checkpoints and, as a reference, of the run's own epochs.
+
+    spearman: the rank correlation of the reference's FMCS with the epoch; spearman_from_e1: without the epochs before
+    the first marker, to whose maps the FMCE-Net was not fitted; calibration_error: over all markers together.
+    """
 
     model: str
     module: str | None
@@ -63,9 +67,12 @@ class ScoreResult:
     calibration_error: float | None
 
     def explain(self) -> str:
-        of = f" of {self.module}" if self.module else ""
-        lines = [f"score: {self.images:,} held-out images, feature maps{of} under {self.model}", _line(self.phases)]
-        lines += [_line(self.phases, each) for each in [*self.reference, *self.checkpoints]]
+        of_module = f" of {self.module}" if self.module else ""
+        lines = [
+            f"score: {self.images:,} held-out images, feature maps{of_module} under {self.model}",
+            _line(self.phases),
+        ]
+        lines += [_line(self.phases, score) for score in [*self.reference, *self.checkpoints]]
         if self.spearman is not None:
             from_e1 = "" if self.spearman_from_e1 is None else f", from the first marker on {self.spearman_from_e1:.4f}"
             lines.append(f"rank correlation of FMCS and epoch (Spearman) {self.spearman:.4f}{from_e1}")
@@ -74,97 +81,116 @@ class ScoreResult:
         return "\n".join(lines)
 
 
-def score(
-    run: RunFolder,
-    progress: Progress,
-    *,
-    weights: Sequence[Path] = (),
-    model: Path | None = None,
-    reference: bool = False,
-) -> ScoreResult:
-    """Judge the feature maps that checkpoints make of the run's held-out images.
+class ScoreCheckpoints(Stage[ScoreResult]):
+    """Leaves score.json when the run's own epochs are scored as a reference."""
 
-    weights: safetensors or plain state_dict files of the run's backbone, whose classifier may be of other classes;
-    model: an FMCE-Net, the run's own by default; reference: judge the run's own epochs too, and keep the result in
-    score.json for the report. Raises InputError for files that cannot be read or do not fit.
-    """
-    if not weights and not reference:
-        raise InputError("Nothing to score. Give --weights FILE, or --reference for the run's own epochs.")
-    config, markers = run.config, load_markers(run)
-    net = FMCENet.from_pretrained(model) if model else load_fmce_net(run)
-    if reference and markers.converged and net.phases != markers.phases:
-        raise InputError(
-            f"{model or run.fmce_net} tells {net.phases} scores apart and the run has {markers.phases} phases: its "
-            "epochs are no reference for it. Leave --reference out."
+    name = "score"
+    on_request = True
+
+    def outputs(self, run: RunFolder) -> list[Path]:
+        return [view.score_json for view in run.views()]
+
+    def is_done(self, run: RunFolder) -> bool:
+        return run.score_json.exists()
+
+    def run(
+        self,
+        run: RunFolder,
+        progress: Progress,
+        *,
+        weights: Sequence[Path] = (),
+        model: Path | None = None,
+        reference: bool = False,
+    ) -> ScoreResult:
+        """Score the feature maps that checkpoints make of the run's held-out images.
+
+        weights: safetensors or plain state_dict files of the run's backbone, whose classifier may be of other classes;
+        model: an FMCE-Net, the run's own by default; reference: score the run's own epochs too, and keep the result in
+        score.json for the report. Raises InputError for files that cannot be read or do not fit.
+        """
+        if not weights and not reference:
+            raise InputError("Nothing to score. Give --weights FILE, or --reference for the run's own epochs.")
+        config, epochs = run.config, markers.load(run)
+        net = FMCENet.from_pretrained(model) if model else fit.fmce_net(run)
+        if reference and epochs.converged and net.phases != epochs.phases:
+            raise InputError(
+                f"{model or run.fmce_net} distinguishes {net.phases} scores, and the run has {epochs.phases} phases: "
+                "its epochs are no reference for it. Leave --reference out."
+            )
+        device = pick_device()
+        dtype = amp_type(config.amp, device)
+        source = open_source(run)
+        extractor = make_extractor(config.backbone, len(source.classes), [run.module])
+        extractor.to(device, memory_format=torch.channels_last).eval()
+        require_maps(net, extractor.shapes(config.image_size)[0], _description(run))
+        fmce_net = in_precision(net.to(device, memory_format=torch.channels_last).eval(), device, dtype)
+        network = in_precision(_map_and_logits(extractor), device, dtype)
+        loader = evaluation_loader(config, source.test, device, loader_of(run, source.train, device).loader)
+        own_epochs = {run.weights_of(row.epoch): row.epoch for row in read_epochs(run.losses_csv)}
+        references = [path for path in own_epochs if path.exists()] if reference else []
+        if reference and not references:
+            raise InputError(f"{run} holds no weights of its epochs that could be a reference. Leave --reference out.")
+        true_classes = {} if model else {run.weights_of(epoch): k for k, epoch in enumerate(epochs.markers or [])}
+        scores, at_markers = [], []
+        paths = [*references, *weights]
+        with progress.task("score", total=len(paths) * len(source.test), unit="images") as task:
+            for path in paths:
+                extractor.load(path)
+                probabilities, top1 = predict_scores(network, fmce_net, loader)
+                true_class = true_classes.get(path)
+                scores.append(_score(path, own_epochs.get(path), probabilities, top1, true_class))
+                if true_class is not None:
+                    at_markers.append((probabilities.max(1), probabilities.argmax(1) == true_class))
+                task.advance(len(source.test), note=path.name)
+                progress.line(f"score: {path.name}  FMCS {scores[-1].fmcs:.2f} of {net.phases}")
+        own = scores[: len(references)]
+        first = epochs.markers[0] if epochs.markers else inf
+        confidence_and_right = [np.concatenate(parts) for parts in zip(*at_markers, strict=True)]
+        result = ScoreResult(
+            model=str(model or run.fmce_net),
+            module=run.module,
+            phases=net.phases,
+            images=len(source.test),
+            checkpoints=scores[len(references) :],
+            reference=own,
+            spearman=_correlation(own),
+            spearman_from_e1=_correlation([score for score in own if score.epoch >= first]),
+            calibration_error=_calibration_error(*confidence_and_right) if at_markers else None,
         )
-    device = pick_device()
-    dtype = amp_type(config.amp, device)
-    source = open_source(run)
-    backbone = load_backbone(run, len(source.classes), None, device)
-    require_maps(net, backbone.feature_shape(config.image_size), _whose(run))
-    verdict = in_precision(net.to(device, memory_format=torch.channels_last).eval(), device, dtype)
-    loader = evaluation_loader(config, source.test, device, loader_of(run, source.train, device).loader)
-    own = {run.weights_of(row.epoch): row.epoch for row in read_epochs(run.losses_csv)}
-    judged = [path for path in own if path.exists()] if reference else []
-    paths = [*judged, *weights]
-    true = {run.weights_of(epoch): k for k, epoch in enumerate(markers.markers or [])} if model is None else {}
-    if reference and not judged:
-        raise InputError(f"{run} holds no weights of its epochs that could be a reference. Leave --reference out.")
-    scores, right = [], {}
-    with progress.task("score", total=len(paths) * len(source.test), unit="images") as task:
-        for path in paths:
-            with_head = backbone.take_features(read_weights(path), path)
-            network = in_precision(_network(backbone, with_head), device, dtype)
-            probabilities, top1 = judge(network, verdict, loader)
-            known = true.get(path)
-            scores.append(_score(path, own.get(path), probabilities, top1, known))
-            if known is not None:
-                right[path] = probabilities.max(1), probabilities.argmax(1) == known
-            task.advance(len(source.test), note=path.name)
-            progress.line(f"score: {path.name}  FMCS {scores[-1].fmcs:.2f} of {net.phases}")
-    collected = [np.concatenate(each) for each in zip(*right.values(), strict=True)]
-    result = ScoreResult(
-        model=str(model or run.fmce_net),
-        module=run.module,
-        phases=net.phases,
-        images=len(source.test),
-        checkpoints=scores[len(judged) :],
-        reference=scores[: len(judged)],
-        spearman=_correlation(scores[: len(judged)]),
-        spearman_from_e1=_correlation(
-            [each for each in scores[: len(judged)] if markers.converged and each.epoch >= markers.markers[0]]
-        ),
-        calibration_error=_calibration_error(*collected) if right else None,
-    )
-    if reference and model is None:
-        files.write_json(run.score_json, asdict(result))
-    return result
+        if reference and model is None:
+            files.write_json(run.score_json, asdict(result))
+        return result
+
+    def load(self, run: RunFolder) -> ScoreResult:
+        remedy = f"Make it again: fmcefast score {run.argument} --reference"
+        try:
+            return files.read_json(run.score_json, _from_json, remedy)
+        except FileNotFoundError as error:
+            raise InputError(f"{run.score_json} is missing. {remedy}") from error
+
+    def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
+        for view in run.views():
+            if self.is_done(view):
+                yield from problem(self.load, view)
 
 
-def load_score(run: RunFolder) -> ScoreResult:
-    """What `score` with a reference left. Raises InputError when score.json is missing or damaged."""
-    try:
-        content = json.loads(run.score_json.read_text(encoding="utf-8"))
-        scores = {name: [Score(**each) for each in content[name]] for name in ("checkpoints", "reference")}
-        return ScoreResult(**{**content, **scores})
-    except (OSError, TypeError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{run.score_json} is missing or damaged: {error}. Make it again: fmcefast score {run.argument} --reference"
-        ) from error
+score = ScoreCheckpoints()
 
 
-def _whose(run: RunFolder) -> str:
+def _from_json(content: dict[str, Any]) -> ScoreResult:
+    scores = {name: [Score(**row) for row in content[name]] for name in ("checkpoints", "reference")}
+    return ScoreResult(**{**content, **scores})
+
+
+def _description(run: RunFolder) -> str:
     module = f", module {run.module}," if run.module else ""
     return f"{run.config.backbone}{module} at {run.config.image_size} px"
 
 
-def _network(backbone: Backbone | ModuleMaps, with_head: bool) -> Network:
+def _map_and_logits(extractor: FeatureExtractor) -> Network:
     def network(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if isinstance(backbone, ModuleMaps):
-            maps, logits = backbone(images)
-            return maps[0], logits
-        maps = backbone.features(images)
-        return maps, backbone.head(maps) if with_head else None
+        (maps,), logits = extractor.maps_and_logits(images)
+        return maps, logits
 
     return network
 
@@ -193,9 +219,9 @@ def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def _correlation(scores: list[Score]) -> float | None:
-    if len({each.fmcs for each in scores}) < 2:
+    if len({score.fmcs for score in scores}) < 2:
         return None
-    return float(spearmanr([each.epoch for each in scores], [each.fmcs for each in scores]).statistic)
+    return float(spearmanr([score.epoch for score in scores], [score.fmcs for score in scores]).statistic)
 
 
 def _line(phases: int, score: Score | None = None) -> str:

@@ -1,81 +1,125 @@
-"""Training a backbone with the representation auxiliary loss (RAL)."""
+"""What training minimises, and what is measured after each epoch."""
 
 import copy
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from fmcefast.data.image_set import Source
-from fmcefast.evaluation.held_out import expected_scores, judge, require_maps
+from fmcefast.data.loaders.base import Loader
+from fmcefast.evaluation.held_out import expected_scores, predict_scores, require_maps
 from fmcefast.losses.fmcs import RepresentationAuxiliaryLoss
 from fmcefast.models.backbones import Backbone
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.run.config import Config
-from fmcefast.run.epochs import FinetuningEpoch
+from fmcefast.run.epochs import Epoch, FinetuningEpoch
 from fmcefast.runtime.device import amp_type, autocast, in_precision
-from fmcefast.runtime.ranks import Ranks
-from fmcefast.training.trainer import Trainer
 
 
-class RALTrainer(Trainer):
-    """Minimises L = raf * L_base + (1 - raf) * L_FMCS of a frozen FMCE-Net ([FMCE++] III, Fig. 2).
+class Objective(Protocol):
+    """What a Trainer minimises.
 
-    With raf = 1 it does what Trainer does, on a CPU bit for bit; with raf = 0 the classifier is not trained.
-    Raises InputError for an FMCE-Net that takes other maps than the backbone makes.
+    row: the kind of row that an epoch leaves in losses.csv.
+    """
+
+    row: type[Epoch]
+
+    def network(self, backbone: Backbone) -> nn.Module:
+        """What the trainer calls with a batch of images, before it is shared among processes and compiled."""
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch, a scalar, from what the network made of it."""
+
+    def measure(self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> dict[str, float | None]:
+        """The columns of the epoch's row that hold more than its loss, from held-out images in precision `dtype`."""
+
+
+class Classification:
+    """The mean cross-entropy of the logits: the Original Task ([FMCE] IV-A)."""
+
+    row = Epoch
+
+    def network(self, backbone: Backbone) -> nn.Module:
+        return backbone
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(outputs.float(), labels)
+
+    def measure(self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> dict[str, float | None]:
+        return {"top1": measure_top1(backbone, loader, dtype)}
+
+
+class RepresentationAuxiliary:
+    """L = raf * L_base + (1 - raf) * L_FMCS of a frozen FMCE-Net ([FMCE++] III, Fig. 2).
+
+    With raf = 1 training repeats plain classification, on a CPU bit for bit; with raf = 0 the classifier is not traine
+
+    fmcs_loss: what computes the FMCS loss, that of RepresentationAuxiliaryLoss by default. `network` raises InputError
+    for an FMCE-Net that takes other maps than the backbone makes.
     """
 
     row = FinetuningEpoch
 
     def __init__(
-        self,
-        config: Config,
-        source: Source,
-        device: torch.device,
-        fmce_net: FMCENet,
-        raf: float,
-        ranks: Ranks | None = None,
+        self, fmce_net: FMCENet, raf: float, config: Config, device: torch.device, fmcs_loss: nn.Module | None = None
     ):
-        self._criterion = RepresentationAuxiliaryLoss(fmce_net, raf)
-        self._verdict_dtype = amp_type(config.amp, device)  # that of fitting
-        super().__init__(config, source, device, ranks)
-        require_maps(fmce_net, self.backbone.feature_shape(config.image_size), f"{config.backbone} at this image size")
-        fmce_net = copy.deepcopy(fmce_net).to(device, memory_format=torch.channels_last)
-        self._verdict = in_precision(fmce_net.eval().requires_grad_(False), device, self._verdict_dtype)
+        self._config, self._device = config, device
+        self._dtype = amp_type(config.amp, device)  # in which the FMCE-Net was fitted
+        self._loss = RepresentationAuxiliaryLoss(fmce_net, raf)
+        if fmcs_loss is not None:
+            self._loss.fmcs = fmcs_loss
+        self._fmce_net = copy.deepcopy(fmce_net).eval().requires_grad_(False)
+        self._fmce_net.to(device, memory_format=torch.channels_last)
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._batches = 0
 
-    def network(self) -> nn.Module:
-        if self._criterion.raf == 0:
-            self.backbone.head.requires_grad_(False)
-        return _MapsAndLogits(self.backbone)
+    def network(self, backbone: Backbone) -> nn.Module:
+        config = self._config
+        shape = backbone.feature_shape(config.image_size)
+        require_maps(self._fmce_net, shape, f"{config.backbone} at this image size")
+        if self._loss.raf == 0:
+            backbone.head.requires_grad_(False)
+        return _MapsAndLogits(backbone)
 
-    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with autocast(self.device, self.dtype):
-            maps, logits = self._network(images)
+    def loss(self, outputs: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        maps, logits = outputs
         logits = logits.float()
-        with autocast(self.device, self._verdict_dtype):
-            base, fmcs = self._criterion.terms(logits, labels, maps)
+        with autocast(self._device, self._dtype):
+            base, fmcs = self._loss.terms(logits, labels, maps)
         reported = functional.cross_entropy(logits.detach(), labels) if base is None else base.detach()
         self._sums += torch.stack([reported, reported.new_zeros(()) if fmcs is None else fmcs.detach()])
         self._batches += 1
-        return self._criterion.blend(base, fmcs)
+        return self._loss.blend(base, fmcs)
 
-    def measure(self) -> dict[str, float | None]:
+    def measure(self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> dict[str, float | None]:
         """Top-1, the mean of both terms in training, and the mean predicted FMCS of the held-out images."""
-        self.backbone.eval()
-        base, fmcs = (self.ranks.sum(self._sums) / (self._batches * self.ranks.size)).tolist()
+        backbone.eval()
+        base, fmcs = (loader.ranks.sum(self._sums) / (self._batches * loader.ranks.size)).tolist()
         self._sums, self._batches = torch.zeros_like(self._sums), 0
-        network = in_precision(_MapsAndLogits(self.backbone), self.device, self.dtype)
-        probabilities, top1 = judge(network, self._verdict, self.test_loader)
-        total = self.ranks.sum(torch.tensor(np.sum(expected_scores(probabilities))))
+        network = in_precision(_MapsAndLogits(backbone), self._device, dtype)
+        fmce_net = in_precision(self._fmce_net, self._device, self._dtype)
+        probabilities, top1 = predict_scores(network, fmce_net, loader)
+        total = loader.ranks.sum(torch.tensor(np.sum(expected_scores(probabilities))))
         return {
             "top1": top1,
             "base_loss": base,
-            "fmcs_loss": None if self._criterion.raf == 1 else fmcs,
-            "fmcs": float(total) / len(self.test_loader.images),
+            "fmcs_loss": None if self._loss.raf == 1 else fmcs,
+            "fmcs": float(total) / len(loader.images),
         }
+
+
+@torch.inference_mode()
+def measure_top1(backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> float:
+    """The fraction of all processes' images whose largest logit is that of their label."""
+    backbone.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=loader.device)
+    for images, labels in loader:
+        with autocast(loader.device, dtype):
+            logits = backbone(images)
+        correct += (logits.argmax(1) == labels).sum()
+    return int(loader.ranks.sum(correct)) / len(loader.images)
 
 
 class _MapsAndLogits(nn.Module):

@@ -1,4 +1,4 @@
-"""One epoch of training a backbone, and its top-1."""
+"""Training a backbone, an epoch at a time."""
 
 import math
 import time
@@ -6,20 +6,19 @@ from collections.abc import Iterable, Iterator
 from inspect import signature
 
 import torch
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from fmcefast.data.image_set import Source
-from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import recipe_of
 from fmcefast.errors import FmcefastError
-from fmcefast.models.backbones import Backbone, make_backbone
+from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Task
 from fmcefast.run.config import Config
 from fmcefast.run.epochs import Epoch
 from fmcefast.runtime.device import amp_type, autocast
 from fmcefast.runtime.ranks import Ranks
+from fmcefast.training.objectives import Classification, Objective
 
 # On a CPU, where to look at the loss costs nothing; a GPU would have to be waited for.
 _BATCHES_BETWEEN_CHECKS = 50
@@ -29,16 +28,22 @@ _WITHOUT_BUFFERS = {"forward_sync_buffers" if _NEWER else "broadcast_buffers": F
 
 
 class Trainer:
-    """A backbone in training: cross-entropy, Adam, cosine annealing per step, automatic mixed precision.
+    """A backbone in training: Adam, cosine annealing per step, automatic mixed precision.
 
-    data_wait: the fraction of the last epoch's training in which the network waited for images. Subclasses may override
-    `loss`, `measure`, `network` and the kind of `row`.
+    objective: what is minimised, Classification by default. data_wait: the fraction of the last epoch's training in
+    which the network waited for images.
     """
 
-    row: type[Epoch] = Epoch
-
-    def __init__(self, config: Config, source: Source, device: torch.device, ranks: Ranks | None = None):
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        device: torch.device,
+        ranks: Ranks | None = None,
+        objective: Objective | None = None,
+    ):
         self.config, self.device, self.ranks = config, device, ranks or Ranks()
+        self.objective = objective or Classification()
         self.data_wait = 0.0
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True
@@ -68,7 +73,7 @@ class Trainer:
         return len(self.train_loader) * self.train_loader.batch_size * self.ranks.size
 
     def run_epoch(self, epoch: int, task: Task, note: str = "") -> Epoch:
-        """Train one epoch and measure top-1. Raises FmcefastError on a loss that is not finite."""
+        """Train one epoch and measure what its row holds. Raises FmcefastError on a loss that is not finite."""
         began = time.monotonic()
         # Dropout and the like draw from here: an epoch does not depend on how the one before it was reached.
         torch.manual_seed(epoch_seed(self.config.seed, epoch) * self.ranks.size + self.ranks.rank)
@@ -79,39 +84,45 @@ class Trainer:
         first_bad = torch.full((), batches, device=self.device)
         waited = _Waited(self.train_loader)
         for batch, (images, labels) in enumerate(waited):
-            lr = self._set_learning_rate((epoch - 1) * batches + batch)
-            loss = self.loss(images, labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            total += loss.detach()
-            first_bad = torch.where(torch.isfinite(loss.detach()), first_bad, first_bad.clamp(max=batch))
+            lr = self.set_learning_rate((epoch - 1) * batches + batch)
+            loss = self.step(images, labels)
+            total += loss
+            first_bad = torch.where(torch.isfinite(loss), first_bad, first_bad.clamp(max=batch))
             if batch == batches - 1 or (self.device.type == "cpu" and batch % _BATCHES_BETWEEN_CHECKS == 0):
                 self._stop_if_bad(epoch, int(first_bad), batches)
             task.advance(len(labels) * self.ranks.size, note=note)
         self.data_wait = waited.seconds / (time.monotonic() - began)
         self._average_buffers()
-        measured = self.measure()
+        measured = self.objective.measure(self.backbone, self.test_loader, self.dtype)
         mean_loss = float(self.ranks.sum(total)) / (batches * self.ranks.size)
-        return self.row(epoch=epoch, loss=mean_loss, lr=lr, seconds=round(time.monotonic() - began, 3), **measured)
+        seconds = round(time.monotonic() - began, 3)
+        return self.objective.row(epoch=epoch, loss=mean_loss, lr=lr, seconds=seconds, **measured)
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One step of the optimizer on a batch. Returns its loss, a scalar without a graph."""
+        loss = self.loss(images, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """What is minimised: the mean cross-entropy of a batch."""
+        """What the objective says of a batch, a scalar."""
         with autocast(self.device, self.dtype):
-            logits = self._network(images)
-        return functional.cross_entropy(logits.float(), labels)
+            outputs = self._network(images)
+        return self.objective.loss(outputs, labels)
 
-    def measure(self) -> dict[str, float | None]:
-        """What else a row holds, measured after the epoch: top-1 on the held-out images."""
-        return {"top1": measure_top1(self.backbone, self.test_loader, self.device, self.dtype)}
-
-    def network(self) -> torch.nn.Module:
-        """What `loss` calls, before it is shared among processes and compiled."""
-        return self.backbone
+    def set_learning_rate(self, step: int) -> float:
+        """Set and return the learning rate of a step, counted from 0 over all epochs: cosine annealing."""
+        steps = self.config.epochs * len(self.train_loader)
+        lr = self.config.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
 
     def _parallel_and_compiled(self) -> torch.nn.Module:
-        network = self.network()
+        network = self.objective.network(self.backbone)
         if self.ranks.size > 1:
             self.ranks.connect()
             devices = [self.device] if self.device.type == "cuda" else None
@@ -131,31 +142,12 @@ class Trainer:
             if self.ranks.size > 1 and buffer.is_floating_point():
                 self.ranks.sum(buffer).div_(self.ranks.size)
 
-    def _set_learning_rate(self, step: int) -> float:
-        steps = self.config.epochs * len(self.train_loader)
-        lr = self.config.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
-
     def _stop_if_bad(self, epoch: int, first_bad: int, batches: int) -> None:
         if first_bad < batches:
             raise FmcefastError(
                 f"The loss is not finite in epoch {epoch}, batch {first_bad + 1} of {batches}. {epoch - 1} epochs "
-                "are kept. Start again with a smaller --lr or with --amp off (and --force)."
+                "are kept. Start again (--force) with a smaller `lr` or with `amp=off`."
             )
-
-
-@torch.inference_mode()
-def measure_top1(backbone: Backbone, loader: Loader, device: torch.device, dtype: torch.dtype | None) -> float:
-    """The fraction of images whose largest logit is that of their label."""
-    backbone.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for images, labels in loader:
-        with autocast(device, dtype):
-            logits = backbone(images)
-        correct += (logits.argmax(1) == labels).sum()
-    return int(loader.ranks.sum(correct)) / len(loader.images)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -88,12 +88,12 @@ def test_bad_values_are_refused_with_a_hint(values, complaint):
 
 def test_every_preset_resolves():
     from fmcefast.data.recipes import recipe_of
-    from fmcefast.run.config import FIELDS, PRESETS
+    from fmcefast.run.config import PRESETS, SETTINGS
 
     for name in PRESETS:
         data = "folder:/a/b" if name == "folder" else name
         config = resolve({"data": data})
         assert yaml.safe_load(to_yaml(config))["data"] == data
         assert recipe_of(name).mean
-    for name in FIELDS["recipe"].metadata["choices"]:
+    for name in SETTINGS["recipe"].choices:
         assert recipe_of(resolve({"data": "folder:a", "recipe": name}).recipe) == recipe_of(name)

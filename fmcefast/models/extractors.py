@@ -1,0 +1,127 @@
+"""Feature maps of a backbone: the final one, or those of any of its modules ([FMCE] III: functional modules)."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fmcefast.errors import InputError, unknown_name
+from fmcefast.models.backbones import make_backbone
+from fmcefast.models.fmce_net import LEAST_CHANNELS
+from fmcefast.models.networks import make_network
+from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
+
+
+class FeatureExtractor(nn.Module):
+    """Images (N, 3, S, S) -> feature maps (N, C, H, W), one for each of the modules that were asked for.
+
+    classifies: whether the weights that were loaded last hold a classifier that fits.
+    """
+
+    classifies = True
+
+    def maps(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The feature maps alone."""
+        raise NotImplementedError
+
+    def maps_and_logits(self, images: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        """The feature maps and the logits (N, classes) of one pass; no logits when the classifier did not fit."""
+        raise NotImplementedError
+
+    def shapes(self, image_size: int) -> tuple[tuple[int, int, int], ...]:
+        """(C, H, W) of each map. Raises InputError when the images do not fit or an output is no feature map."""
+        raise NotImplementedError
+
+    def take(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
+        """Copy tensors of the weights file `path`. Raises InputError unless all that the maps need are there."""
+        raise NotImplementedError
+
+    def load(self, path: Path) -> None:
+        """Read weights. Raises InputError when the file is missing, damaged or of another network."""
+        self.take(read_weights(path), path)
+
+
+def make_extractor(backbone: str, classes: int, modules: Sequence[str | None] = (None,)) -> FeatureExtractor:
+    """The extractor of some modules of a backbone with fresh weights; None is its final feature map, on its own.
+
+    backbone: as for `make_network`. modules: names within it, such as layer3 or layer3.0.conv2, whose output has the
+    channels second. Raises InputError for an unknown backbone or module, with the nearest known name.
+    """
+    names = [name for name in modules if name is not None]
+    return ModuleMaps(backbone, classes, names) if names else FinalMap(backbone, classes)
+
+
+class FinalMap(FeatureExtractor):
+    """The feature map that the backbone pools."""
+
+    def __init__(self, backbone: str, classes: int):
+        super().__init__()
+        self.backbone = make_backbone(backbone, classes)
+
+    def maps(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.backbone.features(images),)
+
+    def maps_and_logits(self, images: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        (feature_map,) = maps = self.maps(images)
+        return maps, self.backbone.head(feature_map) if self.classifies else None
+
+    def shapes(self, image_size: int) -> tuple[tuple[int, int, int], ...]:
+        return (self.backbone.feature_shape(image_size),)
+
+    def take(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
+        """The classifier may be of other classes."""
+        self.classifies = self.backbone.take_features(tensors, path)
+
+
+class ModuleMaps(FeatureExtractor):
+    """The outputs of named modules. If a module runs several times, its last output is returned."""
+
+    def __init__(self, backbone: str, classes: int, modules: Sequence[str]):
+        super().__init__()
+        self.network = make_network(backbone, classes)
+        self.names = tuple(modules)
+        self._outputs: dict[str, torch.Tensor] = {}
+        known = {name: module for name, module in self.network.named_modules() if name}
+        for name in self.names:
+            if name not in known:
+                raise unknown_name(f"module of {backbone}", name, known)
+            known[name].register_forward_hook(self._keeping(name))
+
+    def maps(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.maps_and_logits(images)[0]
+
+    def maps_and_logits(self, images: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        self._outputs.clear()
+        logits = self.network(images)
+        maps = tuple(self._outputs.get(name) for name in self.names)
+        self._outputs.clear()
+        return maps, logits
+
+    def shapes(self, image_size: int) -> tuple[tuple[int, int, int], ...]:
+        parameter, training = next(self.parameters()), self.training
+        image = torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device)
+        with torch.inference_mode():
+            maps = self.eval().maps(image)
+        self.train(training)
+        for name, output in zip(self.names, maps, strict=True):
+            is_tensor = torch.is_tensor(output)
+            if not is_tensor or output.ndim != 4 or output.shape[1] < LEAST_CHANNELS:
+                what = f"a tensor {tuple(output.shape)}" if is_tensor else "nothing" if output is None else "no tensor"
+                raise InputError(
+                    f"The module {name!r} puts out {what}. A feature map is (N, C, H, W) with at least "
+                    f"{LEAST_CHANNELS} channels."
+                )
+        return tuple(tuple(output.shape[1:]) for output in maps)
+
+    def take(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
+        """All tensors must fit, since any module may be meant."""
+        names = {name: name for name in self.network.state_dict()}
+        copy_weights(self.network, weights_of_network(tensors, path, names, names), path, names)
+
+    def _keeping(self, name: str) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
+        def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            # Copied, since what follows may work in place (ReLU after batch normalisation, say).
+            self._outputs[name] = output.clone() if torch.is_tensor(output) else output
+
+        return keep

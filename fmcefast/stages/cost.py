@@ -1,0 +1,150 @@
+"""What a stage costs in time and disk space, from rates that this machine is measured to have."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from fmcefast import _core, files
+from fmcefast.models.backbones import make_backbone
+from fmcefast.models.fmce_net import FMCENet
+from fmcefast.run.folder import RunFolder
+from fmcefast.runtime.device import amp_type, autocast
+
+_TRIAL_SECONDS = 2.0
+_TRIAL_IMAGES = 64
+_TRIAL_BYTES = 32 << 20
+_TRIAL_WRITES = 16
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What is left of a stage: its work, seconds, bytes to write, and the rates that say so."""
+
+    stage: str
+    work: str
+    seconds: float = 0.0
+    bytes: int = 0
+    rates: str = ""
+
+
+class Rates:
+    """Items a second of each stage: as the run has measured them, or from a trial."""
+
+    def __init__(self, run: RunFolder, classes: int, device: torch.device, dtype: torch.dtype | None):
+        self.run, self.device, self.dtype = run, device, dtype
+        config = run.config
+        self.backbone = make_backbone(config.backbone, classes).to(device, memory_format=torch.channels_last)
+        self.shape = self.backbone.feature_shape(config.image_size)
+        # On a CPU a trial of whole batches of a large backbone would take minutes.
+        images = config.batch_size if device.type == "cuda" else min(config.batch_size, _TRIAL_IMAGES)
+        self._images = self._random(images, 3, config.image_size, config.image_size)
+        self._labels = torch.zeros(images, dtype=torch.int64, device=device)
+
+    def measured(self, stage: str, trial: Callable[[], float]) -> tuple[float, str]:
+        """The rate of one process in this run, else of a trial, and a text that says which."""
+        for entry in reversed(self.run.history.entries()):
+            rate = entry.rate_of_one_process
+            if entry.stage == stage and entry.module is None and rate:
+                return rate, f"{rate:,.0f} {entry.unit}/s, as measured in this run"
+        rate = trial()
+        return rate, f"{rate:,.0f} {'maps' if stage == 'fit' else 'images'}/s in a trial"
+
+    def training_memory(self) -> int:
+        """Bytes of weights, gradients, Adam's moments, a batch of images, and what is kept of it for the backward pass;
+        workspaces of single operations come on top."""
+        kept: dict[int, int] = {}
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self.backbone.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        self.backbone.train()
+        dtype = amp_type(self.run.config.amp, self.device, self.backbone)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(self.device, dtype):
+            self.backbone(self._images)
+        of_batch = (sum(kept.values()) + self._images.nbytes) * self.run.config.batch_size // len(self._images)
+        return of_batch + 4 * sum(parameter.nbytes for parameter in self.backbone.parameters())
+
+    def train(self) -> float:
+        optimizer = torch.optim.Adam(self.backbone.parameters(), fused=True)
+        dtype = amp_type(self.run.config.amp, self.device, self.backbone)
+
+        def step() -> None:
+            with autocast(self.device, dtype):
+                logits = self.backbone(self._images)
+            functional.cross_entropy(logits.float(), self._labels).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        self.backbone.train()
+        return self._items_per_second(step, len(self._images))
+
+    @torch.inference_mode()
+    def forward(self) -> float:
+        def step() -> None:
+            with autocast(self.device, self.dtype):
+                self.backbone.features(self._images)
+
+        self.backbone.eval()
+        return self._items_per_second(step, len(self._images))
+
+    def fit(self) -> float:
+        channels, height, width = self.shape
+        config = self.run.config
+        net = FMCENet(channels, (height, width), config.phases).to(self.device, memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(net.parameters(), fused=True)
+        maps = self._random(config.fmce_batch_size, *self.shape)
+        targets = torch.zeros(len(maps), dtype=torch.int64, device=self.device)
+
+        def step() -> None:
+            with autocast(self.device, self.dtype):
+                logits = net(maps)
+            functional.cross_entropy(logits.float(), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return self._items_per_second(step, len(maps))
+
+    def write(self) -> float | None:
+        """Bytes a second onto the disk of the run, synced; None when it is too full to try."""
+        folder = files.nearest_folder(self.run.path)
+        batches = min(_TRIAL_WRITES, shutil.disk_usage(folder).free // (4 * _TRIAL_BYTES))
+        if batches == 0:
+            return None
+        # Noise: some file systems store zeros as nothing.
+        rows = np.frombuffer(np.random.default_rng(0).bytes(_TRIAL_BYTES), np.float16)
+        with tempfile.TemporaryDirectory(prefix=".fmcefast-plan-", dir=folder) as place:
+            pool = _core.WritePool(4 * _TRIAL_BYTES, 2, use_uring=True)
+            shard = _core.ShardWriter(pool, str(Path(place) / "trial"), b"", batches * _TRIAL_BYTES)
+            began = time.monotonic()
+            for _ in range(batches):
+                shard.submit(rows, "float16", "float16")
+            shard.close()
+            return batches * _TRIAL_BYTES / (time.monotonic() - began)
+
+    def _random(self, *shape: int) -> torch.Tensor:
+        return torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)
+
+    def _items_per_second(self, step: Callable[[], None], items: int) -> float:
+        step()  # kernels are chosen and compiled in the first one
+        self._wait()
+        steps, began = 0, time.monotonic()
+        while steps == 0 or time.monotonic() - began < _TRIAL_SECONDS:
+            step()
+            self._wait()
+            steps += 1
+        return steps * items / (time.monotonic() - began)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -1,0 +1,113 @@
+"""What every stage of a run is: one object that knows its settings, its results and how they are made."""
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from fmcefast.errors import FmcefastError
+from fmcefast.progress import Progress
+from fmcefast.run.config import SETTINGS
+from fmcefast.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from fmcefast.stages.cost import Cost, Rates
+
+
+class Explained(Protocol):
+    """What a stage returns: a dataclass of plain values that can put itself into words."""
+
+    def explain(self) -> str: ...
+
+
+Result = TypeVar("Result", bound=Explained)
+
+
+class Stage(ABC, Generic[Result]):
+    """One stage of a run. Called, it gives its results: read from the run when they are there, else made.
+
+    costly: the results take long to make, so they are not removed without consent. on_request: not a part of `fmcefast
+    run`; it has options of its own and always runs when it is called. parallel: torchrun may run it in several
+    processes.
+    """
+
+    name: ClassVar[str]
+    costly: ClassVar[bool] = False
+    on_request: ClassVar[bool] = False
+    parallel: ClassVar[bool] = False
+
+    def __call__(self, run: RunFolder, progress: Progress, **options: Any) -> Result:
+        if not self.on_request and self.is_done(run):
+            return self.load(run)
+        return self.run(run, progress, **options)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The names of the settings that belong to this stage."""
+        return tuple(name for name, setting in SETTINGS.items() if setting.stage == self.name)
+
+    @abstractmethod
+    def outputs(self, run: RunFolder) -> list[Path]:
+        """What the stage leaves in the folder, whether it is there or not, in the order in which it is removed."""
+
+    @abstractmethod
+    def is_done(self, run: RunFolder) -> bool:
+        """Whether all results are there, made from the run's configuration."""
+
+    @abstractmethod
+    def run(self, run: RunFolder, progress: Progress) -> Result:
+        """Make the results, going on after an interruption, and leave them in the folder."""
+
+    @abstractmethod
+    def load(self, run: RunFolder) -> Result:
+        """Read the results. Raises InputError when they are missing or damaged."""
+
+    def is_begun(self, run: RunFolder) -> bool:
+        """Whether the stage has left anything."""
+        return any(path.exists() for path in self.outputs(run))
+
+    def reason_to_skip(self, run: RunFolder) -> str | None:
+        """Why `fmcefast run` leaves the stage out of this run; None when it does not."""
+        return None
+
+    def check(self, run: RunFolder, *, resumes: bool) -> None:
+        """Refuse, before anything is removed, to make the results anew when that could not be finished.
+
+        resumes: whether the same command first finishes the stages before this one. Raises InputError.
+        """
+
+    def explain(self, run: RunFolder) -> str | None:
+        """What the run keeps of this stage if it is interrupted, in a few words; None for nothing."""
+        return None
+
+    def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
+        """What is wrong with the results that are there, a line each."""
+        return iter(())
+
+    def cost(self, run: RunFolder, images: int, rates: "Rates") -> "Cost | None":
+        """What the rest of the stage costs for this many training images; None for next to nothing."""
+        return None
+
+    def remove(self, run: RunFolder) -> None:
+        """Remove the results."""
+        for path in self.outputs(run):
+            _remove(path)
+
+
+def problem(read: Callable[..., Any], *arguments: Any) -> Iterator[str]:
+    """What `read` complains about, if anything."""
+    try:
+        read(*arguments)
+    except FmcefastError as error:
+        yield str(error)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() and path.is_dir():  # a link to a larger disk stays
+        for content in path.iterdir():
+            _remove(content)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
