@@ -73,18 +73,14 @@ SMALL = {
 @pytest.fixture(scope="session")
 def finished_runs(tmp_path_factory):
     """Two small runs that differ in their seed, with markers (the last at epoch 6), feature maps and FMCE-Nets."""
+    from fmcefast.pipeline.change import open_run
+    from fmcefast.pipeline.stages import complete, fit
     from fmcefast.progress import Progress
-    from fmcefast.run.folder import open_run
-    from fmcefast.stages.extract import extract
-    from fmcefast.stages.fit import fit
-    from fmcefast.stages.markers import markers
-    from fmcefast.stages.train import train
 
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
         run = open_run(folder / f"seed-{seed}", {**SMALL, "seed": seed}, create=True)
-        for stage in (train, markers, extract, fit):
-            stage(run, Progress(quiet=True))
+        complete(run, Progress(quiet=True), until=fit)
     return folder
 
 
@@ -97,6 +93,6 @@ def runs(finished_runs, tmp_path):
 
 @pytest.fixture
 def run(runs):
-    from fmcefast.run.folder import open_run
+    from fmcefast.pipeline.change import open_run
 
     return open_run(runs / "seed-0", {})

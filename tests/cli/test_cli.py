@@ -149,7 +149,7 @@ def test_the_default_folder_follows_the_data_set(fmcefast, tmp_path):
 
 def test_a_run_folder_is_for_one_process(fmcefast, tmp_path):
     from fmcefast.files import FolderLock
-    from fmcefast.run.folder import open_run
+    from fmcefast.pipeline.change import open_run
 
     open_run(tmp_path / "r", {}, create=True)
     with FolderLock(tmp_path / "r"):
@@ -205,7 +205,7 @@ def test_a_yaml_file_with_an_unknown_key(fmcefast, tmp_path):
 
 
 def test_stages_out_of_order_name_the_missing_one(fmcefast, tmp_path):
-    from fmcefast.run.folder import open_run
+    from fmcefast.pipeline.change import open_run
 
     open_run(tmp_path / "runs" / "x", {}, create=True)
     assert "Go on: fmcefast train" in fmcefast("markers")[2]

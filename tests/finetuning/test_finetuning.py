@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,16 @@ from fmcefast.finetuning import local_engine
 from fmcefast.finetuning.cell import Cell, Init, finished_cells
 from fmcefast.finetuning.finetune import finetune
 from fmcefast.finetuning.ray_engine import share_of_node
-from fmcefast.finetuning.sweep import read_table, sweep
+from fmcefast.finetuning.sweep import sweep
+from fmcefast.finetuning.sweep_csv import read_table
 from fmcefast.finetuning.table import compare
+from fmcefast.pipeline.change import open_run
+from fmcefast.pipeline.seeds import fmce_net_of_seed
 from fmcefast.pipeline.verify import verify
 from fmcefast.progress import Progress
 from fmcefast.run.config import resolve
-from fmcefast.run.folder import RunFolder, open_run
-from fmcefast.training.objectives import RALTrainer
+from fmcefast.run.folder import RunFolder
+from fmcefast.training.objectives import RepresentationAuxiliary
 from fmcefast.training.trainer import Trainer, epoch_seed
 
 TINY = {"subset": 60, "image_size": 32, "batch_size": 20, "epochs": 4, "amp": "off"}
@@ -77,12 +81,16 @@ def fmce_net():
     return FMCENet(1024, 1, phases=4)
 
 
+def ral_trainer(config, source, device, fmce_net, raf):
+    return Trainer(config, source, device, objective=RepresentationAuxiliary(fmce_net, raf, config, device))
+
+
 @pytest.mark.parametrize("raf", [0.0, 0.3, 1.0])
 def test_an_epoch_is_plain_adam_on_the_two_losses(cpu, source, in_float64, fmce_net, raf):
     """Against a loop written out with autograd and FMCE-Net's own layers."""
     before = {name: tensor.clone() for name, tensor in fmce_net.state_dict().items()}
     config = resolve(TINY)
-    trainer = RALTrainer(config, source, cpu, fmce_net, raf)
+    trainer = ral_trainer(config, source, cpu, fmce_net, raf)
     reference = Trainer(config, source, cpu)
     (row,) = run_epochs(trainer)
     backbone, loader, plain = reference.backbone, reference.train_loader, FMCSLoss(fmce_net)
@@ -113,7 +121,7 @@ def test_an_epoch_is_plain_adam_on_the_two_losses(cpu, source, in_float64, fmce_
 
 def test_the_gradient_is_that_of_both_losses_and_the_classifiers_of_one(cpu, source, fmce_net):
     config, raf = resolve(TINY), 0.3
-    trainer = RALTrainer(config, source, cpu, fmce_net, raf)
+    trainer = ral_trainer(config, source, cpu, fmce_net, raf)
     images, labels = next(iter(trainer.train_loader))
     backbone = trainer.backbone.eval()  # fixed batch statistics, so that two passes agree
     trainer.loss(images, labels).backward()
@@ -128,13 +136,13 @@ def test_the_gradient_is_that_of_both_losses_and_the_classifiers_of_one(cpu, sou
     (raf * torch.nn.functional.cross_entropy(backbone(images), labels)).backward()
     for name, parameter in backbone.head.named_parameters():
         torch.testing.assert_close(found[f"head.{name}"], parameter.grad, rtol=1e-5, atol=1e-8)
-    assert not trainer._criterion.fmcs._plain[0].fmce_net.classifier.weight.requires_grad
+    assert all(parameter.grad is None for parameter in fmce_net.parameters())
 
 
 def test_raf_one_is_plain_training_to_the_bit(cpu, source, fmce_net):
     config = resolve(TINY)
     plain = run_epochs(Trainer(config, source, cpu), 3)
-    found = run_epochs(RALTrainer(config, source, cpu, fmce_net, 1.0), 3)
+    found = run_epochs(ral_trainer(config, source, cpu, fmce_net, 1.0), 3)
     assert [(row.loss, row.top1, row.lr) for row in found] == [(row.loss, row.top1, row.lr) for row in plain]
     assert all(1 <= row.fmcs <= 4 and row.base_loss == pytest.approx(row.loss, rel=1e-12) for row in found)
 
@@ -151,7 +159,7 @@ def with_small_scale(trainer):
 def test_a_gpu_minimises_what_a_cpu_does(source, fmce_net, amp, compiled):
     config = resolve({**TINY, "amp": amp, "compile": compiled})
     on_cpu, on_gpu = (
-        run_epochs(with_small_scale(RALTrainer(given, source, torch.device(device), fmce_net, 0.5)), 2)
+        run_epochs(with_small_scale(ral_trainer(given, source, torch.device(device), fmce_net, 0.5)), 2)
         for given, device in ((resolve(TINY), "cpu"), (config, "cuda"))
     )
     for ours, theirs in zip(on_gpu, on_cpu, strict=True):
@@ -162,7 +170,7 @@ def test_a_gpu_minimises_what_a_cpu_does(source, fmce_net, amp, compiled):
 
 def test_an_fmce_net_of_other_maps_is_refused(cpu, source):
     with pytest.raises(InputError, match=r"takes feature maps of 1024x7x7 .*makes 1024x1x1"):
-        RALTrainer(resolve(TINY), source, cpu, FMCENet(1024, 7), 0.5)
+        ral_trainer(resolve(TINY), source, cpu, FMCENet(1024, 7), 0.5)
 
 
 def test_a_cell_repeats_the_run_and_goes_on_where_it_was(run, monkeypatch):
@@ -182,14 +190,14 @@ def test_a_cell_repeats_the_run_and_goes_on_where_it_was(run, monkeypatch):
     whole = finetune(run, quiet(), raf=0.8, seed=3)
     expected = rows_of(run.finetune / "raf-0.80-seed-3")
     expected_weights = Path(whole.weights).read_bytes()
-    monkeypatch.setattr(RALTrainer, "run_epoch", _interrupted_after(3))
+    monkeypatch.setattr(Trainer, "run_epoch", _interrupted_after(3))
     with pytest.raises(KeyboardInterrupt):
         finetune(run, quiet(), raf=0.8, seed=3, force=True)
     assert not finished_cells(run)[1:] and len(rows_of(run.finetune / "raf-0.80-seed-3")) == 3
     monkeypatch.undo()
     cut = finetune(run, quiet(), raf=0.8, seed=3)
     assert rows_of(run.finetune / "raf-0.80-seed-3") == expected and Path(cut.weights).read_bytes() == expected_weights
-    monkeypatch.setattr(RALTrainer, "run_epoch", None)  # a finished cell is not trained
+    monkeypatch.setattr(Trainer, "run_epoch", None)  # a finished cell is not trained
     assert finetune(run, quiet(), raf=0.8, seed=3) == cut
 
 
@@ -198,7 +206,7 @@ def test_a_cell_without_its_note_begins_anew(run, monkeypatch):
     cell = Cell(run, 0.5, 0, 6, run.fmce_net)
     finetune(run, quiet(), raf=0.5, force=True)  # a cell that is not there may be forced
     expected = rows_of(cell.place.path)
-    monkeypatch.setattr(RALTrainer, "run_epoch", _interrupted_after(3))
+    monkeypatch.setattr(Trainer, "run_epoch", _interrupted_after(3))
     with pytest.raises(KeyboardInterrupt):
         finetune(run, quiet(), raf=0.9)
     monkeypatch.undo()
@@ -225,7 +233,7 @@ def test_rows_that_are_missing_are_missed(run):
 
 
 def _interrupted_after(epochs):
-    run_epoch = RALTrainer.run_epoch
+    run_epoch = Trainer.run_epoch
 
     def interrupted(self, epoch, *rest, **more):
         if epoch > epochs:
@@ -285,7 +293,7 @@ def test_changing_the_fmce_net_removes_what_was_trained_under_it(run):
     finetune(run, quiet(), raf=1, epochs=1)
     sweep(run, quiet(), rafs=[1], seeds=1)
     assert run.sweep_csv.exists()
-    open_run(run.path, {"fmce_epochs": 1}, redo="fit")
+    open_run(run.path, {"fmce_epochs": 1}, force=True)
     assert not run.finetune.exists() and not run.sweep_csv.exists() and run.features.exists()
 
 
@@ -376,7 +384,8 @@ def _wait_until_workers_are_gone(run):
 
 
 def test_an_fmce_net_of_each_seed(run, runs):
-    found = sweep(run, quiet(), rafs=[0.5], seeds=2, fmce_per_seed=True)
+    nets = partial(fmce_net_of_seed, run, progress=quiet())
+    found = sweep(run, quiet(), rafs=[0.5], seeds=2, fmce_net_of_seed=nets)
     assert found.fmce_net == "seed" and {row.fmce_net for row in read_table(run)} == {"seed"}
     assert sorted(path.name for path in (run.finetune / "fmce-per-seed").iterdir())[:2] == [
         "raf-0.50-seed-0",
@@ -427,7 +436,7 @@ def test_workers_that_die_again_and_again_end_the_sweep(run, monkeypatch):
     monkeypatch.setattr(local_engine, "_train_side_by_side", dying)
     results = local_engine.train_locally(["a", "b"], 1)
     assert next(results) == "done"
-    with pytest.raises(FmcefastError, match=r"ended without a word 3 times.*--jobs"):
+    with pytest.raises(FmcefastError, match=r"ended without an error message 3 times.*--jobs"):
         next(results)
     assert tried == [["a", "b"], ["a", "b"], ["b"], ["b"]]
 

@@ -1,6 +1,7 @@
 """Feature maps of any module, and timm's networks, against hooks and the networks themselves."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.errors import InputError
 from fmcefast.models.backbones import make_backbone
-from fmcefast.models.modules import ModuleMaps
+from fmcefast.models.extractors import ModuleMaps, make_extractor
 from fmcefast.models.networks import make_network
+from fmcefast.pipeline.stages import undo
 from fmcefast.progress import Progress
 from fmcefast.stages.extract import extract, extract_modules
-from fmcefast.stages.fit import fit, load_fit
+from fmcefast.stages.fit import fit
 
 NAME = "shufflenet_v2_x0_5"
 
@@ -26,7 +28,7 @@ def test_the_maps_are_the_modules_outputs():
     images = torch.randn(2, 3, 64, 64)
     network = maps.network
     with torch.inference_mode():
-        (second, inner, first, before_relu, before_sum), logits = maps(images)
+        (second, inner, first, before_relu, before_sum), logits = maps.maps_and_logits(images)
         # These two are changed in place by what follows them in the network.
         assert torch.equal(before_relu, network.bn1(network.conv1(images))) and before_relu.min() < 0
         block = network.layer1[0]
@@ -36,15 +38,27 @@ def test_the_maps_are_the_modules_outputs():
         expected_second = network.layer2(expected_first)
         assert torch.equal(first, expected_first) and torch.equal(second, expected_second)
         assert torch.equal(inner, network.layer3[0].conv1(expected_second))
-        assert torch.equal(logits, network(images)) and torch.equal(maps.features(images), second)
-    assert maps.feature_shapes(64)[:3] == ((128, 8, 8), (256, 4, 4), (64, 16, 16))
+        assert torch.equal(logits, network(images)) and torch.equal(maps.maps(images)[0], second)
+    assert maps.shapes(64)[:3] == ((128, 8, 8), (256, 4, 4), (64, 16, 16))
+
+
+def test_the_final_map_is_what_the_backbone_pools():
+    extractor = make_extractor("resnet18", 10).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        (maps,), logits = extractor.maps_and_logits(images)
+        assert torch.equal(maps, extractor.backbone.features(images)) and torch.equal(maps, extractor.maps(images)[0])
+        assert torch.equal(logits, extractor.backbone(images))
+        extractor.take(make_network("resnet18", 4).state_dict(), Path("four.pt"))  # a classifier of other classes
+        assert extractor.maps_and_logits(images)[1] is None
+    assert extractor.shapes(64) == ((512, 2, 2),)
 
 
 def test_names_that_are_no_module_or_give_no_map_are_refused():
     with pytest.raises(InputError, match=r"Unknown module of resnet18 'layer5'\. Did you mean 'layer"):
         ModuleMaps("resnet18", 10, ["layer5"])
     with pytest.raises(InputError, match=r"'fc' puts out a tensor \(1, 10\)\. A feature map is"):
-        ModuleMaps("resnet18", 10, ["fc"]).feature_shapes(64)
+        ModuleMaps("resnet18", 10, ["fc"]).shapes(64)
 
 
 TIMM = {
@@ -104,7 +118,7 @@ def test_modules_are_extracted_in_one_pass_and_fitted(run, fmcefast, cpu, monkey
             maps = ModuleMaps(NAME, 10, [module]).eval()
             maps.load(run.weights_of(epoch))
             with torch.inference_mode():
-                expected = maps.features(images)
+                (expected,) = maps.maps(images)
             found, targets = dataset.batch(np.arange(100) + 100 * phase)
             torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=2e-3)
             assert targets.eq(phase).all()
@@ -142,7 +156,7 @@ def test_an_interrupted_pass_over_several_modules_ends_the_same(run, runs, monke
     whole = extract_modules(run, progress, modules)
     expected = {path.name: path.read_bytes() for path in run.view("stage2").features.iterdir()}
     for module in modules:
-        run.view(module).undo("extract")
+        undo(run.view(module), extract)
     load, calls = ModuleMaps.load, []
 
     def interrupted(self, path):
@@ -155,7 +169,7 @@ def test_an_interrupted_pass_over_several_modules_ends_the_same(run, runs, monke
     with pytest.raises(KeyboardInterrupt):
         extract_modules(run, progress, modules)
     # One of them is further than the other.
-    run.view("stage4").undo("extract")
+    undo(run.view("stage4"), extract)
     again = extract_modules(run, progress, modules)
     assert again == whole
     found = {path.name: path.read_bytes() for path in run.view("stage2").features.iterdir()}
@@ -177,12 +191,12 @@ def test_bad_modules_are_refused(run, fmcefast):
     assert code == 2 and "takes feature maps of 1024x1x1" in err and "stage2" in err
 
 
-def test_advice_about_a_module_leaves_the_others_alone(run):
+def test_advice_about_a_module_leaves_the_others_alone(run, fmcefast):
     view = run.view("stage2")
     extract_modules(run, Progress(quiet=True), ["stage2"])
     view.fit_json.write_text("{")
     with pytest.raises(InputError, match=rf"again: fmcefast fit {run.path} --module stage2 --force$"):
-        load_fit(view)
+        fit.load(view)
     (view.features / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=rf"in a run: fmcefast extract {run.path} --module stage2 --force\)"):
-        FeatureMapDataset(view.features)
+    code, _, err = fmcefast("extract", run.path, "--module", "stage2")
+    assert code == 2 and err.endswith(f"In this run: fmcefast extract {run.path} --module stage2 --force\n")

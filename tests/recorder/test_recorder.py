@@ -15,6 +15,7 @@ from fmcefast import ConvergenceRecorder, FeatureMapDataset, cqi, find_markers
 from fmcefast.cli import cli
 from fmcefast.errors import FmcefastError, InputError, NotConvergedError
 from fmcefast.run.epochs import read_epochs
+from fmcefast.stages.train import train
 
 LOSSES = [2.0, 1.4, 1.0, 0.7, 0.5, 0.4, 0.35, 0.32, 0.31, 0.305, 0.304, 0.304]
 SETTINGS = {"phases": 3, "mu": 0.05, "alpha": 0.5, "window": 2}
@@ -169,7 +170,7 @@ def test_a_state_that_is_no_tensors_is_refused(tmp_path, value):
     with ConvergenceRecorder(tmp_path / "run") as recorder:
         with pytest.raises(InputError, match=r"'odd' in the model's state is a .*state_dict without it"):
             recorder.epoch_end({"weight": torch.ones(2), "odd": value}, 1.0)
-        assert recorder.epochs == 0 and not recorder.run.begun("train")
+        assert recorder.epochs == 0 and not train.is_begun(recorder.run)
 
 
 @pytest.mark.parametrize("loss", [nan, float("inf"), 0.0, -1.0, 1e-310])

@@ -7,13 +7,13 @@ import pytest
 
 from fmcefast import files
 from fmcefast.finetuning.cell import Cell
-from fmcefast.finetuning.sweep import read_table, table_of, write_table
+from fmcefast.finetuning.sweep_csv import read_table, table_of, write_table
 from fmcefast.progress import Progress
-from fmcefast.report.page import report
+from fmcefast.report.report import report
 from fmcefast.run.epochs import FinetuningEpoch, write_epochs
 from fmcefast.stages.extract import extract_modules
 from fmcefast.stages.fit import fit
-from fmcefast.stages.other_runs import judge_other_runs
+from fmcefast.stages.other_runs import other_runs
 from fmcefast.stages.score import score
 
 # Top-1 of three seeds: clearly better, better by chance, far below, and the baseline.
@@ -36,7 +36,7 @@ def swept(run):
 
 def test_the_report_tells_all_of_it_on_one_offline_page(swept, runs):
     quiet = Progress(quiet=True)
-    judge_other_runs(swept, quiet, others=[runs / "seed-1"])
+    other_runs(swept, quiet, others=[runs / "seed-1"])
     score(swept, quiet, weights=[swept.weights_of(3)], reference=True)
     extract_modules(swept, quiet, modules=["stage3"])
     fit(swept.view("stage3"), quiet)

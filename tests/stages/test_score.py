@@ -1,4 +1,4 @@
-"""The judgement of checkpoints and of other runs, against the networks, SciPy and torchmetrics."""
+"""The scores of checkpoints and of other runs, against the networks, SciPy and torchmetrics."""
 
 import json
 
@@ -11,13 +11,13 @@ from fmcefast import FeatureMapDataset, FMCENet
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
+from fmcefast.evaluation.metrics import split_maps
 from fmcefast.models.backbones import make_backbone
 from fmcefast.models.networks import make_network
+from fmcefast.pipeline.change import open_run
 from fmcefast.progress import Progress
-from fmcefast.run.folder import open_run
-from fmcefast.stages.fit import split_maps
-from fmcefast.stages.other_runs import judge_other_runs, load_other_runs
-from fmcefast.stages.score import load_score, score
+from fmcefast.stages.other_runs import other_runs
+from fmcefast.stages.score import score
 
 NAME = "shufflenet_v2_x0_5"
 
@@ -72,7 +72,7 @@ def test_scores_are_the_networks_verdicts(run, cpu):
     assert asked == found.reference[1]  # and counts once where a marker is asked for again
     again = score(run, quiet(), weights=[run.weights_of(markers[0])], reference=True)
     assert again.calibration_error == found.calibration_error
-    assert load_score(run) == again
+    assert score.load(run) == again
 
 
 def test_the_verb_takes_many_files_and_says_a_table(run, fmcefast, tmp_path):
@@ -101,7 +101,7 @@ def test_bad_input_is_refused(run, runs, fmcefast, tmp_path):
         (["--weights", "resnet.pt"], "are of another network"),
         (["--weights", "absent.pt"], "no weights at absent.pt"),
         ([*own, "--model", "narrow.safetensors"], "takes feature maps of 512x1x1"),
-        (["--reference", "--model", "four.safetensors"], "tells 4 scores apart and the run has 3 phases"),
+        (["--reference", "--model", "four.safetensors"], "distinguishes 4 scores, and the run has 3 phases"),
         ([*own, "--model", "resnet.pt"], "is not an FMCE-Net"),
         ([*own, "--force"], "leave it out"),
     ):
@@ -130,7 +130,7 @@ def test_another_runs_maps_are_judged_on_images_that_were_held_out(run, runs, fm
     assert metrics["mean_absolute_error"] == pytest.approx(np.mean(np.abs(predicted - targets)))
     if len(set(predicted)) > 1:
         assert metrics["spearman"] == pytest.approx(scipy.stats.spearmanr(targets, predicted).statistic)
-    assert [each.run for each in load_other_runs(run)] == [str(runs / "seed-1"), str(run.path)]
+    assert [each.run for each in other_runs.load(run).others] == [str(runs / "seed-1"), str(run.path)]
     run.test_runs_json.write_text("[{}]")
     code, out, _ = fmcefast("verify", run.path)
     assert code == 1 and "test-runs.json is damaged" in out
@@ -141,7 +141,7 @@ def test_all_maps_count_where_the_images_are_others(run, runs):
     (runs / "seed-1" / "config.yaml").write_text(
         (runs / "seed-1" / "config.yaml").read_text().replace("subset: 100", "subset: 101")
     )
-    found = judge_other_runs(run, quiet(), others=[other.path])
+    found = other_runs(run, quiet(), others=[other.path])
     assert found.others[0].held_out is False and found.others[0].metrics.test_maps == 300
 
 

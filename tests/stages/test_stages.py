@@ -12,7 +12,8 @@ from fmcefast.convergence.markers import find_markers
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.errors import DiskFullError, FmcefastError, InputError
-from fmcefast.map_sources import choice as maps
+from fmcefast.evaluation.metrics import measure, split_maps
+from fmcefast.map_sources import choice, sizes
 from fmcefast.map_sources.in_memory import MapsInMemory
 from fmcefast.map_sources.recomputed import RecomputedMaps
 from fmcefast.models.backbones import make_backbone
@@ -24,7 +25,7 @@ from fmcefast.run.resume import TrainingState, load_state, state_facts
 from fmcefast.runtime.device import amp_type, pick_device
 from fmcefast.stages import extract as stage_extract
 from fmcefast.stages.extract import extract
-from fmcefast.stages.fit import measure, split_maps
+from fmcefast.stages.markers import markers
 from fmcefast.stages.train import is_trained
 from fmcefast.training.trainer import Trainer, epoch_seed
 
@@ -106,7 +107,7 @@ def test_the_learning_rate_is_torchs_cosine_annealing(cpu):
     steps = 4 * len(trainer.train_loader)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(reference, steps)
     for step in range(steps):
-        assert trainer._set_learning_rate(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+        assert trainer.set_learning_rate(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
         reference.step()
         schedule.step()
 
@@ -226,58 +227,62 @@ def quiet():
     return Progress(quiet=True)
 
 
+def epochs_of(run):
+    return markers.load(run).markers
+
+
 def test_extraction_that_cannot_fit_is_refused_before_it_starts(extracted, monkeypatch):
     need = 2 * (60 * 2 * 2 * 1024 * 2 + 4096)
-    monkeypatch.setattr(maps, "free_disk", lambda views: need - 1)
+    monkeypatch.setattr(choice, "free_disk", lambda views: need - 1)
     monkeypatch.setattr(stage_extract, "free_disk", lambda views: need - 1)
     with pytest.raises(DiskFullError, match=r"need 991 kB and the disk has 991 kB free.*--store recompute"):
         extract(extracted, quiet())
     assert not extracted.features.exists()
-    assert maps.recomputes_maps(extracted)
+    assert choice.recomputes_maps(extracted)
     monkeypatch.setattr(stage_extract, "free_disk", lambda views: need)
     assert extract(extracted, quiet()).bytes == need
-    assert not maps.recomputes_maps(extracted)
+    assert not choice.recomputes_maps(extracted)
 
 
 def test_what_auto_chooses_and_why(extracted, monkeypatch, cpu):
     extract(extracted, quiet())
-    assert maps.choose_store(extracted, cpu).store == "memory"
-    monkeypatch.setattr(maps, "free_memory", lambda device: 1000)
+    assert choice.choose_store(extracted, cpu).store == "memory"
+    monkeypatch.setattr(choice, "free_memory", lambda device: 1000)
     for disk, recomputed, expected in [(500.0, 400.0, "disk"), (300.0, 400.0, "recompute")]:
-        monkeypatch.setattr(maps, "_disk_rate", lambda dataset, size, rate=disk: rate)
-        monkeypatch.setattr(maps, "_extraction_rate", lambda run, rate=recomputed: rate)
-        store, why = maps.choose_store(extracted, cpu)
+        monkeypatch.setattr(choice, "_disk_rate", lambda dataset, size, rate=disk: rate)
+        monkeypatch.setattr(choice, "_extraction_rate", lambda run, rate=recomputed: rate)
+        store, why = choice.choose_store(extracted, cpu)
         assert store == expected
         assert f"the disk gives {disk:.0f} maps/s, the backbones 400" in why and "1 kB of free memory" in why
-    monkeypatch.setattr(maps, "_extraction_rate", lambda run: None)
-    assert maps.choose_store(extracted, cpu).store == "disk"
+    monkeypatch.setattr(choice, "_extraction_rate", lambda run: None)
+    assert choice.choose_store(extracted, cpu).store == "disk"
     asked = RunFolder(extracted.path, dataclasses.replace(extracted.config, store="recompute"))
-    assert maps.choose_store(asked, cpu) == ("recompute", "as asked for")
+    assert choice.choose_store(asked, cpu) == ("recompute", "as asked for")
 
 
 def test_maps_that_are_not_stored_are_made_once_where_memory_holds_them(extracted, monkeypatch, cpu):
     asked = RunFolder(extracted.path, dataclasses.replace(extracted.config, store="recompute"))
     size = 2 * 60 * 2 * 2 * 1024 * 2
-    for free, kind in [(size / maps._PART_OF_MEMORY + 1, MapsInMemory), (size, RecomputedMaps)]:
-        monkeypatch.setattr(maps, "free_memory", lambda device, free=free: free)
-        assert type(maps.open_maps(asked, cpu, None, quiet())) is kind
+    for free, kind in [(size / sizes.PART_OF_MEMORY + 1, MapsInMemory), (size, RecomputedMaps)]:
+        monkeypatch.setattr(sizes, "free_memory", lambda device, free=free: free)
+        assert type(choice.open_maps(asked, epochs_of(asked), cpu, None, quiet())) is kind
 
 
 def test_memory_is_not_filled_with_maps_that_are_read_once(extracted, cpu):
     asked = RunFolder(extracted.path, dataclasses.replace(extracted.config, store="recompute"))
-    assert type(maps.open_maps(asked, cpu, None, quiet(), read_once=True)) is RecomputedMaps
+    assert type(choice.open_maps(asked, epochs_of(asked), cpu, None, quiet(), read_once=True)) is RecomputedMaps
     extract(extracted, quiet())
     for read_once, kind in [(False, MapsInMemory), (True, FeatureMapDataset)]:
-        assert type(maps.open_maps(extracted, cpu, None, quiet(), read_once)) is kind
+        assert type(choice.open_maps(extracted, epochs_of(extracted), cpu, None, quiet(), read_once)) is kind
 
 
 def test_the_disk_rate_is_measured(extracted):
     extract(extracted, quiet())
-    assert maps._disk_rate(FeatureMapDataset(extracted.features), 16) > 0
+    assert choice._disk_rate(FeatureMapDataset(extracted.features), 16) > 0
 
 
 def test_strict_extraction_stops_at_maps_that_are_not_finite(extracted):
-    epoch = maps.load_markers(extracted).markers[1]
+    epoch = markers.load(extracted).markers[1]
     backbone = make_backbone(extracted.config.backbone, 10)
     with torch.no_grad():
         for parameter in backbone.parameters():

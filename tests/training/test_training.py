@@ -17,9 +17,9 @@ from fmcefast import FeatureMapDataset
 from fmcefast.data.loaders import choose
 from fmcefast.data.sources import load_source
 from fmcefast.errors import FmcefastError
+from fmcefast.pipeline.change import open_run
 from fmcefast.progress import Progress
 from fmcefast.run.config import resolve
-from fmcefast.run.folder import open_run
 from fmcefast.run.images import loader_of
 from fmcefast.run.resume import TrainingState, load_state
 from fmcefast.training.background import Background

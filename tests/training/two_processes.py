@@ -18,7 +18,7 @@ from fmcefast.training.trainer import Trainer
 class InFloat64:
     def __init__(self, loader):
         self._loader = loader
-        self.images, self.start, self.ranks = loader.images, loader.start, loader.ranks
+        self.images, self.start, self.ranks, self.device = loader.images, loader.start, loader.ranks, loader.device
 
     def __len__(self):
         return len(self._loader)
