@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fmcefast.features.loader import Batches, Maps
+from fmcefast.features.loader import MapBatches, Maps
 
 _BYTES_AT_A_TIME = 32 << 20
 
@@ -21,7 +21,7 @@ class MapsInMemory:
             self._maps_nhwc[first : first + len(maps)] = maps.permute(0, 2, 3, 1)
             first += len(maps)
 
-    def batches(self, order: np.ndarray, batch_size: int) -> Batches:
+    def batches(self, order: np.ndarray, batch_size: int) -> MapBatches:
         indices = torch.from_numpy(order).to(self._maps_nhwc.device)
         for part in indices.split(batch_size):
             yield self._maps_nhwc[part].permute(0, 3, 1, 2), part // self.samples

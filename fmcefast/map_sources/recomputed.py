@@ -10,7 +10,7 @@ import torch
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import Recipe
-from fmcefast.features.loader import Batches
+from fmcefast.features.loader import MapBatches
 from fmcefast.models.backbones import Backbone
 from fmcefast.models.modules import ModuleMaps
 from fmcefast.runtime.device import autocast
@@ -49,7 +49,7 @@ class RecomputedMaps:
         }
         self._device, self._dtype, self._stored = device, dtype, stored
 
-    def batches(self, order: np.ndarray, batch_size: int) -> Batches:
+    def batches(self, order: np.ndarray, batch_size: int) -> MapBatches:
         for first in range(0, len(order), _BATCHES_AHEAD * batch_size):
             rows = order[first : first + _BATCHES_AHEAD * batch_size]
             maps = self._make(rows)

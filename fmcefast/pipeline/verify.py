@@ -71,7 +71,7 @@ def verify(run: RunFolder, progress: Progress) -> VerifyResult:
         if view.features.exists():
             size = sum(path.stat().st_size for path in view.features.glob("*.npy"))
             with progress.task("verify", total=size, unit="bytes") as task:
-                problems += verify_store(view.features, task.advance)
+                problems += map(str, verify_store(view.features, task.advance))
     attempt(run.history)
     for cell in attempt(finished_cells, run) or []:
         attempt(cell.rows)

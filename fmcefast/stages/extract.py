@@ -114,9 +114,8 @@ def _extract(views: list[RunFolder], progress: Progress) -> list[ExtractResult]:
                     maps = network.all_features(batch)
                 for writer, spans, made in zip(writers, todo, maps, strict=True):
                     for span in spans:
-                        begin, end = max(span.first, first), min(span.end, first + len(batch))
-                        if span.score == block.score and begin < end:
-                            writer.write(span.score, made[begin - first : end - first])
+                        if span.score == block.score and (rows := span.overlap(first, len(batch))):
+                            writer.write(span.score, made[rows])
                 first += len(batch)
                 task.advance(len(batch), note=f"phase {block.score} of {markers.phases} (epoch {epoch})")
                 facts["images_per_second"] = round(task.rate * ranks.size, 1)
