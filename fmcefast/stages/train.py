@@ -4,7 +4,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from fmcefast.convergence.markers import cqi
+from fmcefast.convergence.cqi import cqi
+from fmcefast.convergence.cqi import has_converged as loss_has_converged
 from fmcefast.data.image_set import Source
 from fmcefast.data.sources import load_source
 from fmcefast.data.split import read_split
@@ -166,11 +167,14 @@ def committed_epochs(run: RunFolder, kind: type[Row] = Epoch) -> list[Row]:
 
 def has_converged(config: Config, epochs: list[Epoch]) -> bool:
     """Whether the CQI of a full window was at most mu in one of the epochs."""
-    first = max(config.window, config.start - 1)
-    if len(epochs) <= first:
-        return False
-    series = cqi([row.loss for row in epochs], alpha=config.alpha, window=config.window, smoothing=config.smoothing)
-    return bool((series[first:] <= config.mu).any())
+    return loss_has_converged(
+        [row.loss for row in epochs],
+        mu=config.mu,
+        alpha=config.alpha,
+        window=config.window,
+        smoothing=config.smoothing,
+        start=config.start,
+    )
 
 
 def _result(run: RunFolder, epochs: list[Epoch]) -> TrainResult:
