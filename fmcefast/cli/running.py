@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from fmcefast.data.spec import DataSpec
 from fmcefast.errors import DiskFullError, FmcefastError, InputError
 from fmcefast.files import FolderLock
 from fmcefast.progress import Progress
@@ -29,8 +30,8 @@ def open_new(path: Path | None, verb: str, options: dict[str, Any]) -> tuple[Run
 def folder_of_data(options: dict[str, Any]) -> Path:
     in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
     data = options["data"] or in_file.get("data") or FIELDS["data"].default
-    name, _, folder = str(data).partition(":")
-    return Path("runs") / (Path(folder).resolve().name if folder else name)
+    spec = DataSpec.parse(str(data))
+    return Path("runs") / (spec.path.resolve().name if spec.path else spec.name)
 
 
 def open_existing(
@@ -52,9 +53,9 @@ def _open(
                 f"fmcefast run {run} with the same settings and --force."
             )
         if run.config.data == RECORDED and (create or undone == "extract"):
-            from fmcefast.data.sources import load_source
+            from fmcefast.run.images import refuse_recorded
 
-            load_source(RECORDED)  # raises what says where to go on
+            refuse_recorded(run.config)
         if modules:
             from fmcefast.models.modules import ModuleMaps
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from fmcefast import files
-from fmcefast.data.recipes import recipe_of
 from fmcefast.errors import InputError
 from fmcefast.features.dataset import FeatureMapDataset
 from fmcefast.features.loader import Maps
@@ -21,7 +20,7 @@ from fmcefast.models.backbones import Backbone, make_backbone
 from fmcefast.models.modules import ModuleMaps
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.folder import RunFolder
-from fmcefast.run.images import loader_of, open_source
+from fmcefast.run.images import loader_of, loader_settings, open_source
 from fmcefast.runtime.device import free_memory
 from fmcefast.stages.markers import load_markers, require_markers
 
@@ -140,18 +139,13 @@ def _recomputed(run: RunFolder, device: torch.device, dtype: torch.dtype | None)
     source = open_source(run)
     return RecomputedMaps(
         source.train,
-        recipe_of(config.recipe or config.data),
         [
             load_backbone(run, len(source.classes), run.weights_of(epoch), device)
             for epoch in require_markers(run).markers
         ],
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        device=device,
+        loader_settings(config, device, loader_of(run, source.train, device).loader),
         dtype=dtype,
         stored=getattr(torch, config.dtype),
-        workers=config.workers,
-        loader=loader_of(run, source.train, device).loader,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
-from fmcefast.data.recipes import Recipe
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.features.loader import MapBatches
 from fmcefast.models.backbones import Backbone
 from fmcefast.models.modules import ModuleMaps
@@ -24,30 +24,18 @@ class RecomputedMaps:
     def __init__(
         self,
         images: ImageSet,
-        recipe: Recipe,
         backbones: Sequence[Backbone | ModuleMaps],
+        loading: LoaderSettings,
         *,
-        image_size: int,
-        batch_size: int,
-        device: torch.device,
         dtype: torch.dtype | None,
         stored: torch.dtype,
-        workers: int | None = None,
-        loader: str = "auto",
     ):
         self.samples, self.phases = len(images), len(backbones)
-        self.shape = backbones[0].feature_shape(image_size)
-        if loader == "resident":  # or every batch would decode its files
-            images = ImageSet(images.labels, pixels=images.load_pixels(workers or len(os.sched_getaffinity(0))))
-        self._images, self._recipe, self._backbones = images, recipe, backbones
-        self._loading = {
-            "image_size": image_size,
-            "batch_size": batch_size,
-            "device": device,
-            "workers": workers,
-            "loader": loader,
-        }
-        self._device, self._dtype, self._stored = device, dtype, stored
+        self.shape = backbones[0].feature_shape(loading.image_size)
+        if loading.loader == "resident":  # or every batch would decode its files
+            images = ImageSet(images.labels, pixels=images.load_pixels(loading.workers or len(os.sched_getaffinity(0))))
+        self._images, self._backbones, self._loading = images, backbones, loading
+        self._device, self._dtype, self._stored = loading.device, dtype, stored
 
     def batches(self, order: np.ndarray, batch_size: int) -> MapBatches:
         for first in range(0, len(order), _BATCHES_AHEAD * batch_size):
@@ -66,7 +54,7 @@ class RecomputedMaps:
             places = np.flatnonzero(phase_of == phase)
             images = self._images.take(rows[places] % self.samples)
             done = 0
-            for batch, _ in make_loader(images, self._recipe, training=False, **self._loading):
+            for batch, _ in make_loader(images, self._loading, training=False):
                 with autocast(self._device, self._dtype), _without_trials():
                     made = self._backbones[phase].features(batch)
                 maps[torch.from_numpy(places[done : done + len(batch)]).to(self._device)] = made.to(self._stored)
