@@ -29,6 +29,7 @@ from torchvision.transforms import v2
 from fmcefast.bench.suite import SuiteParser, installed, publish, row, with_peers
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import Recipe, recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.runtime.allocator import keep_freed_memory
@@ -143,9 +144,7 @@ def peer(dataset: Dataset) -> Iterable:
 
 
 def ours(images: ImageSet, recipe: Recipe, size: int, kind: str, training: bool = True) -> Iterable:
-    return make_loader(
-        images, recipe, image_size=size, batch_size=BATCH, training=training, device=pick_device(), loader=kind
-    )
+    return make_loader(images, LoaderSettings(recipe, size, BATCH, pick_device(), loader=kind), training=training)
 
 
 def ready(images: ImageSet, size: int) -> Iterable:

@@ -25,13 +25,13 @@ from fmcefast import FeatureMapDataset, files, find_markers
 from fmcefast.bench.suite import SuiteParser, publish, row, seconds
 from fmcefast.bench.writer import BATCH, CONTESTANTS, table
 from fmcefast.data.loaders.choose import make_loader
-from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.map_sources.choice import load_backbone
 from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Progress
 from fmcefast.run.config import resolve
 from fmcefast.run.folder import RunFolder
+from fmcefast.run.images import loader_settings
 from fmcefast.runtime.allocator import keep_freed_memory
 from fmcefast.runtime.device import amp_type, autocast, pick_device
 from fmcefast.stages.extract import extract
@@ -81,14 +81,7 @@ def forward(run: RunFolder) -> Iterator[torch.Tensor]:
     backbone = load_backbone(run, len(source.classes), None, device)
     for epoch in load_markers(run).markers:
         backbone.load(run.weights_of(epoch))
-        loader = make_loader(
-            source.train,
-            recipe_of(config.recipe or config.data),
-            image_size=config.image_size,
-            batch_size=config.batch_size,
-            training=False,
-            device=device,
-        )
+        loader = make_loader(source.train, loader_settings(config, device, "auto"), training=False)
         for images, _ in loader:
             with torch.inference_mode(), autocast(device, dtype):
                 maps = backbone.features(images)

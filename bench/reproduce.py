@@ -23,12 +23,13 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fmcefast import files, find_markers
 from fmcefast.bench.suite import SuiteParser, publish, result_name, row
 from fmcefast.convergence.markers import Markers
+from fmcefast.data.spec import DataSpec
 from fmcefast.errors import InputError, NotConvergedError
 from fmcefast.finetuning.sweep import sweep, table_of, write_table
 from fmcefast.finetuning.table import RafRow
@@ -296,8 +297,9 @@ def keep_files(run: RunFolder, folder: Path) -> None:
 def settings_used(run: RunFolder) -> dict:
     """Without the folders of this machine."""
     settings = open_run(run.path, {}).config.as_dict()
-    kind, _, path = settings["data"].partition(":")
-    return {**settings, "data": f"{kind}:{Path(path).name}" if path else kind, "data_root": None}
+    spec = DataSpec.parse(settings["data"])
+    short = replace(spec, path=spec.path and Path(spec.path.name))
+    return {**settings, "data": str(short), "data_root": None}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ _HOME_OF = {
     "FusedFMCSLoss": "fmcefast.losses.fmcs",
     "Markers": "fmcefast.convergence.markers",
     "RepresentationAuxiliaryLoss": "fmcefast.losses.fmcs",
-    "cqi": "fmcefast.convergence.markers",
+    "cqi": "fmcefast.convergence.cqi",
     "find_markers": "fmcefast.convergence.markers",
 }
 

@@ -6,6 +6,8 @@ OSError with number and path is raised for what the operating system refuses, Va
 import numpy as np
 from typing_extensions import Buffer
 
+_Array = Buffer | np.ndarray  # before Python 3.12, arrays are no Buffer to type checkers
+
 class WritePool:
     """Threads that convert, checksum and write for any number of shards, in `memory_bytes` at most.
 
@@ -27,7 +29,7 @@ class ShardWriter:
     def __init__(
         self, pool: WritePool, path: str, header: bytes, file_bytes: int, row_bytes: int = 0, direct: bool = True
     ) -> None: ...
-    def submit(self, maps: Buffer, source: str, target: str) -> None:
+    def submit(self, maps: _Array, source: str, target: str) -> None:
         """Queue a C-contiguous buffer of `source` ("float32", "bfloat16", "float16") to be stored as `target`; blocks
         while the pool's memory is taken.
 
@@ -68,10 +70,10 @@ class FeatureReader:
     """Rows of files in any order, read by threads; several callers may read at a time."""
 
     def __init__(self, row_bytes: int, threads: int, direct: bool) -> None: ...
-    def add(self, path: str, rows: int, header_bytes: int, row_checksums: list[int] = ...) -> None:
+    def add(self, path: str, rows: int, header_bytes: int, row_checksums: list[int] | np.ndarray = ...) -> None:
         """The next `rows` are in this file. With checksums, every row that is read is compared with its own."""
 
-    def read(self, rows: np.ndarray, out: Buffer) -> None:
+    def read(self, rows: np.ndarray, out: _Array) -> None:
         """Rows, int64 (n,), into `out` of n * row_bytes; raises IndexError, or ValueError for a damaged row, and `out`
         is undefined then.
         """
@@ -79,7 +81,7 @@ class FeatureReader:
     def checksum(self, index: int) -> int:
         """CRC-32C of the file added as number `index`, header included."""
 
-def crc32c(data: Buffer, crc: int = 0) -> int:
+def crc32c(data: _Array, crc: int = 0) -> int:
     """CRC-32C (Castagnoli) of a C-contiguous buffer, continuing from `crc`."""
 
 def float16_conversions() -> list[str]:

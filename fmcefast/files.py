@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, whatever happens while they are written."""
+"""Writes files atomically, locks folders, and hashes and reads content."""
 
 import errno
 import fcntl
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fmcefast import _core
 from fmcefast.errors import DiskFullError, FmcefastError, InputError
 
 LOCK = ".lock"
@@ -21,7 +22,7 @@ Content = TypeVar("Content")
 
 
 def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the first one above it that exists."""
+    """The folder itself, or its nearest parent that exists."""
     path = path.resolve()
     return path if path.is_dir() else nearest_folder(path.parent)
 
@@ -32,7 +33,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not support it
             raise
     finally:
         os.close(descriptor)
@@ -40,9 +41,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; on success it is synced and renamed to `path`, on failure it is removed."""
+    """Yield a temporary path to write to: renamed to `path` on success, removed on failure."""
     partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)  # a link there would lead the content elsewhere
+    partial.unlink(missing_ok=True)  # a symbolic link there would redirect the content
     try:
         yield partial
         with partial.open("rb") as written:
@@ -50,16 +51,16 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a failed write does not say where
+        error.filename = error.filename or str(path)  # a failed write has no file name
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
 class FolderLock:
-    """Keeps others that ask for it out of a folder, in this and other processes, until it is released.
+    """An exclusive advisory lock on a folder, across processes, held until `release`.
 
-    Raises FmcefastError when another has it. Where the file system has no locks, nobody is kept out.
+    Raises FmcefastError when the folder is locked already. File systems without locks are not protected.
     """
 
     def __init__(self, folder: Path):
@@ -81,7 +82,7 @@ class FolderLock:
     def release(self) -> None:
         if self._owner == os.getpid():
             with suppress(OSError, ValueError):
-                fcntl.flock(self._file, fcntl.LOCK_UN)  # a forked process may have the file open still
+                fcntl.flock(self._file, fcntl.LOCK_UN)  # a forked process may still hold the file open
         self._file.close()
 
     def __enter__(self) -> "FolderLock":
@@ -93,7 +94,7 @@ class FolderLock:
 
 @contextmanager
 def temporary_space() -> Iterator[None]:
-    """Raises DiskFullError that names the temporary folder when it is full."""
+    """Turn "no space left" into a DiskFullError that names the temporary folder."""
     try:
         yield
     except OSError as error:
@@ -110,7 +111,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
-    # Not straight into the file: NumPy does not notice when its last bytes cannot be written.
+    # Via memory: NumPy does not notice when the last bytes of a file cannot be written.
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
     write_bytes(path, content.getvalue())
@@ -121,9 +122,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, build: Callable[[Any], Content], remedy: str) -> Content:
-    """What `build` makes of the content of a JSON file.
+    """`build(content)` of a JSON file.
 
-    remedy: how to get the file back, for the error. Raises FileNotFoundError when the file is missing, and InputError
+    remedy: how to restore the file, for the message. Raises FileNotFoundError when the file is missing, and InputError
     when it cannot be read or `build` raises TypeError, KeyError, AttributeError or ValueError.
     """
     try:
@@ -140,3 +141,8 @@ def json_text(content: Any) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json_text(content))
+
+
+def content_hash(data: bytes | np.ndarray) -> str:
+    """CRC-32C of bytes or of a C-contiguous array, as 8 hex digits."""
+    return f"{_core.crc32c(data):08x}"

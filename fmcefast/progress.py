@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Without a terminal a running task says so again after this many seconds.
+# Without a terminal, seconds between the lines of a running task.
 _PLAIN_INTERVAL = 30.0
 
 
@@ -20,7 +20,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """`96.3 GB`, in powers of a thousand."""
+    """`96.3 GB`: decimal units."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
@@ -28,7 +28,7 @@ def format_bytes(size: float) -> str:
 
 
 class Progress:
-    """Where stages report what they do.
+    """Reports what stages do.
 
     with progress.task("extract", total=1437, unit="images") as task:
         task.advance(256, note="phase 1 of 10")
@@ -41,7 +41,7 @@ class Progress:
         self._bar = None
 
     def line(self, text: str) -> None:
-        """One line that stays."""
+        """Print one line that stays."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif not self.quiet:
@@ -49,8 +49,7 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, *, total: int, unit: str, lines: bool = True) -> Iterator["Task"]:
-        """Work of `total` units that lasts as long as the block. lines: whether it says so now and then where there is
-        no terminal."""
+        """Show the progress of a block of work of `total` units. lines: report now and then without a terminal."""
         if self.quiet or not self.file.isatty():
             yield Task(self, name, total, unit, interval=_PLAIN_INTERVAL if lines else float("inf"))
             return
@@ -62,7 +61,7 @@ class Progress:
 
 
 class Task:
-    """One piece of work; `advance` it and give a `note` to show beside it."""
+    """A piece of work in progress; `note` is shown beside it."""
 
     def __init__(
         self, progress: Progress, name: str, total: int, unit: str, bar=None, interval: float = _PLAIN_INTERVAL
@@ -70,12 +69,12 @@ class Task:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
         self._progress, self._bar, self._interval = progress, bar, interval
-        self._begun = self._said = time.monotonic()
+        self._begun = self._last_line = time.monotonic()
         self._id = bar.add_task(name, total=total, unit=unit, rate="", note="") if bar is not None else None
 
     @property
     def rate(self) -> float:
-        """Units a second since the task began."""
+        """Units per second since the task began."""
         return self.done / max(time.monotonic() - self._begun, 1e-9)
 
     @property
@@ -86,8 +85,8 @@ class Task:
         self.done += units
         if self._bar is not None:
             self._bar.update(self._id, completed=self.done, rate=f"{self.rate:,.0f}", note=note)
-        elif time.monotonic() - self._said > self._interval:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._last_line > self._interval:
+            self._last_line = time.monotonic()
             self._progress.line(
                 f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.0f} {self.unit}/s, "
                 f"{format_seconds(self.seconds_left)} left" + (f", {note}" if note else "")

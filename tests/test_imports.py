@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     ["fmcefast.kernels", "fmcefast._core", "fmcefast.errors", "fmcefast.progress", "fmcefast"],
     ["fmcefast.files", "fmcefast.runtime"],
-    ["fmcefast.convergence"],
-    ["fmcefast.logs", "fmcefast.features", "fmcefast.data", "fmcefast.models"],
+    ["fmcefast.convergence", "fmcefast.features"],
+    ["fmcefast.logs", "fmcefast.data", "fmcefast.models"],
     ["fmcefast.losses"],
     ["fmcefast.run"],
     ["fmcefast.map_sources", "fmcefast.evaluation", "fmcefast.training"],

@@ -63,9 +63,10 @@ def _kept(run: RunFolder) -> str:
 
 
 def _with_command(error: FmcefastError, run: RunFolder) -> FmcefastError:
-    """An error about a feature store of the run, with the command that writes it."""
-    view = next((view for view in run.views() if view.features == error.store), None)
-    if view is None:
+    """An error about a feature store of the run, with the command that mends it."""
+    if error.store is None:
         return error
-    force = " --force" if error.rewrite else ""
-    return type(error)(f"{error} In this run: fmcefast extract {view.argument}{force}")
+    from fmcefast.pipeline.stages import extract
+
+    advice = "".join(extract.advice(error, view) for view in run.views())
+    return type(error)(f"{error}{advice}")

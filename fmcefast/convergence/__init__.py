@@ -1,1 +1,1 @@
-"""Has a loss converged, and which epochs mark the phases on the way? ([FMCE] IV-B and IV-C)"""
+"""When a loss has converged, and the epochs that divide its convergence into phases ([FMCE] IV-B and IV-C)."""

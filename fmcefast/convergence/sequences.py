@@ -1,4 +1,4 @@
-"""Sequences of numbers as people have them: arrays, lists, tensors, chunks too many for memory, iterators."""
+"""Takes losses in any form: arrays, lists, tensors, or chunks that exceed the memory."""
 
 import os
 import tempfile
@@ -12,18 +12,18 @@ import numpy as np
 from fmcefast import files
 from fmcefast.errors import InputError
 
-# Numbers kept in memory before they go to a temporary file.
+# More numbers than this go to a temporary file.
 _IN_MEMORY = 1 << 20
-_ROOM = 1 << 26  # bytes by which the file grows
+_ROOM = 1 << 26  # bytes by which the temporary file grows
 _REAL = "fiub"  # kinds of dtypes
 
 
 def as_sequence(numbers: Any, short: int) -> np.ndarray | Iterable[np.ndarray]:
-    """A vector (M,), or chunks (n,) float64 that can be gone through several times.
+    """Numbers as a vector (M,), or as chunks (n,) float64 that can be iterated over several times.
 
-    numbers: an array of any real dtype, a list, a CPU or CUDA tensor, or an iterable of such chunks. Chunks of no more
-    than `short` numbers together become a vector; those of an iterator, which can be gone through only once, go to a
-    temporary file and come back as a memory map. Raises InputError when it is not one-dimensional or has no numbers.
+    numbers: an array of any real dtype, a list, a CPU or CUDA tensor, or an iterable of such chunks. Chunks of at most
+    `short` numbers in total become a vector; an iterator of chunks becomes a memory map of a temporary file. Raises
+    InputError when the numbers are not real, not one-dimensional or empty.
     """
     if hasattr(numbers, "detach"):
         numbers = _tensor_as_array(numbers)
@@ -44,7 +44,7 @@ def as_sequence(numbers: Any, short: int) -> np.ndarray | Iterable[np.ndarray]:
 
 
 def spool(chunks: Iterable[np.ndarray]) -> np.ndarray:
-    """The numbers of chunks (n,) float64 as one vector; many of them as the memory map of a temporary file."""
+    """Chunks (n,) float64 as one vector; a memory map of a temporary file when they are many."""
     chunks = iter(chunks)
     head, length = [np.empty(0)], 0
     for chunk in chunks:
@@ -58,10 +58,10 @@ def spool(chunks: Iterable[np.ndarray]) -> np.ndarray:
         length = room = 0
         for chunk in chain(head, chunks):
             if length + chunk.nbytes > room:
-                # Several times as fast as letting the file grow by each write.
+                # Several times faster than growing the file with each write.
                 os.posix_fallocate(file.fileno(), room, chunk.nbytes + _ROOM)
                 room += chunk.nbytes + _ROOM
-            file.write(np.ascontiguousarray(chunk, np.float64))
+            file.write(np.ascontiguousarray(chunk, np.float64).data)
             length += chunk.nbytes
         file.flush()
         return np.memmap(file, np.float64, mode="r", shape=(length // 8,))
@@ -90,7 +90,7 @@ def _as_chunk(numbers: Any) -> np.ndarray:
 
 def _array(numbers: Any) -> np.ndarray:
     if isinstance(numbers, np.ma.MaskedArray):
-        raise InputError("Losses must not be masked; take those that count: losses.compressed()")
+        raise InputError("Losses must not be masked; take the valid ones: losses.compressed()")
     try:
         return np.asanyarray(numbers)
     except ValueError as error:

@@ -1,1 +1,1 @@
-"""Labelled images: where they come from, and how they reach the network in batches."""
+"""Labelled images: where they come from, and how they become batches."""

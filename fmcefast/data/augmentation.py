@@ -1,6 +1,6 @@
-"""What is random about an image in one epoch: the part that is cut out, its shift, whether it is mirrored.
+"""Random augmentation: the window that is cut out, its shift, and whether it is mirrored.
 
-Everything is drawn here, so that all loaders change an image in the same way.
+Drawn here for all loaders, so that each changes an image in the same way.
 """
 
 from typing import NamedTuple
@@ -9,14 +9,14 @@ import numpy as np
 
 from fmcefast.data.recipes import Recipe
 
-# Evaluation of cut images: the shorter side is resized to 8/7 of the frame, of which the centre is cut (256 for 224).
+# Centre crop in evaluation: the shorter side is 8/7 of the frame (256 for 224).
 _CENTRE_CROP_MARGIN = 8 / 7
 
 DRAWS = 5  # uniform random numbers in [0, 1) for each image
 
 
 class Changes(NamedTuple):
-    """Of n images, in this order: cut out the window, resize it to the frame, move it over black, mirror it."""
+    """For n images, in this order: cut out the window, resize it to the frame, shift it over black, mirror it."""
 
     windows: np.ndarray  # (n, 4) int64: top, left, height, width, in pixels of the image
     shifts: np.ndarray  # (n, 2) int64: down and right, in pixels of the frame
@@ -24,7 +24,7 @@ class Changes(NamedTuple):
 
 
 def changes(recipe: Recipe, sizes: np.ndarray, image_size: int, draws: np.ndarray | None) -> Changes:
-    """Of images of `sizes` (n, 2), height and width, from `draws` (n, DRAWS); without draws as in evaluation."""
+    """The changes to images of `sizes` (n, 2), height and width: from `draws` (n, DRAWS), or None in evaluation."""
     n = len(sizes)
     shifts = np.zeros((n, 2), dtype=np.int64)
     if draws is None:
@@ -49,7 +49,7 @@ def _centres(sizes: np.ndarray) -> np.ndarray:
 
 
 def _random_windows(sizes: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """8% to 100% of the image, of aspect 3/4 to 4/3 where it fits."""
+    """Windows of 8% to 100% of the image, with an aspect ratio of 3/4 to 4/3 where it fits."""
     area = sizes.prod(axis=1) * (0.08 + 0.92 * draws[:, 0])
     aspect = np.exp(np.log(3 / 4) + draws[:, 1] * np.log(16 / 9))
     extent = np.sqrt(np.stack([area / aspect, area * aspect], axis=1))

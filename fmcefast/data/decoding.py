@@ -1,4 +1,4 @@
-"""Image files of any kind as RGB: decoded, or as bytes that every decoder reads alike."""
+"""Image files as RGB pixels, or as bytes that every decoder reads alike."""
 
 import io
 import struct
@@ -19,24 +19,23 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.D
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8. Greys are copied to three channels, 16 bits become 8, transparency is dropped, of an animation
-    the first picture is taken.
+    """(H, W, 3) uint8: grey is repeated, 16 bits become 8, transparency is dropped, animations give their first frame.
 
-    Raises InputError that names the file when it is missing or cannot be decoded.
+    Raises InputError with the file's name when it is missing or cannot be decoded.
     """
     try:
         return _decode(path)
     except _UNREADABLE as error:
         raise InputError(
             f"The image {path} cannot be read: {_reason(error)}. Repair it, or leave such images out: "
-            "--on-bad-image skip (with --force if the training has begun)"
+            "`on_bad_image=skip` (with `force` if the training has begun)"
         ) from error
 
 
 def encoded_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """(bytes as uint8, (height, width)): the file itself if it is a JPEG in grey or colour, else its pixels as PPM.
+    """(bytes as uint8, (height, width)): the file itself for a grey or RGB JPEG, else its pixels as PPM.
 
-    A damaged JPEG may pass. Raises InputError as `read_image` does.
+    Not every damaged JPEG is noticed. Raises InputError as `read_image` does.
     """
     try:
         content = path.read_bytes()
@@ -56,7 +55,7 @@ def encoded_pixels(pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def find_bad(paths: Sequence[Path], workers: int, done: Callable[[], None]) -> dict[int, str]:
-    """{index: why} of the files that cannot be decoded; `done` is called after each file."""
+    """{index: reason} of the files that cannot be decoded. `done` is called after each file."""
 
     def reason(path: Path) -> str | None:
         try:
@@ -65,23 +64,23 @@ def find_bad(paths: Sequence[Path], workers: int, done: Callable[[], None]) -> d
             return _reason(error)
         return None
 
-    found = {}
+    bad = {}
     with ThreadPoolExecutor(workers) as pool:
         try:
             for index, why in enumerate(pool.map(reason, paths)):
                 if why is not None:
-                    found[index] = why
+                    bad[index] = why
                 done()
         finally:
             pool.shutdown(cancel_futures=True)
-    return found
+    return bad
 
 
 def _decode(path: Path) -> np.ndarray:
     with Image.open(io.BytesIO(path.read_bytes())) as image:
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers")
-        if image.mode.startswith("I"):  # Pillow would clip 16 bits to 255 instead of scaling them
+        if image.mode.startswith("I"):  # Pillow would clip 16 bits to 255, not scale them
             grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
         if image.mode == "P" and "transparency" in image.info:
@@ -98,8 +97,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) from the frame header of a JPEG with one or three components of 8 bits; None for all else."""
-    # DALI does not see that an end is missing when the part that it decodes is there.
+    """(height, width) of a complete JPEG with one or three components of 8 bits, from its frame header; else None."""
+    # DALI does not notice a missing end outside the window that it decodes.
     if content[:2] != b"\xff\xd8" or content[-2:] != b"\xff\xd9":
         return None
     place = 2

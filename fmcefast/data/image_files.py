@@ -1,4 +1,4 @@
-"""Data sets that lie in folders as image files."""
+"""Data sets that are folders of image files."""
 
 import csv
 import os
@@ -16,14 +16,14 @@ _RELEASE_PARTS = ("train.csv", "val.csv", "test.csv")
 
 
 class ImageFiles:
-    """Finds labelled files under `root`. With `skip_bad` it decodes each once and leaves out what cannot be decoded."""
+    """Finds labelled image files under `root`. skip_bad: decode each once and leave out undecodable ones."""
 
     def __init__(self, root: Path, skip_bad: bool, progress: Progress):
         self.root, self._skip_bad, self._progress = root, skip_bad, progress
-        self.left_out: dict[str, str] = {}  # {file below root: why}
+        self.left_out: dict[str, str] = {}  # {file below root: reason}
 
     def folder(self) -> tuple[ImageSet, ImageSet | None, list[str]]:
-        """(training images, held-out images or None, classes) of CLASS/*.jpg, or train/CLASS and val/ or test/CLASS.
+        """(training images, held-out images or None, classes) from CLASS/*.jpg, or train/CLASS and val/ or test/CLASS.
 
         Raises InputError for a missing folder, an empty class, or parts with different classes.
         """
@@ -41,22 +41,23 @@ class ImageFiles:
             return train, None, classes
         test, test_classes = self._class_folders(root / name)
         if test_classes != classes:
-            odd = sorted(set(classes) ^ set(test_classes))
+            unmatched = sorted(set(classes) ^ set(test_classes))
             raise InputError(
-                f"{root}/train and {root}/{name} hold different classes: {', '.join(odd[:5])} only in one of them."
+                f"{root}/train and {root}/{name} hold different classes: only one of them has "
+                f"{', '.join(unmatched[:5])}."
             )
         return train, test, classes
 
     def mini_imagenet(self) -> tuple[ImageSet, None, list[str]]:
-        """All images and classes of the release: images/ with train.csv, val.csv and test.csv, or one folder a class.
+        """(images, None, classes) from images/ with train.csv, val.csv and test.csv, or one folder per class.
 
-        Raises InputError for a missing folder or table, or a table that names files that are not there.
+        Raises InputError for a missing folder or table, or a table that names missing files.
         """
         root = self.root
         if not root.is_dir():
             raise InputError(
                 f"There is no folder {root.resolve()}. Put Mini-ImageNet's images/ with train.csv, val.csv and "
-                "test.csv there, or its 100 class folders, or point --data-root to the folder that holds mini-imagenet."
+                "test.csv there, or its 100 class folders, or point `data_root` to the folder that holds mini-imagenet."
             )
         tables = [root / name for name in _RELEASE_PARTS if (root / name).exists()]
         if not tables:
@@ -68,7 +69,7 @@ class ImageFiles:
         rows = list(dict.fromkeys(row for table in tables for row in self._read_table(table)))
         classes = sorted({name for _, name in rows})
         label_of = {name: label for label, name in enumerate(classes)}
-        rows = self._that_exist(rows)
+        rows = self._existing(rows)
         paths, labels = [root / "images" / file for file, _ in rows], [label_of[name] for _, name in rows]
         return self._usable(paths, labels, classes), None, classes
 
@@ -77,11 +78,11 @@ class ImageFiles:
         paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            found = _images_below(root / name)
-            if not found:
+            files = _images_below(root / name)
+            if not files:
                 raise InputError(f"The class folder {root / name} holds no image ({' '.join(SUFFIXES)}).")
-            paths += found
-            labels += [label] * len(found)
+            paths += files
+            labels += [label] * len(files)
         if len(classes) < 2:
             raise InputError(f"{root} needs one folder of images for each class; it holds {len(classes)} folders.")
         return self._usable(paths, labels, classes), classes
@@ -97,21 +98,21 @@ class ImageFiles:
             raise InputError(f"{table} is not a table with the columns filename,label: a row has too few values.")
         return rows
 
-    def _that_exist(self, rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """The rows whose file lies in images/. Raises InputError for one that does not, or leaves it out."""
+    def _existing(self, rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The rows whose file is in images/. Raises InputError for others, unless bad files are skipped."""
         folder = self.root / "images"
-        there = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208
-        missing = sorted({file for file, _ in rows} - there)
+        present = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208
+        missing = sorted({file for file, _ in rows} - present)
         if missing and not self._skip_bad:
             raise InputError(
                 f"The tables in {self.root} name {len(missing):,} files that are not in {folder}: "
-                f"{', '.join(missing[:3])}. Put them there, or leave them out: --on-bad-image skip"
+                f"{', '.join(missing[:3])}. Put them there, or leave them out: `on_bad_image=skip`"
             )
         self.left_out |= {f"{folder.name}/{file}": "it does not exist" for file in missing}
-        return [row for row in rows if row[0] in there]
+        return [row for row in rows if row[0] in present]
 
     def _usable(self, paths: list[Path], labels: list[int], classes: list[str]) -> ImageSet:
-        """The set without what cannot be decoded."""
+        """The image set; without the files that cannot be decoded, if bad ones are skipped."""
         images = ImageSet(np.array(labels, dtype=np.int64), paths=paths)
         if not self._skip_bad:
             return images
@@ -126,9 +127,9 @@ class ImageFiles:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Files with the suffix of an image, at any depth and behind links; hidden ones are not meant."""
-    found = []
+    """Image files by suffix, at any depth, also behind links; hidden files and folders are ignored."""
+    paths: list[Path] = []
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place) / name for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+        paths += [Path(place) / name for name in names if not name.startswith(".")]
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)

@@ -12,7 +12,7 @@ from fmcefast.errors import InputError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in a fixed order, as pixels in memory or as files, with their labels (N,) int64."""
+    """Labels (N,) int64 of images in a fixed order, which are `pixels` in memory or files at `paths`."""
 
     labels: np.ndarray
     pixels: np.ndarray | None = None  # (N, H, W, C) uint8, C 1 or 3
@@ -21,7 +21,14 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def files(self) -> list[Path]:
+        """`paths`, of images that are files."""
+        assert self.paths is not None
+        return self.paths
+
     def take(self, rows: np.ndarray) -> "ImageSet":
+        """The images at these indices, in this order."""
         return ImageSet(
             labels=self.labels[rows],
             pixels=None if self.pixels is None else self.pixels[rows],
@@ -29,27 +36,28 @@ class ImageSet:
         )
 
     def pixels_of(self, row: int) -> np.ndarray:
-        """(H, W, C) uint8. Raises InputError that names a file that cannot be read."""
-        return read_image(self.paths[row]) if self.pixels is None else self.pixels[row]
+        """(H, W, C) uint8. Raises InputError with the name of a file that cannot be read."""
+        return read_image(self.files[row]) if self.pixels is None else self.pixels[row]
 
     def encoded(self, row: int) -> tuple[np.ndarray, tuple[int, int]]:
         """(bytes as uint8 for a decoder, (height, width)). Raises InputError as `pixels_of` does."""
-        return encoded_image(self.paths[row]) if self.pixels is None else encoded_pixels(self.pixels[row])
+        return encoded_image(self.files[row]) if self.pixels is None else encoded_pixels(self.pixels[row])
 
     def load_pixels(self, workers: int) -> np.ndarray:
-        """(N, H, W, C) uint8, files decoded. Raises InputError when they cannot be read or differ in size."""
+        """(N, H, W, C) uint8; files are decoded. Raises InputError when they cannot be read or differ in size."""
         if self.pixels is not None:
             return self.pixels
-        first = read_image(self.paths[0])
+        paths = self.files
+        first = read_image(paths[0])
         loaded = np.empty((len(self), *first.shape), np.uint8)
 
         def load(row: int) -> None:
-            pixels = read_image(self.paths[row])
+            pixels = read_image(paths[row])
             if pixels.shape != first.shape:
                 raise InputError(
-                    f"Images of different sizes do not lie in memory together: {self.paths[row]} has "
-                    f"{pixels.shape[1]}x{pixels.shape[0]} pixels, {self.paths[0]} {first.shape[1]}x{first.shape[0]}. "
-                    "Use --loader auto."
+                    f"Images of different sizes do not fit into one array: {paths[row]} has "
+                    f"{pixels.shape[1]}x{pixels.shape[0]} pixels, {paths[0]} {first.shape[1]}x{first.shape[0]}. "
+                    "Use `loader=auto`."
                 )
             loaded[row] = pixels
 
@@ -64,7 +72,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Source:
-    """A training set, a held-out set and the names of their classes; left_out: {file: why} of files not taken."""
+    """A training set, a held-out set and their class names; left_out: {file: reason} of skipped files."""
 
     train: ImageSet
     test: ImageSet

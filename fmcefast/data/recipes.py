@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 
+from fmcefast.data.spec import DataSpec
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Normalisation with `mean` and `std` of each channel in [0, 1], and random changes for training.
+    """Normalisation by the `mean` and `std` of each channel in [0, 1], and random augmentation for training.
 
-    shift: images move by up to this part of their width, over black; flip: half of them are mirrored;
-    resized_crop: a random part of the image fills the frame, in evaluation its centre (as is usual for ImageNet),
-    instead of the whole image.
+    shift: largest translation, as a fraction of the width, over black. flip: mirror half of the images.
+    resized_crop: resize a random window instead of the whole image; in evaluation the centre (as usual for ImageNet).
     """
 
     mean: tuple[float, ...]
@@ -33,5 +34,5 @@ _RECIPES = {
 
 
 def recipe_of(data: str) -> Recipe:
-    """The recipe of a `--data` or `--recipe` value."""
-    return _RECIPES[data.partition(":")[0]]
+    """The recipe of a data set: a value of the settings `data` or `recipe`."""
+    return _RECIPES[DataSpec.parse(data).name]

@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torchvision.datasets
 
 from fmcefast.data.image_files import ImageFiles
 from fmcefast.data.image_set import ImageSet, Source
+from fmcefast.data.spec import DataSpec
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.progress import Progress
-from fmcefast.run.config import RECORDED
 
 _TORCHVISION = {
     "mnist": (torchvision.datasets.MNIST, "MNIST/raw"),
@@ -20,7 +21,7 @@ _TORCHVISION = {
 }
 NAMES = ("digits", *_TORCHVISION, "mini-imagenet", "folder:PATH")
 
-# Splits and subsets do not follow the run's seed: runs that differ in it see the same images.
+# Not the seed of the run: runs with different seeds use the same images.
 _SPLIT_SEED = 0
 _TEST_PART = 0.2
 
@@ -33,32 +34,29 @@ def load_source(
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Source:
-    """The images of `data` (a name of NAMES). `subset` keeps that many training images, stratified, and as large a part
-    of the held-out ones; at least one image of each class stays. With `skip_bad` every file is decoded once, and those
-    that cannot be are left out.
+    """The images of `data`, one of NAMES.
 
-    Raises InputError for an unknown name, the data of a recorded run, a missing folder, files that are damaged or
-    cannot be downloaded, or a subset that does not fit.
+    subset: keep this many training images, stratified, and the same fraction of the held-out ones, but at least one
+    image of each class. skip_bad: decode every file once and leave out those that cannot be decoded.
+
+    Raises InputError for an unknown name, a missing folder, files that are damaged or cannot be downloaded, or a subset
+    that does not fit.
     """
-    name, _, path = data.partition(":")
-    if data == RECORDED:
-        raise InputError(
-            "The images and the training loop of a recorded run are its owner's. There, ConvergenceRecorder.epoch_end "
-            "goes on and ConvergenceRecorder.extract makes the feature maps; then: fmcefast fit RUN"
-        )
-    if name == "digits":
+    spec = DataSpec.parse(data)
+    if spec.name == "digits":
         source = _digits()
-    elif name in _TORCHVISION:
-        source = _from_torchvision(name, Path(data_root))
+    elif spec.name in _TORCHVISION:
+        source = _from_torchvision(spec.name, Path(data_root))
     elif (root := folder_of(data, data_root)) is not None:
-        source = _from_files(ImageFiles(root, skip_bad, progress or Progress(quiet=True)), release=not path)
+        image_files = ImageFiles(root, skip_bad, progress or Progress(quiet=True))
+        source = _from_files(image_files, release=spec.path is None)
     else:
         raise unknown_name("data set", data, NAMES)
     if subset is None or subset == len(source.train):
         return source
     if not len(source.classes) <= subset < len(source.train):
         raise InputError(
-            f"--subset {subset} does not fit {data}: it must lie between its {len(source.classes)} classes and its "
+            f"`subset={subset}` does not fit {data}: it must lie between its {len(source.classes)} classes and its "
             f"{len(source.train)} training images."
         )
     part = subset / len(source.train)
@@ -67,16 +65,16 @@ def load_source(
 
 
 def folder_of(data: str, data_root: str | Path) -> Path | None:
-    """Where the files of a data set lie; None for one that is not made of image files."""
-    name, _, path = data.partition(":")
-    if name == "mini-imagenet" and not path:
-        return Path(data_root) / name
-    return Path(path) if name == "folder" and path else None
+    """The folder of a data set that consists of image files; None for others."""
+    spec = DataSpec.parse(data)
+    if spec.name == "mini-imagenet" and spec.path is None:
+        return Path(data_root) / spec.name
+    return spec.path if spec.name == "folder" else None
 
 
 def _from_files(files: ImageFiles, *, release: bool) -> Source:
-    train, test, classes = files.mini_imagenet() if release else files.folder()
-    train, test = _split(train, classes) if test is None else (train, test)
+    images, test, classes = files.mini_imagenet() if release else files.folder()
+    train, test = _split(images, classes) if test is None else (images, test)
     return Source(train, test, classes, left_out=files.left_out)
 
 
@@ -99,36 +97,39 @@ def _from_torchvision(name: str, root: Path) -> Source:
 
     try:
         parts = read(download=False)
-    except RuntimeError:  # torchvision's word for absent
+    except RuntimeError:  # torchvision raises it for missing files
         try:
             parts = read(download=True)
         except Exception as error:
             raise InputError(
                 f"{name} is not in {place} and could not be downloaded ({_first_line(error)}). Put its files there, "
-                f"or point --data-root to the folder that holds {folder.split('/')[0]}."
+                f"or point `data_root` to the folder that holds {folder.split('/')[0]}."
             ) from error
     except Exception as error:
         raise InputError(
             f"The files of {name} in {place} are damaged ({_first_line(error)}). Remove them and run again."
         ) from error
-    sets = []
-    for part in parts:
-        pixels = np.asarray(part.data)
-        labels = np.asarray(part.targets, dtype=np.int64)
-        sets.append(ImageSet(labels, pixels=pixels[..., None] if pixels.ndim == 3 else pixels))
-    return Source(*sets, classes=list(parts[0].classes))
+    train, test = map(_image_set, parts)
+    return Source(train, test, classes=list(parts[0].classes))
+
+
+def _image_set(dataset: Any) -> ImageSet:
+    """The images and labels of a torchvision data set."""
+    pixels = np.asarray(dataset.data)
+    labels = np.asarray(dataset.targets, dtype=np.int64)
+    return ImageSet(labels, pixels=pixels[..., None] if pixels.ndim == 3 else pixels)
 
 
 def _split(images: ImageSet, classes: list[str]) -> tuple[ImageSet, ImageSet]:
-    """A stratified 4:1 split into training and held-out images, each in the original order."""
+    """A stratified 4:1 split into training and held-out images, in the original order."""
     from sklearn.model_selection import train_test_split
 
-    lonely = [classes[label] for label in np.flatnonzero(np.bincount(images.labels, minlength=len(classes)) < 2)]
+    single = [classes[label] for label in np.flatnonzero(np.bincount(images.labels, minlength=len(classes)) < 2)]
     rows = np.arange(len(images))
     try:
         kept, held_out = train_test_split(rows, stratify=images.labels, test_size=_TEST_PART, random_state=_SPLIT_SEED)
     except ValueError as error:
-        reason = f"{', '.join(lonely[:5])} have one image only" if lonely else str(error)
+        reason = f"{', '.join(single[:5])} have one image only" if single else str(error)
         raise InputError(
             f"The images cannot be divided with every class on both sides: {reason}. Add images, or divide them into "
             "PATH/train and PATH/val."
@@ -137,7 +138,7 @@ def _split(images: ImageSet, classes: list[str]) -> tuple[ImageSet, ImageSet]:
 
 
 def _sample(images: ImageSet, count: int) -> ImageSet:
-    """`count` images, of each class its share but at least one, in the original order."""
+    """`count` images, stratified with at least one of each class, in the original order."""
     if count >= len(images):
         return images
     sizes = np.bincount(images.labels)

@@ -1,4 +1,4 @@
-"""split.json: which files a run trains on and which are held out, once and for all."""
+"""split.json: which files a run trains on and which it holds out, fixed for the run."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from fmcefast import _core, files
+from fmcefast import files
 from fmcefast.data.image_set import ImageSet, Source
-from fmcefast.errors import InputError
 
 
 def write_split(path: Path, source: Source, folder: Path) -> None:
-    """Write the files of `source` as [name below `folder`, label], with a checksum over all."""
+    """Write the files of `source` as [name below `folder`, label], with a checksum."""
     content = {
         "classes": source.classes,
         "train": _names(source.train, folder),
@@ -23,20 +22,23 @@ def write_split(path: Path, source: Source, folder: Path) -> None:
 
 
 def read_split(path: Path, folder: Path) -> Source:
-    """What `write_split` wrote, its files looked for in `folder`. Raises InputError when the file is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    """The data set that `write_split` wrote, with its files in `folder`.
+
+    Raises FileNotFoundError when split.json is missing, InputError when it is damaged.
+    """
+
+    def build(content: dict[str, Any]) -> Source:
         if content.pop("crc32c") != _checksum(content):
             raise ValueError("its checksum differs")
         train, test = (_images(content[part], folder) for part in ("train", "test"))
         return Source(train, test, content["classes"], left_out=content["left_out"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: {error}. Put it back, or start again with --force.") from error
+
+    return files.read_json(path, build, "Put it back, or start again with `force`.")
 
 
 def _names(images: ImageSet, folder: Path) -> list[list]:
     return [
-        [str(path.relative_to(folder)), int(label)] for path, label in zip(images.paths, images.labels, strict=True)
+        [str(path.relative_to(folder)), int(label)] for path, label in zip(images.files, images.labels, strict=True)
     ]
 
 
@@ -46,4 +48,4 @@ def _images(rows: list[list], folder: Path) -> ImageSet:
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    return f"{_core.crc32c(json.dumps(content).encode()):08x}"
+    return files.content_hash(json.dumps(content).encode())

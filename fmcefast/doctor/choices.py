@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 
@@ -35,19 +34,19 @@ def _train() -> tuple[str, str]:
     from torch.nn import Conv2d
 
     from fmcefast.data.image_set import ImageSet
-    from fmcefast.data.loaders.choose import choose_loader
+    from fmcefast.data.loaders.choose import choose_decoder, choose_loader
     from fmcefast.runtime.device import amp_type, pick_device, precision_name
 
     device, one = pick_device(), np.zeros(1, np.int64)
     arrays = choose_loader(ImageSet(one, pixels=np.zeros((1, 1, 1, 1), np.uint8)), device)
-    files = choose_loader(ImageSet(one, paths=[Path("image.jpg")]), device)
+    files = choose_decoder(device)
     what, why = _precision()
     depthwise = precision_name(amp_type("auto", device, Conv2d(2, 2, 1, groups=2)))
     if not what.endswith(depthwise):
         what += f" ({depthwise} for depthwise convolutions)"
     return (
         f"{what}; image files by {files.loader}, images in arrays by {arrays.loader}",
-        f"{why}; files: {files.why.removeprefix('the images are files, ').removeprefix('and ')}",
+        f"{why}; files: {files.why}",
     )
 
 

@@ -1,1 +1,1 @@
-"""The FMCS-Dataset on disk: feature maps of every phase, in `.npy` shards under a manifest ([FMCE] IV-D)."""
+"""The FMCS-Dataset on disk: feature maps of every phase in `.npy` shards, listed in a manifest ([FMCE] IV-D)."""

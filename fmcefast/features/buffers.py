@@ -1,4 +1,4 @@
-"""Memory for batches that is used again: the system gives out fresh memory page by page, at a cost for each."""
+"""Reuses the memory of batches, because the system maps fresh memory page by page."""
 
 import weakref
 
@@ -9,7 +9,7 @@ _ALIGNMENT = 4096
 
 
 class Buffers:
-    """Memory of batches that nobody holds any more serves the next ones; at most `keep` wait for that."""
+    """Lends memory for batches and takes it back when a batch is garbage-collected; keeps at most `keep` free."""
 
     def __init__(self, keep: int):
         self._keep = keep
@@ -17,9 +17,9 @@ class Buffers:
         self._free: list[np.ndarray] = []
 
     def take(self, size: int) -> torch.Tensor:
-        """uint8 (size,) at an address that can be read into past the page cache, with arbitrary content."""
+        """uint8 (size,) with arbitrary content, page-aligned as direct I/O needs it."""
         if size <= self._largest // 2:
-            return torch.from_numpy(_aligned(size))  # it would hold on to much more
+            return torch.from_numpy(_aligned(size))  # a kept buffer would be far too large
         if size > self._largest:
             self._largest = size
             self._free.clear()
@@ -27,9 +27,9 @@ class Buffers:
             memory = self._free.pop()
         except IndexError:
             memory = _aligned(self._largest)
-        if len(memory) < size:  # another thread has just raised the size
+        if len(memory) < size:  # another thread has just raised `_largest`
             memory = _aligned(size)
-        # Tensors of a batch hold this view, not the memory behind it.
+        # The tensors of a batch hold this view, not `memory`.
         batch = memory[:size]
         weakref.finalize(batch, self._take_back, memory).atexit = False
         return torch.from_numpy(batch)

@@ -1,4 +1,4 @@
-"""Makes shards durable and commits them, on a thread of its own so that the producer does not wait for the disk."""
+"""Commits finished shards on a thread, so that the producer does not wait for the disk."""
 
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -9,16 +9,16 @@ from fmcefast.features.shards import OpenShard
 
 
 class Committer:
-    """Calls `commit(shard)` for one shard after the other.
+    """Calls `commit(shard)` on a thread, one shard at a time.
 
-    Simple queues are whole after Ctrl-C at any moment; futures and locks are not.
+    It uses SimpleQueue, which survives Ctrl-C at any moment; futures and locks do not.
     """
 
     def __init__(self, commit: Callable[[OpenShard], None]):
-        self._commit = WeakMethod(commit)  # a writer that nobody holds any more must not live on for its thread
+        self._commit = WeakMethod(commit)  # the thread must not keep an abandoned writer alive
         self._todo: SimpleQueue = SimpleQueue()
         self._done: SimpleQueue = SimpleQueue()
-        self.pending = 0  # shards that `finished` has not given back
+        self.pending = 0  # submitted shards that `finished` has not returned
         self._thread = Thread(target=self._serve, name="fmcefast-commit", daemon=True)
         self._thread.start()
 
@@ -27,7 +27,7 @@ class Committer:
         self._todo.put(shard)
 
     def finished(self, wait: bool) -> OpenShard | None:
-        """The next shard that is committed; None when there is none (yet). Raises what `commit` raised for it."""
+        """The next committed shard, or None when there is none (yet). Raises what `commit` raised for it."""
         if self.pending == 0 or (not wait and self._done.empty()):
             return None
         shard, error = self._done.get()
@@ -37,7 +37,7 @@ class Committer:
         return shard
 
     def stop(self) -> None:
-        """Wait until everything submitted is committed or has failed."""
+        """Wait until every submitted shard is committed or has failed."""
         self._todo.put(None)
         if current_thread() is not self._thread:
             self._thread.join()
@@ -51,4 +51,4 @@ class Committer:
                 self._done.put((shard, None))
             except BaseException as error:
                 self._done.put((shard, error))
-            del commit, shard  # held on to, they would keep the writer alive
+            del commit, shard  # these references would keep the writer alive

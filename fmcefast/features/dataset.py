@@ -1,4 +1,4 @@
-"""Reads the FMCS-Dataset back."""
+"""Reads feature maps from a store, in any order."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmcefast.errors import InputError
 from fmcefast.features.buffers import Buffers
-from fmcefast.features.loader import Batches
-from fmcefast.features.manifest import Manifest, extraction, read_labels
+from fmcefast.features.loader import MapBatches
+from fmcefast.features.manifest import Manifest, read_labels
 from fmcefast.features.read_ahead import read_ahead
 from fmcefast.features.reader import ShardReader
+from fmcefast.features.store_errors import incomplete
 from fmcefast.runtime.device import free_memory
 
-_THREADS = 24  # as many reads are asked of the disk at a time
+_THREADS = 24  # reads in flight at a time
 _BATCHES_AHEAD = 3
 
 
@@ -27,11 +27,11 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         maps, targets = dataset.batch([0, 5, 2000])   # (3, C, H, W) channels-last, (3,) int64
         for maps, targets in dataset.batches(order, 128): ...   # read ahead
 
-    Each shard is checked against its checksum when it is first read, or each row where the store has checksums of rows
-    (`verify=False` skips that). A store that would not fit into half of the free memory is read past the page cache;
-    `direct` decides that otherwise. `threads` read at a time. With `pin_memory` batches can be copied to a GPU at once.
+    verify: check each shard against its checksum at its first read, or each row where the store has row checksums.
+    threads: reads at a time. direct: bypass the page cache; by default when the store exceeds half of the free memory.
+    pin_memory: return pinned tensors, for fast copies to a GPU.
 
-    Raises InputError when the store is incomplete or its manifest damaged.
+    Raises InputError when the store is missing or incomplete, or its manifest damaged.
     """
 
     def __init__(
@@ -46,22 +46,22 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
         if not self.manifest.complete:
-            raise InputError(f"The feature store {self.folder} is incomplete. In a run: {extraction(self.folder)}")
+            raise incomplete(self.folder, self.manifest.rows, len(self))
         self.labels = read_labels(self.folder, self.manifest)
         self._verify, self._threads, self._pin_memory = verify, threads, pin_memory
         self._direct = self.bytes > free_memory(torch.device("cpu")) / 2 if direct is None else direct
         self._buffers = Buffers(keep=_BATCHES_AHEAD + 2)
         self._reader: ShardReader | None = None
-        self._reader_of: int | None = None  # the process; the core's threads do not follow a fork
+        self._reader_process: int | None = None  # process id: the reader's threads do not survive a fork
 
     @property
     def samples(self) -> int:
-        """Images of each phase."""
+        """Number of images, in each phase."""
         return self.manifest.samples
 
     @property
     def phases(self) -> int:
-        """K."""
+        """K, the number of phases."""
         return len(self.manifest.phases)
 
     @property
@@ -72,7 +72,7 @@ class FeatureMapDataset(torch.utils.data.Dataset):
 
     @property
     def bytes(self) -> int:
-        """Of all shards."""
+        """Size of all shards."""
         return self.manifest.bytes
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         return maps[0], int(targets[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_buffers": Buffers(keep=_BATCHES_AHEAD + 2), "_reader": None, "_reader_of": None}
+        return {**self.__dict__, "_buffers": Buffers(keep=_BATCHES_AHEAD + 2), "_reader": None, "_reader_process": None}
 
     def batch(self, indices: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps (n, C, H, W) in channels-last memory and targets (n,) int64 from 0, in the order of `indices`.
@@ -99,8 +99,8 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         self._open_reader().read(indices, maps_nhwc.numpy())
         return maps_nhwc.permute(0, 3, 1, 2), torch.from_numpy(indices // self.samples)
 
-    def batches(self, order: np.ndarray, batch_size: int) -> Batches:
-        """`batch` of the next `batch_size` indices of `order`, the last one perhaps smaller, read ahead."""
+    def batches(self, order: np.ndarray, batch_size: int) -> MapBatches:
+        """Yield `batch` of each `batch_size` indices of `order`, read ahead; the last one may be smaller."""
         self._open_reader()
         parts = (order[first : first + batch_size] for first in range(0, len(order), batch_size))
         return read_ahead(self.batch, parts, _BATCHES_AHEAD)
@@ -113,7 +113,7 @@ class FeatureMapDataset(torch.utils.data.Dataset):
         return self._buffers.take(rows * self.manifest.row_bytes).view(dtype).view(shape)
 
     def _open_reader(self) -> ShardReader:
-        if self._reader is None or self._reader_of != os.getpid():
+        if self._reader is None or self._reader_process != os.getpid():
             self._reader = ShardReader(
                 self.folder,
                 self.manifest,
@@ -122,5 +122,5 @@ class FeatureMapDataset(torch.utils.data.Dataset):
                 threads=self._threads,
                 direct=self._direct,
             )
-            self._reader_of = os.getpid()
+            self._reader_process = os.getpid()
         return self._reader

@@ -6,35 +6,36 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from fmcefast import _core
 from fmcefast.errors import InputError
+from fmcefast.files import content_hash
 from fmcefast.runtime.passes import ResumablePasses
 
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+# Maps (n, C, H, W) in channels-last memory, and targets (n,) int64 from 0.
+MapBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Maps(Protocol):
-    """Feature maps of all phases, wherever they are: a FeatureMapDataset, MapsInMemory or RecomputedMaps."""
+    """Feature maps of all phases: a FeatureMapDataset, MapsInMemory or RecomputedMaps."""
 
     samples: int
     phases: int
     shape: tuple[int, int, int]
 
-    def batches(self, order: np.ndarray, batch_size: int) -> Batches: ...
+    def batches(self, order: np.ndarray, batch_size: int) -> MapBatches: ...
 
 
 class FeatureMapLoader(ResumablePasses):
-    """Maps (n, C, H, W) in channels-last memory and targets (n,) int64 from 0, in an order drawn anew for each epoch.
+    """Yields maps (n, C, H, W) in channels-last memory and targets (n,) int64 from 0, in a new order each epoch.
 
         loader = FeatureMapLoader(FeatureMapDataset("runs/digits/features"), batch_size=128)
         for epoch in range(10):
             for maps, targets in loader: ...
 
-    rows: indices to read, all if left out. shuffle: the order of epoch e follows from `seed` and e alone.
-    rank, ranks: this process's part of every epoch; some rows come twice so that all parts are equally long.
-    `state_dict` may be taken between batches; a loader that loads it goes on with the next batch.
+    rows: indices to read, by default all. shuffle: draw the order of an epoch from `seed` and the epoch's number.
+    rank, ranks: this process reads its share of every epoch; some rows repeat, to make the shares equal.
+    After `load_state_dict` of a `state_dict` taken between batches, the loader continues with the next batch.
 
-    Raises InputError for sizes that cannot be.
+    Raises InputError for invalid sizes.
     """
 
     def __init__(
@@ -60,16 +61,16 @@ class FeatureMapLoader(ResumablePasses):
         self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         rows_of_rank = -(-len(self.rows) // self.ranks)
         return -(-rows_of_rank // self.batch_size)
 
-    def _batches_from(self, first: int) -> Batches:
+    def _batches_from(self, first: int) -> MapBatches:
         yield from self.maps.batches(self._order()[first * self.batch_size :], self.batch_size)
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "rows": f"{len(self.rows)} rows, crc32c {_core.crc32c(np.ascontiguousarray(self.rows)):08x}",
+            "rows": f"{len(self.rows)} rows, crc32c {content_hash(np.ascontiguousarray(self.rows))}",
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "seed": self.seed,

@@ -1,12 +1,10 @@
 """The manifest of a feature store: which shards are committed, and what they hold.
 
-A shard counts only when the manifest names it, and the manifest is replaced as a whole, so it is the commit.
+A shard counts only when the manifest names it. Replacing the manifest, atomically, is the commit.
 """
 
 import bisect
-import errno
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from fmcefast import files
-from fmcefast.errors import FmcefastError, InputError
+from fmcefast.errors import InputError
 from fmcefast.features.guarded import read_bytes, read_npy, require
+from fmcefast.features.store_errors import invalid, missing, unreadable
 
 FILE = "manifest.json"
 LABELS = "labels.npy"
 DTYPES = {"float16": "<f2", "float32": "<f4"}
 HEADER_BYTES = 4096
 _MANIFEST_BYTES = 1 << 30
-_MOST = 1 << 62  # bytes of a phase
+_MOST_BYTES = 1 << 62  # of a phase
 _SHARD_NAME = re.compile(r"[\w.-]+\.npy", re.ASCII)
 
 
@@ -31,8 +30,8 @@ _SHARD_NAME = re.compile(r"[\w.-]+\.npy", re.ASCII)
 class Shard:
     """Rows `first` to `first + rows` of a phase in one `.npy` file.
 
-    row_checksums: whether a file beside it holds the CRC-32C of each row. not_finite: stored values that are NaN or
-    infinite.
+    crc32c: of the whole file. row_checksums: whether a file beside it holds the CRC-32C of each row. not_finite: how
+    many stored values are NaN or infinite.
     """
 
     file: str
@@ -66,12 +65,15 @@ class Phase:
         return sum(shard.rows for shard in self.shards)
 
     def add(self, shard: Shard) -> None:
-        bisect.insort(self.shards, shard, key=lambda each: each.first)
+        bisect.insort(self.shards, shard, key=lambda other: other.first)
 
 
 @dataclass
 class Manifest:
-    """What a feature store holds: `samples` images of `shape` (H, W, C) for each phase."""
+    """What a feature store holds: for each phase, the maps (H, W, C) of `samples` images.
+
+    dtype: "float16" or "float32". source: what the maps were made from, any JSON.
+    """
 
     dtype: str
     shape: tuple[int, int, int]
@@ -98,7 +100,7 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """Of the committed shards."""
+        """Size of the committed shards."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
@@ -107,7 +109,7 @@ class Manifest:
         return sum(phase.rows for phase in self.phases)
 
     def differences(self, other: "Manifest") -> list[str]:
-        """How a data set differs from `other`, whatever of either is committed."""
+        """How this data set differs from `other`, a phrase each; committed shards are not compared."""
         names = ("dtype", "shape", "samples", "epochs")
         values = [(name, getattr(self, name), getattr(other, name)) for name in names]
         values += [
@@ -136,7 +138,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path, file: str = FILE) -> "Manifest":
-        """Raises InputError when there is no manifest or it is not one we could have written."""
+        """Read and check a manifest. Raises InputError when it is missing or invalid, FmcefastError when unreadable."""
         path = folder / file
         try:
             content = json.loads(read_bytes(path, _MANIFEST_BYTES))
@@ -157,21 +159,19 @@ class Manifest:
             )
             manifest.check()
         except FileNotFoundError as error:
-            raise InputError(
-                f"There is no feature store at {folder} (no {FILE} in it). In a run: {extraction(folder)}"
-            ) from error
+            raise missing(path) from error
         except OSError as error:
             raise unreadable(path, error) from error
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"The manifest {path} is damaged: {error}. To repair it, {remake(folder)}.") from error
+            raise invalid(folder, f"The manifest {path} is damaged: {error}") from error
         return manifest
 
     def check(self) -> None:
-        """Raise ValueError when the values contradict each other or the format."""
+        """Raise ValueError when a value is out of range or contradicts another."""
         require(self.dtype in DTYPES, f"dtype {self.dtype!r} is unknown")
         require(len(self.shape) == 3 and all(_positive(n) for n in self.shape), f"shape {self.shape} is not (H, W, C)")
         require(_positive(self.samples), "samples is not a positive number")
-        require(self.samples * self.row_bytes < _MOST, f"{self.samples} samples of {self.shape} are too large")
+        require(self.samples * self.row_bytes < _MOST_BYTES, f"{self.samples} samples of {self.shape} are too large")
         require(len(self.phases) > 0, "there are no phases")
         require(
             [phase.score for phase in self.phases] == list(range(1, len(self.phases) + 1)), "scores do not run from 1"
@@ -198,21 +198,21 @@ class Manifest:
 
 
 def rank_file(rank: int | str) -> str:
-    """Where a rank other than 0 notes what it has committed, until rank 0 merges it."""
+    """Name of the file in which a rank other than 0 lists its shards until rank 0 merges it."""
     return f"manifest.rank-{rank}.json"
 
 
 def read_committed(folder: Path) -> Manifest:
-    """The manifest with what other ranks have committed and rank 0 has not merged yet. Raises InputError."""
+    """The manifest together with the shards of other ranks that are not merged yet. Raises InputError."""
     manifest = Manifest.read(folder)
     known = {shard.file for shard in manifest.shards}
     for path in rank_files(folder):
-        theirs = Manifest.read(folder, path.name)
-        differences = theirs.differences(manifest)
+        of_rank = Manifest.read(folder, path.name)
+        differences = of_rank.differences(manifest)
         if differences:
             raise InputError(f"{path} is of another data set: {'; '.join(differences)}. Remove it.")
-        for phase, theirs_of_phase in zip(manifest.phases, theirs.phases, strict=True):
-            for shard in theirs_of_phase.shards:
+        for phase, phase_of_rank in zip(manifest.phases, of_rank.phases, strict=True):
+            for shard in phase_of_rank.shards:
                 if shard.file not in known:
                     phase.add(shard)
     return manifest
@@ -223,37 +223,16 @@ def rank_files(folder: Path) -> list[Path]:
 
 
 def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
-    """The class labels (samples,) int64 of a store. Raises InputError when they are missing or damaged."""
+    """The class labels (samples,) int64. Raises InputError when they are missing or damaged."""
     path = folder / LABELS
     try:
         return read_npy(path, manifest.samples, np.int64)
     except FileNotFoundError as error:
-        raise InputError(f"The labels {path} are missing. To repair them, {remake(folder)}.") from error
+        raise invalid(folder, f"The labels {path} are missing") from error
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, EOFError) as error:
-        raise InputError(f"The labels {path} are damaged: {error}. To repair them, {remake(folder)}.") from error
-
-
-def remake(folder: Path) -> str:
-    """What to do about a store that cannot be used."""
-    return f"remove {folder} and write it again (in a run: {extraction(folder)} --force)"
-
-
-def extraction(folder: Path) -> str:
-    """The command that makes a store in a run, RUN/features or RUN/modules/NAME/features."""
-    place = folder.parent
-    if place.parent.name == "modules":
-        return f"fmcefast extract {place.parent.parent} --module {place.name}"
-    return f"fmcefast extract {place}"
-
-
-def unreadable(path: Path, error: OSError) -> FmcefastError:
-    """For a file that may be whole, but cannot be read now."""
-    if error.errno == errno.ELOOP:
-        return FmcefastError(f"{path} is a symbolic link. Put the file itself there.")
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return FmcefastError(f"{path} cannot be read: {reason}. Look after the disk and its permissions, then run again.")
+        raise invalid(folder, f"The labels {path} are damaged: {error}") from error
 
 
 def _count(value: Any) -> bool:

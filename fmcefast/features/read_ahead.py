@@ -1,4 +1,4 @@
-"""Work on the next items while the caller is busy with the last one."""
+"""Prepare the next items on threads while the caller uses the current one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,9 +11,10 @@ Result = TypeVar("Result")
 
 
 def read_ahead(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """`work(item)` of every item, in order, up to `ahead` of them at a time on threads. Raises what `work` raises.
+    """Yield `work(item)` of every item in order, with up to `ahead` at a time on threads. Raises what `work` raises.
 
-    Ended early, it waits for nothing. Simple queues are whole after Ctrl-C at any moment; futures and locks are not.
+    Closing the iterator early does not wait for the threads. It uses SimpleQueue, which survives Ctrl-C at any moment;
+    futures and locks do not.
     """
     todo: SimpleQueue = SimpleQueue()
 

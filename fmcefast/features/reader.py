@@ -1,6 +1,5 @@
-"""Reads rows of a store's shards, and checks the shards before they are trusted."""
+"""Reads rows of shards, and checks each shard before its first use."""
 
-import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -11,17 +10,18 @@ from threading import Lock
 import numpy as np
 
 from fmcefast import _core
-from fmcefast.errors import FmcefastError
 from fmcefast.features.guarded import open_regular, read_npy, require
-from fmcefast.features.manifest import DTYPES, HEADER_BYTES, Manifest, Shard, remake, unreadable
+from fmcefast.features.manifest import DTYPES, HEADER_BYTES, Manifest, Shard
 from fmcefast.features.shards import npy_header, row_checksums_path
+from fmcefast.features.store_errors import damaged, unreadable
 
 
 class ShardReader:
-    """The rows of `shards`, one after the other, for any threads of one process.
+    """Reads rows by their index in the concatenation of `shards`, from any threads of one process.
 
-    With `verify` a shard is checked against its checksum before its first row is read, or each row when there are
-    checksums of rows. `direct` reads past the page cache. Raises FmcefastError for a shard that is missing or damaged.
+    verify: check a shard against its checksum before the first read of it, or each row as it is read where the store
+    has row checksums. threads: reads at a time. direct: bypass the page cache.
+    Raises FmcefastError for a shard that is missing or damaged.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ShardReader:
         self._unchecked: set[int] = set()
         self._checking = Lock()
         for number, shard in enumerate(self._shards):
-            with damage(folder, shard):
+            with explained(folder, shard):
                 check_header(folder / shard.file, shard, manifest)
                 checksums = np.empty(0, np.uint32)
                 if verify and shard.row_checksums:
@@ -45,7 +45,7 @@ class ShardReader:
                 self._core.add(str(folder / shard.file), shard.rows, HEADER_BYTES, checksums)
 
     def read(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Read `rows` (n,) int64 into `out` (n, ...), C-contiguous."""
+        """Read `rows` (n,) int64 into `out` (n, ...), C-contiguous. Raises FmcefastError."""
         if self._unchecked:
             for number in np.unique(np.searchsorted(self._ends, rows, side="right")).tolist():
                 with self._checking:
@@ -57,35 +57,31 @@ class ShardReader:
         except OSError as error:
             raise unreadable(Path(error.filename), error) from error
         except ValueError as error:
-            raise FmcefastError(
-                f"The feature store {self.folder} is damaged: {error}. To repair it, {remake(self.folder)}."
-            ) from error
+            raise damaged(self.folder, f"The feature store {self.folder} is damaged: {error}") from error
 
     def check(self, number: int) -> None:
-        """Compare a whole shard with its checksum."""
+        """Compare a whole shard with its checksum. Raises FmcefastError when they differ."""
         shard = self._shards[number]
-        with damage(self.folder, shard):
+        with explained(self.folder, shard):
             require(self._core.checksum(number) == shard.crc32c, "its checksum differs")
 
 
 @contextmanager
-def damage(folder: Path, shard: Shard) -> Iterator[None]:
-    """Turns what is wrong with a shard into an FmcefastError that names it and says what to do."""
+def explained(folder: Path, shard: Shard) -> Iterator[None]:
+    """Turn errors while reading a shard into FmcefastErrors that name it and say what to do."""
     path = folder / shard.file
     try:
         yield
     except FileNotFoundError as error:
-        raise FmcefastError(f"{error.filename or path} is missing. To repair the store, {remake(folder)}.") from error
+        raise damaged(folder, f"{error.filename or path} is missing") from error
     except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise unreadable(path, error) from error
-        raise FmcefastError(f"The shard {path} is a symbolic link. Put the file itself there.") from error
+        raise unreadable(path, error) from error
     except (ValueError, EOFError) as error:
-        raise FmcefastError(f"The shard {path} is damaged: {error}. To repair it, {remake(folder)}.") from error
+        raise damaged(folder, f"The shard {path} is damaged: {error}") from error
 
 
 def check_header(path: Path, shard: Shard, manifest: Manifest) -> None:
-    """Raise OSError or ValueError unless the file is a plain one of the right size and begins as ours do."""
+    """Raise OSError or ValueError unless the file is a regular one with the right size and header."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         require(size == shard.bytes, f"it is {size} bytes long instead of {shard.bytes}")
@@ -98,9 +94,9 @@ def check_header(path: Path, shard: Shard, manifest: Manifest) -> None:
 
 
 def _allow_open_files(files: int) -> None:
-    """Every shard stays open; a store may have more of them than a process may by default."""
+    """Raise the limit on open files: every shard stays open, which may exceed the default."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = files + 512
-    if soft < wanted:
+    needed = files + 512
+    if soft < needed:
         with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard > 0 else wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard) if hard > 0 else needed, hard))

@@ -1,4 +1,4 @@
-"""Feature maps as the rows (n, H, W, C) that a store holds, from NumPy or torch, from a CPU or a GPU."""
+"""Converts feature maps of NumPy or torch, on a CPU or a GPU, to the rows (n, H, W, C) of a store."""
 
 import sys
 from collections import deque
@@ -9,13 +9,13 @@ import numpy as np
 
 from fmcefast.errors import InputError
 
-# What the core takes as it is. Looked up first: a producer should be held up as little as possible.
+# What the core takes unchanged; a lookup, because the producer waits meanwhile.
 _STORABLE = {np.dtype(name): name for name in ("float16", "float32")}
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def channels_last(maps: Any, shape: tuple[int, int, int]) -> Any:
-    """A view (n, H, W, C) of maps (n, H, W, C) or (n, C, H, W), NumPy or torch.
+    """Maps (n, H, W, C) or (n, C, H, W), NumPy or torch, as a view (n, H, W, C).
 
     Raises InputError for another shape or type.
     """
@@ -25,7 +25,7 @@ def channels_last(maps: Any, shape: tuple[int, int, int]) -> Any:
         maps = maps.detach()
     height, width, channels = shape
     layouts = {"NHWC": (height, width, channels), "NCHW": (channels, height, width)}
-    # A cube fits both: torch means NCHW, NumPy NHWC.
+    # A cube fits both: NCHW for torch, NHWC for NumPy.
     preferred = ("NCHW", "NHWC") if _is_torch(maps) else ("NHWC", "NCHW")
     fitting = [layout for layout in preferred if tuple(maps.shape[1:]) == layouts[layout]]
     if maps.ndim != 4 or not fitting:
@@ -41,9 +41,9 @@ def channels_last(maps: Any, shape: tuple[int, int, int]) -> Any:
 
 
 def as_rows(maps_nhwc: Any, target: str) -> tuple[np.ndarray, str]:
-    """Maps on the CPU as a C-contiguous array that the core can store as `target`, and the name of its element type.
+    """CPU maps as a C-contiguous array that the core can store as `target`, and the name of its element type.
 
-    Not copied when they are contiguous and of a type that the core converts itself; bfloat16 comes as raw uint16.
+    Copies only what is not contiguous or of a type that the core cannot convert; bfloat16 is passed as raw uint16.
     """
     if isinstance(maps_nhwc, np.ndarray):
         name = _STORABLE.get(maps_nhwc.dtype)
@@ -65,15 +65,15 @@ def as_rows(maps_nhwc: Any, target: str) -> tuple[np.ndarray, str]:
 
 
 class DeviceCopies:
-    """Feature maps on their way from a GPU to pinned memory, on a stream of their own: the GPU goes on meanwhile.
+    """Copies feature maps from a GPU to pinned memory on a separate stream, so that the GPU keeps computing.
 
-    The pinned memory is PyTorch's: a buffer whose array is dropped is used again.
+    PyTorch reuses pinned memory once its array is dropped.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._waiting: deque[tuple[Any, Any, int]] = deque()
         self._streams: dict[Any, Any] = {}
-        self._overflowed: dict[Any, Any] = {}  # counted on each device
+        self._overflowed: dict[Any, Any] = {}  # {device: count on it}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -84,10 +84,10 @@ class DeviceCopies:
         return sum(int(count) for count in self._overflowed.values())
 
     def start(self, maps_nhwc: Any, target: str, score: int) -> None:
-        """Convert maps (n, H, W, C) to the type named `target` and begin to copy them."""
+        """Convert maps (n, H, W, C) to the type named `target` and start copying them."""
         import torch
 
-        # Always a copy: the caller may change the maps before they have left.
+        # Always a copy: the caller may change the maps before they are copied.
         rows = maps_nhwc.to(getattr(torch, target), copy=True, memory_format=torch.contiguous_format)
         if rows.dtype != maps_nhwc.dtype and target == "float16":
             count = (rows.isinf() & maps_nhwc.isfinite()).sum()
@@ -100,13 +100,13 @@ class DeviceCopies:
             with torch.cuda.stream(stream):
                 pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
                 pinned.copy_(rows, non_blocking=True)
-                rows.record_stream(stream)  # keeps its memory until the copy is done
+                rows.record_stream(stream)  # its memory must last until the copy is done
                 copied = torch.cuda.Event()
                 copied.record()
         self._waiting.append((copied, pinned, score))
 
     def finished(self, keep: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """(score, rows) of copies that are done, in order; waits for the oldest when more than `keep` are not."""
+        """Yield (score, rows) of finished copies in order; wait while more than `keep` are unfinished."""
         while self._waiting and (len(self._waiting) > keep or self._waiting[0][0].query()):
             copied, pinned, score = self._waiting.popleft()
             copied.synchronize()
@@ -114,7 +114,7 @@ class DeviceCopies:
 
 
 def _is_torch(maps: Any) -> bool:
-    torch = sys.modules.get("torch")  # whoever has a tensor has loaded it
+    torch = sys.modules.get("torch")  # a tensor exists only if torch is loaded
     return torch is not None and isinstance(maps, torch.Tensor)
 
 

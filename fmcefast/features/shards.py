@@ -1,4 +1,4 @@
-"""Shards: how the rows of a phase are cut into `.npy` files, and one such file on its way to the disk."""
+"""Shards: how the rows of a phase are cut into `.npy` files, and one such file being written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,10 +24,15 @@ class Span(NamedTuple):
     def end(self) -> int:
         return self.first + self.rows
 
+    def overlap(self, first: int, count: int) -> slice | None:
+        """The part of a batch of rows `first` to `first + count` that lies in this span, or None."""
+        begin, end = max(self.first, first), min(self.end, first + count)
+        return slice(begin - first, end - first) if begin < end else None
+
 
 @dataclass(frozen=True)
 class Layout:
-    """How many rows a shard holds. It does not depend on who writes, so every store of the same maps is the same."""
+    """How the rows of each phase are cut into shards: the same for every writer, so equal maps give equal stores."""
 
     samples: int
     rows_per_shard: int
@@ -50,13 +55,13 @@ class Layout:
         return f"score-{span.score:02d}-{span.first // self.rows_per_shard:03d}.npy"
 
     def writer_of(self, span: Span, ranks: int) -> int:
-        """The rank that writes a shard: they take turns."""
+        """The rank that writes a shard: round-robin."""
         number = (span.score - 1) * self.shards_per_phase + span.first // self.rows_per_shard
         return number % ranks
 
 
 class OpenShard:
-    """A shard on its way: a `.partial` file behind the core's queue."""
+    """A shard being written: a `.partial` file behind the core's queue."""
 
     def __init__(
         self, pool: _core.WritePool, path: Path, span: Span, manifest: Manifest, *, row_checksums: bool, strict: bool
@@ -77,25 +82,25 @@ class OpenShard:
 
     @property
     def not_finite(self) -> int:
-        """Values that are NaN or infinite as stored, among the rows written so far."""
+        """Number of stored values so far that are NaN or infinite."""
         return self.core.not_finite + self.core.overflowed
 
     def append(self, rows: np.ndarray, source: str) -> None:
-        """Queue rows (n, H, W, C) whose elements are of the type named `source`."""
+        """Queue rows (n, H, W, C) of the type named `source`. Raises FmcefastError for values refused by `strict`."""
         self.core.submit(rows, source, self._dtype)
         self.rows += len(rows)
         self._refuse_not_finite()
 
     def finish(self) -> None:
-        """Wait until every row is on the disk. On any failure nothing of the shard stays; so for `publish`."""
-        with self._nothing_left():
+        """Wait until every row is on the disk. On failure the shard is removed, here and in `publish`."""
+        with self._discarded_on_error():
             self.core.close()
             self._refuse_not_finite()
 
     def publish(self) -> Shard:
-        """Give the file its name."""
+        """Rename the file to its final name and describe it for the manifest."""
         checksums = self.core.row_crc32c
-        with self._nothing_left():
+        with self._discarded_on_error():
             if len(checksums):
                 files.write_npy(row_checksums_path(self.path), checksums)
             self._partial.rename(self.path)
@@ -112,10 +117,10 @@ class OpenShard:
         )
 
     def discard(self) -> None:
-        """Remove what there is of it; not for a shard that may have been committed."""
+        """Remove the shard's files. Not for a shard that may have been committed."""
         self.core.abandon()
         for path in (self._partial, self.path, row_checksums_path(self.path)):
-            with suppress(OSError):  # what stays is removed when the store is next opened
+            with suppress(OSError):  # the next writer removes what remains
                 path.unlink()
 
     def _refuse_not_finite(self) -> None:
@@ -123,11 +128,11 @@ class OpenShard:
             raise FmcefastError(
                 f"Feature maps of phase {self.span.score} (epoch {self._epoch}), rows {self.span.first} to "
                 f"{self.span.first + self.rows - 1}, have {self.not_finite:,} values that are NaN or infinite as "
-                f"{self._dtype}. Without --strict they are stored and counted."
+                f"{self._dtype}. Without `strict` they are stored and counted."
             )
 
     @contextmanager
-    def _nothing_left(self) -> Iterator[None]:
+    def _discarded_on_error(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
@@ -136,7 +141,7 @@ class OpenShard:
 
 
 def npy_header(shape: tuple[int, ...], descr: str) -> bytes:
-    """A `.npy` header of version 1.0, padded to 4096 bytes so that the rows after it are aligned."""
+    """A `.npy` header of version 1.0, padded to 4096 bytes to align the rows."""
     described = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape!r}, }}".encode("latin1")
     magic = b"\x93NUMPY\x01\x00"
     length = HEADER_BYTES - len(magic) - 2
@@ -144,5 +149,5 @@ def npy_header(shape: tuple[int, ...], descr: str) -> bytes:
 
 
 def row_checksums_path(shard: Path) -> Path:
-    """Where the CRC-32C of every row of a shard lie, (rows,) uint32."""
+    """The file with the CRC-32C of every row of a shard, (rows,) uint32."""
     return shard.with_suffix(".crc32c.npy")

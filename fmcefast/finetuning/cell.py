@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from fmcefast import _core, files
+from fmcefast import files
 from fmcefast.errors import FmcefastError, InputError
 from fmcefast.run.config import SETTINGS
 from fmcefast.run.epochs import FinetuningEpoch, read_epochs
@@ -146,4 +144,4 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _checksum(path: Path) -> str:
-    return f"{_core.crc32c(np.frombuffer(path.read_bytes(), np.uint8)):08x}"
+    return files.content_hash(path.read_bytes())

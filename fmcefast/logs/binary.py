@@ -1,4 +1,4 @@
-"""Logs whose values are numbers already."""
+"""Binary logs: parquet and .npy."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ class Parquet(Table):
 
 
 class Npy(Table):
-    """A vector as NumPy saves it; `vector` (M,) is a memory map of it."""
+    """A vector saved by NumPy; `vector` (M,) is a memory map of it."""
 
     format = ".npy"
     place = "row"

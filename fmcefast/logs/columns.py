@@ -1,4 +1,4 @@
-"""Which column of a log holds the training loss, by the conventions of the tools that write them."""
+"""Finds the column with the training loss, by the conventions of the tools that write logs."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from fmcefast.errors import InputError
 
-# As `_plain_name` has them, the surest first. Mean losses of an epoch come before losses of single steps.
+# In the form of `_plain_name`, the surest first; means of epochs come before losses of single steps.
 _NAMES = (
     "train_loss_epoch",  # Lightning
     "train_loss",  # timm, Lightning, W&B (train/loss)
@@ -20,8 +20,7 @@ _NAMES = (
     "value",  # TensorBoard's CSV export
 )
 
-
-# A lone column of this kind is not a loss.
+# If a log has a single column and its name is one of these, it is not a loss.
 _COUNTERS = {
     "step",
     "global_step",
@@ -36,36 +35,36 @@ _COUNTERS = {
 }
 
 
-def choose_column(columns: Sequence[str], wanted: str | None) -> str:
-    """The column to take: `wanted`, or else the first by convention.
+def choose_column(columns: Sequence[str], column: str | None) -> str:
+    """`column`, or by default the first one that is a training loss by convention.
 
-    Raises InputError with the columns there are when there is no such column, or when several are as likely.
+    Raises InputError, with the columns that exist, when there is no such column or several are equally likely.
     """
-    if wanted is not None:
-        if wanted not in columns:
-            near = get_close_matches(wanted, columns, n=1)
+    if column is not None:
+        if column not in columns:
+            near = get_close_matches(column, columns, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"there is no column {wanted!r}.{hint} The columns: {_listed(columns)}.")
-        return wanted
+            raise InputError(f"there is no column {column!r}.{hint} The columns: {_listed(columns)}.")
+        return column
     if len(columns) == 1 and _plain_name(columns[0]) not in _COUNTERS:
         return columns[0]
-    # Hugging Face ends its log with one row of the whole training, whose train_loss is not what is wanted.
+    # The last row of a Hugging Face log summarises the training; its train_loss is a mean over all epochs.
     names = ("loss", *_NAMES) if "train_runtime" in columns else _NAMES
     for name in names:
-        found = [column for column in columns if _plain_name(column) == name]
-        if len(found) > 1:
-            raise InputError(f"there are several training losses: {', '.join(found)}. Choose one: --column NAME")
-        if found:
-            return found[0]
+        matches = [other for other in columns if _plain_name(other) == name]
+        if len(matches) > 1:
+            raise InputError(f"there are several training losses: {', '.join(matches)}. Choose one: `column=NAME`")
+        if matches:
+            return matches[0]
     if not columns:
         raise InputError("there is no column of numbers.")
     raise InputError(
-        f"none of the columns is known to be a training loss: {_listed(columns)}. Choose one: --column NAME"
+        f"none of the columns is known to be a training loss: {_listed(columns)}. Choose one: `column=NAME`"
     )
 
 
 def _plain_name(column: str) -> str:
-    """Lower case with underscores; of W&B's 'run - train/loss' what follows the run, but not its __MIN and __MAX."""
+    """Lower case with underscores; without the run in W&B's 'run - train/loss', unless it ends in __MIN or __MAX."""
     name = column.strip()
     if not name.endswith(("__MIN", "__MAX")):
         name = name.rpartition(" - ")[2]

@@ -1,4 +1,4 @@
-"""CSV and its kin."""
+"""CSV, TSV and similar text logs."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -11,11 +11,11 @@ import numpy as np
 from fmcefast.logs.lines import Lines
 from fmcefast.logs.table import Cell, arrow_values, cell_of, number_of
 
-_HEAD = 1 << 18  # characters of which the delimiter and the header are found
+_HEAD = 1 << 18  # characters in which the delimiter and the header are found
 
 
 class Delimited(Lines):
-    """CSV, TSV and semicolons with a header; columns of numbers without one are called 1, 2, ..."""
+    """CSV, TSV or semicolons with a header; without a header the columns are named 1, 2, ..."""
 
     def __init__(self, path: Path, zipped: bool):
         super().__init__(path, zipped)
@@ -40,17 +40,16 @@ class Delimited(Lines):
         import pyarrow
         from pyarrow import csv as arrow_csv
 
-        options = {
-            "parse_options": arrow_csv.ParseOptions(delimiter=self.delimiter),
-            "convert_options": arrow_csv.ConvertOptions(
-                include_columns=[column], column_types={column: pyarrow.float64()}, null_values=[""]
-            ),
-        }
+        parse_options = arrow_csv.ParseOptions(delimiter=self.delimiter)
+        convert_options = arrow_csv.ConvertOptions(
+            include_columns=[column], column_types={column: pyarrow.float64()}, null_values=[""]
+        )
 
         def parse(block: bytes) -> tuple[np.ndarray, int]:
             _refuse_open_quotes(block)
-            whole = arrow_csv.ReadOptions(column_names=self._names, use_threads=False, block_size=len(block) + 1)
-            return arrow_values(arrow_csv.read_csv(pyarrow.BufferReader(block), read_options=whole, **options))
+            whole_block = arrow_csv.ReadOptions(column_names=self._names, use_threads=False, block_size=len(block) + 1)
+            table = arrow_csv.read_csv(pyarrow.BufferReader(block), whole_block, parse_options, convert_options)
+            return arrow_values(table)
 
         return parse
 
@@ -71,7 +70,7 @@ class Delimited(Lines):
 
 
 def _refuse_open_quotes(block: bytes) -> None:
-    """Raises ValueError when a quoted cell goes beyond its line, which blocks of lines may cut in two."""
+    """Raise ValueError when a quoted cell spans several lines, which may lie in different blocks."""
     if b'"' in block:
         characters = np.frombuffer(block, np.uint8)
         quotes = np.cumsum(characters == ord('"'))
@@ -87,7 +86,7 @@ def _rows(reader: Any, header_lines: int) -> Iterator[list[str]]:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Names of which the second of a kind is called NAME.1, and so on."""
+    """The names, with repeated ones renamed to NAME.1, NAME.2, ..."""
     taken: dict[str, None] = {}
     for name in names:
         others = (f"{name}.{i}" for i in count(1))

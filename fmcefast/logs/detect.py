@@ -1,4 +1,4 @@
-"""What a log is, by its first bytes and not by its name."""
+"""Detects the format of a log by its first bytes, not by its name."""
 
 import csv
 import gzip
@@ -20,7 +20,7 @@ from fmcefast.logs.json_logs import Entries, JsonLines
 from fmcefast.logs.table import Table
 
 STANDARD_INPUT = Path("-")
-_HEAD = 1 << 18  # bytes that say what a log is
+_HEAD = 1 << 18  # bytes that decide the format
 
 
 def name_of(log: Path) -> str:
@@ -29,9 +29,9 @@ def name_of(log: Path) -> str:
 
 @contextmanager
 def open_table(log: Path) -> Iterator[Table]:
-    """A log as a table, "-" being standard input. What cannot be read in place goes to a temporary file meanwhile.
+    """Open a log as a table; "-" is standard input. Pipes and zipped binary logs are copied to a temporary file.
 
-    Raises InputError when it is missing, empty, truncated or none of the formats.
+    Raises InputError when the log is missing, empty, truncated or of an unknown format.
     """
     with tempfile.TemporaryDirectory(prefix="fmcefast-") as folder, _explained(log):
         path = log if log.is_file() and log != STANDARD_INPUT else _copied(log, Path(folder))
@@ -40,7 +40,7 @@ def open_table(log: Path) -> Iterator[Table]:
 
 @contextmanager
 def _explained(log: Path) -> Iterator[None]:
-    """Turn what goes wrong while a log is read into an InputError that names it."""
+    """Turn errors while a log is read into InputErrors that name it."""
     try:
         yield
     except InputError as error:
@@ -58,16 +58,20 @@ def _table(path: Path, scratch: Path) -> Table:
             head = file.read(_HEAD)
     if not head.strip():
         raise InputError("the file is empty.")
-    binary = {Npy: head.startswith(b"\x93NUMPY"), Parquet: head.startswith(b"PAR1"), TensorBoardEvents: is_events(head)}
+    binary: dict[type[Npy | Parquet | TensorBoardEvents], bool] = {
+        Npy: head.startswith(b"\x93NUMPY"),
+        Parquet: head.startswith(b"PAR1"),
+        TensorBoardEvents: is_events(head),
+    }
     for table, recognised in binary.items():
         if recognised:
             return table(_unzipped(path, scratch) if zipped else path)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError("it is a text in UTF-16; save it as UTF-8.")
+        raise InputError("it is UTF-16 text; save it as UTF-8.")
     if b"\0" in head:
         raise InputError(
-            "it is none of the formats a log can have: CSV, JSON Lines, JSON, parquet, .npy, TensorBoard events, or "
-            "one number a line."
+            "its format is unknown. A log can be CSV, JSON Lines, JSON, parquet, .npy, TensorBoard events, or one "
+            "number per line."
         )
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text.startswith((b"{", b"[")):
@@ -81,7 +85,7 @@ def _table(path: Path, scratch: Path) -> Table:
 
 
 def _copied(log: Path, scratch: Path) -> Path:
-    """A pipe or standard input as a file."""
+    """A temporary file with the content of a pipe or of standard input."""
     target = scratch / "log"
     opened = nullcontext(sys.stdin.buffer) if log == STANDARD_INPUT else log.open("rb")
     with files.temporary_space(), opened as pipe, target.open("wb") as file:
@@ -97,7 +101,7 @@ def _unzipped(path: Path, scratch: Path) -> Path:
 
 
 def _is_json_lines(first_line: bytes, rest: bytes) -> bool:
-    """Begins with an object on a line of its own that is not itself a whole log."""
+    """Whether the first line is a JSON object that is not itself a whole log."""
     try:
         parsed = json.loads(first_line.decode("utf-8-sig"))
     except ValueError:

@@ -12,7 +12,7 @@ from fmcefast.logs.table import Cell, Table
 
 
 class TensorBoardEvents(Table):
-    """Scalars of a TensorBoard event file; a tag is a column."""
+    """The scalars of a TensorBoard event file; each tag is a column."""
 
     format = "TensorBoard events"
     place = "value"
@@ -40,12 +40,12 @@ def _scalars(path: Path) -> Iterator[tuple[str, float]]:
         from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
         raise InputError("to read TensorBoard events: pip install tensorboard") from error
-    scalar_tags = set()  # only the first value of a tag says what it is
+    scalar_tags = set()  # only a tag's first value has the type
     for number, record in enumerate(_records(path), start=1):
         try:
             event = Event.FromString(record)
         except DecodeError as error:
-            raise ValueError(f"record {number} is no event of TensorBoard") from error
+            raise ValueError(f"record {number} is not a TensorBoard event") from error
         for value in event.summary.value:
             if value.metadata.plugin_data.plugin_name == "scalars":
                 scalar_tags.add(value.tag)
@@ -75,11 +75,11 @@ def _records(path: Path) -> Iterator[bytes]:
 
 
 def is_events(head: bytes) -> bool:
-    """Whether a file begins as a TFRecord: the length of the first event, 8 bytes, and its masked CRC-32C."""
+    """Whether a file begins like a TFRecord: 8 bytes with the length of the first event, and their masked CRC-32C."""
     return len(head) >= 12 and _masked_crc32c(head[:8]) == int.from_bytes(head[8:12], "little")
 
 
 def _masked_crc32c(content: bytes) -> int:
-    """The CRC-32C of a TFRecord."""
+    """The checksum used in TFRecord files."""
     checksum = crc32c(content)
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF

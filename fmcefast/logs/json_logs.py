@@ -11,7 +11,7 @@ import numpy as np
 from fmcefast.logs.lines import Lines
 from fmcefast.logs.table import Cell, Table, arrow_values, cell_of
 
-_HEAD = 1 << 22  # characters whose objects say which columns there are
+_HEAD = 1 << 22  # characters in which the columns are found
 _NOT_ONE_OBJECT_A_LINE = re.compile(rb"^[ \t\r]*[^\s{]|\}[ \t]*\{", re.MULTILINE)
 
 
@@ -39,7 +39,7 @@ class JsonLines(Lines):
         )
 
         def parse(block: bytes) -> tuple[np.ndarray, int]:
-            if _NOT_ONE_OBJECT_A_LINE.search(block):  # pyarrow takes some of it, and crashes at some
+            if _NOT_ONE_OBJECT_A_LINE.search(block):  # pyarrow misreads some such lines and crashes at others
                 raise ValueError("a line that is not one JSON object")
             whole = arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1)
             return arrow_values(
@@ -53,11 +53,11 @@ class JsonLines(Lines):
             for line, content in enumerate(text, start=1):
                 if content.strip():
                     parsed = _json_object(content)
-                    yield line, "no JSON object" if parsed is None else _json_cell(parsed.get(column))
+                    yield line, "not a JSON object" if parsed is None else _json_cell(parsed.get(column))
 
 
 class Entries(Table):
-    """Objects of a JSON document: a list of them, a list of numbers, an object of lists, Hugging Face's log_history."""
+    """One JSON document: a list of objects or numbers, an object of lists, or Hugging Face's log_history."""
 
     place = "entry"
 
@@ -102,10 +102,10 @@ def _json_cell(value: Any) -> Cell:
         return cell_of(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    return f"{json.dumps(value)[:40]} is no number"
+    return f"{json.dumps(value)[:40]} is not a number"
 
 
 def _numeric_columns(objects: Iterable[dict[str, Any]]) -> list[str]:
-    """Names under which at least one object has a number, in the order they turn up."""
-    names = {name: None for each in objects for name, value in each.items() if isinstance(_json_cell(value), float)}
+    """Names that have a number in at least one object, in order of appearance."""
+    names = {name: None for row in objects for name, value in row.items() if isinstance(_json_cell(value), float)}
     return list(names)

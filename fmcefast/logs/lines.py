@@ -1,4 +1,4 @@
-"""Text logs of one row a line: blocks of whole lines are parsed side by side."""
+"""Text logs with one row per line, parsed in parallel blocks of whole lines."""
 
 import gzip
 import io
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 class Lines(Table):
-    """A text whose rows are its lines, gzipped or not."""
+    """A text log, gzipped or not, whose rows are lines."""
 
     def __init__(self, path: Path, zipped: bool):
         super().__init__(path)
@@ -38,17 +38,17 @@ class Lines(Table):
 
     @abstractmethod
     def parser(self, column: str) -> Callable[[bytes], tuple[np.ndarray, int]]:
-        """What makes values and the number of rows without one from a block of lines."""
+        """A function from a block of lines to (values, number of rows without one)."""
 
     def open_text(self) -> io.TextIOWrapper:
         return io.TextIOWrapper(self._open(), encoding="utf-8-sig", errors="replace", newline="")
 
-    def _open(self) -> io.BufferedIOBase:
+    def _open(self) -> "gzip.GzipFile | io.BufferedReader":
         return gzip.open(self.path, "rb") if self.zipped else self.path.open("rb")
 
 
-def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
-    """The rest of a file in blocks of whole lines, without those of nothing but white space."""
+def _blocks(file: "gzip.GzipFile | io.BufferedReader") -> Iterator[bytes]:
+    """The rest of a file in blocks of whole lines; blocks of white space are skipped."""
     rest = b""
     while data := file.read(_BLOCK):
         end = data.rfind(b"\n") + 1
@@ -65,7 +65,7 @@ def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def _in_threads(function: Callable[[bytes], Result], items: Iterable[bytes]) -> Iterator[Result]:
-    """Like map, with one thread a core and no more than a few results waiting."""
+    """Like map, but with one thread per core and a bounded number of pending results."""
     threads = len(os.sched_getaffinity(0))
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""The losses of anybody's log."""
+"""Reads the training losses from a log."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class LossLog:
-    """Losses (M,) float64, a memory map when there are many, and where they come from."""
+    """Losses (M,) float64, a memory map when there are many, and how they were read."""
 
     losses: np.ndarray
     source: str
     format: str
     column: str
-    every: int  # rows averaged into one loss
+    every: int  # rows averaged per loss
     rows_without_value: int
-    rows_dropped: int  # by skip_bad
-    rows_left_over: int  # at the end, too few for a whole one
+    rows_dropped: int  # because of skip_bad
+    rows_left_over: int  # at the end, fewer than `every`
 
     def explain(self) -> str:
-        """One line for people: what was read."""
+        """One line: what was read."""
         words = [f"{self.source}: {self.format}"]
         if self.format not in ("numbers", ".npy"):
             words.append(f"column {self.column}")
@@ -53,36 +53,38 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def read_losses(log: Path, column: str | None = None, *, skip_bad: bool = False, every: int = 1) -> LossLog:
-    """Read the training losses of a log of any format, "-" being standard input.
+    """Read the training losses from a log of any format; "-" is standard input.
 
-    column: where they stand; by default found by the conventions of timm, Lightning, Keras, Hugging Face, W&B and
-    TensorBoard. skip_bad: drop values that are not positive and finite. every: average so many of
-    the rows that are left into one loss.
-    Raises InputError that names the line of the first bad value, or says what else is wrong.
+    column: name of the losses' column; by default found by the conventions of timm, Lightning, Keras, Hugging Face, W&B
+    and TensorBoard. skip_bad: drop values that are not positive and finite. every: average this many of the remaining
+    rows into one loss.
+    Raises InputError, with the line of the first bad value.
     """
     if every < 1:
-        raise InputError(f"--every must be at least 1, not {every}.")
+        raise InputError(f"`every` must be at least 1, not {every}.")
     with open_table(log) as table:
-        elsewhere = column is not None and not table.all_columns_known
         columns = table.columns()
         if column is None and table.usual_column in columns:
-            column = table.usual_column
-        taken = column if elsewhere else choose_column(columns, column)
+            name = table.usual_column
+        elif column is not None and not table.all_columns_known:
+            name = column
+        else:
+            name = choose_column(columns, column)
         counts = _Counts()
         try:
-            chunks = _means(_fast(table.values(taken), skip_bad, counts), every, counts)
+            chunks = _means(_fast(table.values(name), skip_bad, counts), every, counts)
             if isinstance(table, Npy) and every == 1 and not skip_bad:
-                deque(chunks, maxlen=0)  # only to check them
+                deque(chunks, maxlen=0)  # only to check the values
                 losses = table.vector
             else:
                 losses = spool(chunks)
-        except ValueError:  # a row that only the slow way can read, or say what is wrong with it
+        except ValueError:  # only the slow path reads this row, or explains what is wrong with it
             counts = _Counts()
-            losses = spool(_means(_slow(table, taken, skip_bad, counts), every, counts))
+            losses = spool(_means(_slow(table, name, skip_bad, counts), every, counts))
         if len(losses) == 0:
-            few = "no values" if every == 1 else f"only {counts.rows_left_over} values, fewer than --every {every}"
-            raise InputError(f"the column {taken} has {few}.")
-    return LossLog(losses, name_of(log), table.format, taken, every, **vars(counts))
+            few = "no values" if every == 1 else f"only {counts.rows_left_over} values, fewer than `every={every}`"
+            raise InputError(f"the column {name} has {few}.")
+    return LossLog(losses, name_of(log), table.format, name, every, **vars(counts))
 
 
 @dataclass
@@ -115,7 +117,7 @@ def _slow(table: Table, column: str, skip_bad: bool, counts: _Counts) -> Iterato
             counts.rows_dropped += 1
         else:
             wrong = cell if isinstance(cell, str) else f"the loss is {cell:g}; it must be positive and finite"
-            raise InputError(f"{table.place} {number}: {wrong}. --skip-bad drops such rows.")
+            raise InputError(f"{table.place} {number}: {wrong}. `skip_bad` drops such rows.")
         if len(chunk) == _CHUNK:
             yield np.array(chunk)
             chunk = []
@@ -123,7 +125,7 @@ def _slow(table: Table, column: str, skip_bad: bool, counts: _Counts) -> Iterato
 
 
 def _means(chunks: Iterator[np.ndarray], every: int, counts: _Counts) -> Iterator[np.ndarray]:
-    """Means of `every` values each; those left over at the end are counted."""
+    """Means of `every` values each; the remainder at the end is counted."""
     if every == 1:
         yield from chunks
         return

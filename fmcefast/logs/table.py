@@ -1,4 +1,4 @@
-"""What a log is to its readers: a table of columns of which one is read as a stream."""
+"""A log as a table whose columns can be read as streams."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-# What a row has: a number, None when it has no value, or words that say why it cannot be read.
+# A value: a number, None when it is missing, or a text that says why it cannot be read.
 Cell = float | None | str
 
 
 class Table(ABC):
     """A log whose columns can be read one at a time.
 
-    `values` is the fast way and may raise ValueError (pyarrow's errors are ValueErrors) for a row that it cannot read;
-    `rows` is the slow one, says where each value stands, and reads every row.
+    `values` is fast and may raise ValueError (pyarrow's errors are ValueErrors) for a row that it cannot read; `rows`
+    is slow, reads every row and gives its number.
     """
 
     format: str
-    place = "line"  # what the numbers of `rows` count
-    usual_column: str | None = None  # where this format has the training loss
-    all_columns_known = True  # False when `columns` has looked at a part of the log only
+    place = "line"  # the unit of the numbers from `rows`
+    usual_column: str | None = None  # this format's column of the training loss
+    all_columns_known = True  # False when `columns` has read only a part of the log
 
     def __init__(self, path: Path):
         self.path = path
@@ -31,15 +31,15 @@ class Table(ABC):
 
     @abstractmethod
     def values(self, column: str) -> Iterator[tuple[np.ndarray, int]]:
-        """Values (n,) float64 of a column by the chunk, and how many rows of the chunk had none."""
+        """Chunks of a column: values (n,) float64 and the number of rows without a value."""
 
     @abstractmethod
     def rows(self, column: str) -> Iterator[tuple[int, Cell]]:
-        """Every value of a column and the number of its line, row or entry."""
+        """Every value of a column with the number of its line, row or entry."""
 
 
 def arrow_values(table: Any) -> tuple[np.ndarray, int]:
-    """Values and number of nulls of the one column of a pyarrow table or record batch."""
+    """(values, number of nulls) of a pyarrow table or record batch with one column."""
     import pyarrow
 
     column = table.column(0).cast(pyarrow.float64())
@@ -48,7 +48,7 @@ def arrow_values(table: Any) -> tuple[np.ndarray, int]:
 
 
 def number_of(text: str) -> float | None:
-    """The number that a text is, or None."""
+    """The number in a text, or None."""
     try:
         return float(text)
     except ValueError:
@@ -56,8 +56,8 @@ def number_of(text: str) -> float | None:
 
 
 def cell_of(text: str) -> Cell:
-    """What a cell of text says."""
+    """The value in a cell of text."""
     if not text.strip():
         return None
     number = number_of(text)
-    return f"{text.strip()[:40]!r} is no number" if number is None else number
+    return f"{text.strip()[:40]!r} is not a number" if number is None else number

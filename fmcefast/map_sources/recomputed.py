@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fmcefast.data.image_set import ImageSet
-from fmcefast.data.loaders.choose import LoaderSettings, make_loader
+from fmcefast.data.loaders.choose import make_loader
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.features.loader import MapBatches
 from fmcefast.models.extractors import FeatureExtractor
 from fmcefast.runtime.device import autocast

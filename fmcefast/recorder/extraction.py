@@ -71,14 +71,13 @@ def _store(
             spans, epoch = [span for span in todo if span.score == score], (markers.markers or [])[score - 1]
             load_recorded(model, run.weights_of(epoch))
             for first, end, images in _checked(loader, labels, score):
-                parts = [(max(span.first, first), min(span.end, end)) for span in spans]
-                if all(begin >= stop for begin, stop in parts):
+                parts = [rows for span in spans if (rows := span.overlap(first, end - first))]
+                if not parts:
                     continue  # stored by a call before
                 maps = features(images, end - first)
-                for begin, stop in parts:
-                    if begin < stop:
-                        writer.write(score, maps[begin - first : stop - first])
-                        task.advance(stop - begin, note=f"phase {score} of {markers.phases} (epoch {epoch})")
+                for rows in parts:
+                    writer.write(score, maps[rows])
+                    task.advance(rows.stop - rows.start, note=f"phase {score} of {markers.phases} (epoch {epoch})")
                 entry.rate = round(task.rate, 1)
     if writer.overflowed:
         progress.line(

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from fmcefast import files
-from fmcefast.convergence.markers import Markers, cqi
+from fmcefast.convergence.cqi import cqi
+from fmcefast.convergence.markers import Markers
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.features.dataset import FeatureMapDataset
 from fmcefast.map_sources.sizes import is_stored

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fmcefast import files
-from fmcefast.convergence.markers import Markers, curves
+from fmcefast.convergence.cqi import curves
+from fmcefast.convergence.markers import Markers
 from fmcefast.report.style import MARK, RAW, SMOOTH, finish
 from fmcefast.run.epochs import Epoch
 

@@ -9,7 +9,8 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from fmcefast.convergence.markers import SMOOTHINGS, check_parameters
+from fmcefast.convergence.parameters import SMOOTHINGS, check_parameters
+from fmcefast.data.spec import DataSpec
 from fmcefast.errors import InputError, unknown_name
 
 
@@ -178,11 +179,11 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     for layer in reversed(layers):
         given.update({check_name(name): value for name, value in layer.items()})
     data = str(given.get("data", SETTINGS["data"].default))
-    name, colon, path = data.partition(":")
-    if data != RECORDED and (name not in PRESETS or bool(colon and path) != (name == "folder")):
+    spec = DataSpec.parse(data)
+    if data != RECORDED and (spec.name not in PRESETS or (spec.path is not None) != (spec.name == "folder")):
         raise unknown_name("data set", data, [*PRESETS.keys() - {"folder"}, "folder:PATH"])
     # Where a path leads must not depend on where the next command starts.
-    preset = {"data_root": SETTINGS["data_root"].default, **PRESETS.get(name, {})}
+    preset = {"data_root": SETTINGS["data_root"].default, **PRESETS.get(spec.name, {})}
     config = Config(**{name: check_value(name, value) for name, value in {**preset, **given}.items()})
     check_parameters(alpha=config.alpha, smoothing=config.smoothing)
     return config
@@ -232,8 +233,8 @@ def check_value(name: str, value: Any) -> Any:
         raise InputError(f"`{name}` must be greater than {setting.above:g}, not {converted}.")
     if name == "data_root":
         return _whole_path(converted)
-    if name == "data" and (folder := converted.removeprefix("folder:")) not in (converted, ""):
-        return f"folder:{_whole_path(folder)}"
+    if name == "data" and (path := DataSpec.parse(converted).path) is not None:
+        return str(DataSpec("folder", Path(_whole_path(path))))
     return converted
 
 
@@ -252,5 +253,5 @@ def _converted(kind: type, value: Any) -> Any:
     return converted
 
 
-def _whole_path(path: str) -> str:
+def _whole_path(path: str | Path) -> str:
     return str(Path(path).expanduser().resolve())

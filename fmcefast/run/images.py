@@ -4,13 +4,14 @@ import torch
 
 from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.data.loaders.base import Loader
-from fmcefast.data.loaders.choose import Choice, choose_loader, make_loader
+from fmcefast.data.loaders.choose import LoaderChoice, choose_loader, make_loader
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import folder_of, load_source
 from fmcefast.data.split import read_split, write_split
 from fmcefast.errors import InputError
 from fmcefast.progress import Progress
-from fmcefast.run.config import Config
+from fmcefast.run.config import RECORDED, Config
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.resume import state_facts
 
@@ -18,9 +19,10 @@ from fmcefast.run.resume import state_facts
 def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool = False) -> Source:
     """The run's data set. Of files, those that its split.json lists; with `keep` that file is made when there is none.
 
-    Raises InputError as load_source and read_split do, and when the folder of the files is gone.
+    Raises InputError as load_source and read_split do, for a recorded run, and when the folder of the files is gone.
     """
     config = run.config
+    refuse_recorded(config)
     folder = folder_of(config.data, config.data_root)
     if folder is not None and run.split_json.exists():
         if not folder.is_dir():
@@ -35,21 +37,33 @@ def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool 
     return source
 
 
-def evaluation_loader(config: Config, images: ImageSet, device: torch.device, kind: str) -> Loader:
-    """All images in order and without augmentation, by a loader of this kind."""
-    return make_loader(
-        images,
-        recipe_of(config.recipe or config.data),
+def refuse_recorded(config: Config) -> None:
+    """Raise InputError for a recorded run, whose images and training loop are its owner's."""
+    if config.data == RECORDED:
+        raise InputError(
+            "The images and the training loop of a recorded run are its owner's. There, ConvergenceRecorder.epoch_end "
+            "goes on and ConvergenceRecorder.extract makes the feature maps; then: fmcefast fit RUN"
+        )
+
+
+def loader_settings(config: Config, device: torch.device, loader: str | None = None) -> LoaderSettings:
+    """How a run loads its images. loader: instead of the configuration's."""
+    return LoaderSettings(
+        recipe=recipe_of(config.recipe or config.data),
         image_size=config.image_size,
         batch_size=config.batch_size,
-        training=False,
         device=device,
         workers=config.workers,
-        loader=kind,
+        loader=loader or config.loader,
     )
 
 
-def loader_of(run: RunFolder, images: ImageSet, device: torch.device) -> Choice:
+def evaluation_loader(config: Config, images: ImageSet, device: torch.device, kind: str) -> Loader:
+    """All images in order and without augmentation, by a loader of this kind."""
+    return make_loader(images, loader_settings(config, device, kind), training=False)
+
+
+def loader_of(run: RunFolder, images: ImageSet, device: torch.device) -> LoaderChoice:
     """What `--loader` means for a run. `auto` stays with what the run was trained with, as loaders differ in rounding.
 
     Raises InputError when the loader asked for cannot be used.
@@ -57,7 +71,7 @@ def loader_of(run: RunFolder, images: ImageSet, device: torch.device) -> Choice:
     used = state_facts(run.resume).get("loader")
     if run.config.loader == "auto" and used is not None:
         try:
-            return Choice(choose_loader(images, device, used).loader, "as in the training before")
+            return LoaderChoice(choose_loader(images, device, used).loader, "as in the training before")
         except InputError:
             pass  # DALI is gone
     return choose_loader(images, device, run.config.loader)

@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""The device that computes, its precision and its free memory."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 
 def pick_device() -> torch.device:
-    """The CUDA device if there is one, else the CPU; under torchrun each process of a machine has its own.
+    """The CUDA device of this process, by torchrun's LOCAL_RANK, or the CPU when there is no CUDA.
 
-    CUDA_VISIBLE_DEVICES="" chooses the CPU. Raises InputError when there are more processes than GPUs.
+    CUDA_VISIBLE_DEVICES="" selects the CPU. Raises InputError when there are more processes than GPUs.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -30,19 +30,17 @@ def pick_device() -> torch.device:
 
 
 def amp_type(amp: str, device: torch.device, trained: torch.nn.Module | None = None) -> torch.dtype | None:
-    """The autocast type that `amp` ("auto", "bf16", "fp16", "off") means on `device`; None is no autocast.
+    """The autocast type for the setting `amp` ("auto", "bf16", "fp16", "off") on `device`; None means no autocast.
 
-    trained: the network, if it is to be trained.
-
-    Raises InputError for fp16 on a CPU, which is many times slower than fp32 there.
+    trained: the network, if it is to be trained. Raises InputError for fp16 on a CPU, where it is far slower than fp32.
     """
     if amp != "auto":
         if amp == "fp16" and device.type == "cpu":
-            raise InputError("fp16 is far slower than fp32 on a CPU. Use --amp bf16, --amp off or --amp auto.")
+            raise InputError("fp16 is far slower than fp32 on a CPU. Use `amp=bf16`, `amp=off` or `amp=auto`.")
         return _AMP_TYPES[amp]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    # A CPU is slow at gradients of depthwise convolutions in bf16: such networks train 1.3 to 2 times faster in fp32.
+    # On a CPU, networks with depthwise convolutions train 1.3 to 2 times faster in fp32 than in bf16.
     slow = trained is not None and any(_is_depthwise(layer) for layer in trained.modules())
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() and not slow else None
 
@@ -51,13 +49,13 @@ def _is_depthwise(layer: torch.nn.Module) -> bool:
     return isinstance(layer, torch.nn.Conv2d) and layer.groups == layer.in_channels > 1
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None):
-    """A context that runs the forward pass in `dtype`; it does nothing for None."""
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """A context that autocasts to `dtype`, or does nothing for None."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def in_precision(network: Callable, device: torch.device, dtype: torch.dtype | None) -> Callable:
-    """`network`, called within `autocast`."""
+    """`network`, to be called within `autocast`."""
 
     def call(*inputs: torch.Tensor):
         with autocast(device, dtype):
@@ -67,14 +65,14 @@ def in_precision(network: Callable, device: torch.device, dtype: torch.dtype | N
 
 
 def precision_name(dtype: torch.dtype | None) -> str:
-    """`bf16`, `fp16` or, without autocast, `fp32`."""
+    """`bf16`, `fp16` or, for None, `fp32`."""
     return {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[dtype]
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be used: of the GPU, or of main memory within the limit of a container."""
+    """Free bytes of the GPU, or of main memory within the container's limit."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what PyTorch holds and does not use is free
+        torch.cuda.empty_cache()  # memory that PyTorch has cached counts as free
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, StopIteration):
@@ -84,7 +82,7 @@ def free_memory(device: torch.device) -> int:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
-        # Pages of files that the kernel gives up when somebody needs the memory.
+        # The page cache is reclaimed when memory is needed.
         used -= next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         free = min(free, max(0, limit - used))
     return free

@@ -1,4 +1,4 @@
-"""Passes over a set of batches that can be left between two of them and taken up again, in this process or another."""
+"""Epochs of batches that can be stopped between two batches and resumed, also in another process."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,31 +7,31 @@ from fmcefast.errors import InputError
 
 
 class ResumablePasses:
-    """Every `for` is one epoch, counted from 1; after one that was left early, the next goes on where it ended.
+    """Each `for` loop is one epoch, counted from 1; after one that was left early, the next loop continues it.
 
-    `state_dict` may be taken between batches; one that loads it goes on with the next batch. Subclasses give `__len__`,
-    `_batches_from` and `_settings`.
+    After `load_state_dict` of a `state_dict` taken between batches, the next loop continues with the next batch.
+    Subclasses define `__len__`, `_batches_from` and `_settings`.
     """
 
     def __init__(self) -> None:
-        self.start(epoch=1)
+        self.epoch, self._batches_done = 1, 0
+        self._counted: object = None  # the loop that advances the state
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         raise NotImplementedError
 
     def _batches_from(self, first: int) -> Iterator[Any]:
-        """The batches of `epoch`, which they and the settings determine, without the `first` ones."""
+        """The batches of `epoch` after the first `first`; determined by the epoch and the settings."""
         raise NotImplementedError
 
     def _settings(self) -> dict[str, Any]:
-        """What the batches depend on beside the epoch, as JSON has it."""
+        """What determines the batches besides the epoch, as JSON."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of `epoch` that are left; the next pass is the next epoch. Of passes side by side the last one
-        begun is counted."""
-        if self._batches_done == len(self):  # the pass before was not run to its end, but had no more batches
+        """The remaining batches of `epoch`. Of several loops at once, only the last one started advances the state."""
+        if self._batches_done == len(self):  # the last loop stopped after its last batch
             self.start(self.epoch + 1)
         epoch, first = self.epoch, self._batches_done
         this = self._counted = object()
@@ -43,14 +43,14 @@ class ResumablePasses:
             self.start(epoch + 1)
 
     def start(self, epoch: int) -> None:
-        """Let the next pass be `epoch`, from its first batch."""
+        """Make the next loop run `epoch` from its first batch."""
         self.epoch, self._batches_done, self._counted = epoch, 0, None
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "batches_done": self._batches_done, **self._settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises InputError for the state of a loader that gives other batches."""
+        """Raises InputError for the state of a loader with other batches."""
         differing = [f"{name} is {state.get(name)}, not {value}" for name, value in self._settings().items()
                      if state.get(name) != value]  # fmt: skip
         if differing:

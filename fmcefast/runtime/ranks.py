@@ -1,4 +1,4 @@
-"""The processes that torchrun starts to do one job together."""
+"""The processes that torchrun starts for one job."""
 
 import os
 from collections.abc import Iterator
@@ -12,28 +12,28 @@ from fmcefast.errors import FmcefastError
 if TYPE_CHECKING:
     import torch
 
-# A rank may wait while others extract their last shards.
-_PATIENCE = timedelta(days=7)
+# A rank may wait for others to extract their last shards.
+_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is `rank` of `size`, of which `on_this_machine` run on the same one."""
+    """This process is number `rank` of `size` processes, `on_this_machine` of them on this machine."""
 
     rank: int = 0
     size: int = 1
     on_this_machine: int = 1
 
     def connect(self) -> None:
-        """Meet the other processes; they can then compute together."""
+        """Connect to the other processes, for collective operations."""
         import torch.distributed
 
         if self.size > 1 and not torch.distributed.is_initialized():
             backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            torch.distributed.init_process_group(backends, timeout=_PATIENCE)
+            torch.distributed.init_process_group(backends, timeout=_TIMEOUT)
 
     def barrier(self) -> None:
-        """Wait until every rank has come here."""
+        """Wait until every rank has called this."""
         if self.size > 1:
             import torch
 
@@ -41,7 +41,7 @@ class Ranks:
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """The block on rank 0, then on all others."""
+        """Run the block on rank 0 first, then on the others."""
         if self.rank > 0:
             self.barrier()
         yield
@@ -49,7 +49,7 @@ class Ranks:
             self.barrier()
 
     def sum(self, values: "torch.Tensor") -> "torch.Tensor":
-        """`values`, replaced by their sums over all ranks. Raises FmcefastError when one of them is gone."""
+        """Replace `values` by their sums over all ranks. Raises FmcefastError when a rank has ended."""
         if self.size > 1:
             import torch.distributed
 
@@ -62,6 +62,6 @@ class Ranks:
 
 
 def current_ranks() -> Ranks:
-    """As torchrun says in the environment; one process without it."""
+    """The ranks that torchrun sets in the environment; one process without it."""
     return Ranks(*(int(os.environ.get(name, default)) for name, default in
                    (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1))))  # fmt: skip

@@ -127,12 +127,19 @@ class Extract(Stage[ExtractResult]):
             return None
         return f"{read_committed(run.features).rows:,} feature maps"
 
+    def advice(self, error: FmcefastError, view: RunFolder) -> str:
+        """The command that mends the feature store of this view, after an error about it; nothing after others."""
+        if error.store is None or error.store != view.features:
+            return ""
+        return f" In this run: fmcefast extract {view.argument}{' --force' if error.rewrite else ''}"
+
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         for view in run.views():
             if view.features.exists():
                 size = sum(path.stat().st_size for path in view.features.glob("*.npy"))
                 with progress.task("verify", total=size, unit="bytes") as task:
-                    yield from verify_store(view.features, task.advance)
+                    for error in verify_store(view.features, task.advance):
+                        yield f"{error}{self.advice(error, view)}"
 
     def cost(self, run: RunFolder, images: int, rates: Rates) -> Cost:
         if run.config.store == "recompute":
@@ -198,9 +205,8 @@ def _store(views: list[RunFolder], epochs: Markers, progress: Progress) -> None:
                     maps = extractor.maps(batch)
                 for writer, spans, made in zip(writers, todo, maps, strict=True):
                     for span in spans:
-                        begin, end = max(span.first, first), min(span.end, first + len(batch))
-                        if span.score == block.score and begin < end:
-                            writer.write(span.score, made[begin - first : end - first])
+                        if span.score == block.score and (rows := span.overlap(first, len(batch))):
+                            writer.write(span.score, made[rows])
                 first += len(batch)
                 task.advance(len(batch), note=f"phase {block.score} of {epochs.phases} (epoch {epoch})")
                 entry.rate = round(task.rate * ranks.size, 1)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fmcefast.convergence.markers import cqi
+from fmcefast.convergence.cqi import cqi
+from fmcefast.convergence.cqi import has_converged as loss_has_converged
 from fmcefast.data.image_set import Source
 from fmcefast.data.sources import load_source
 from fmcefast.data.split import read_split
@@ -154,11 +155,14 @@ def is_trained(config: Config, epochs: list[Epoch]) -> bool:
 
 def has_converged(config: Config, epochs: list[Epoch]) -> bool:
     """Whether the CQI of a full window was at most mu in one of the epochs."""
-    first = max(config.window, config.start - 1)
-    if len(epochs) <= first:
-        return False
-    series = cqi([row.loss for row in epochs], alpha=config.alpha, window=config.window, smoothing=config.smoothing)
-    return bool((series[first:] <= config.mu).any())
+    return loss_has_converged(
+        [row.loss for row in epochs],
+        mu=config.mu,
+        alpha=config.alpha,
+        window=config.window,
+        smoothing=config.smoothing,
+        start=config.start,
+    )
 
 
 def _epochs(run: RunFolder) -> list[Epoch]:

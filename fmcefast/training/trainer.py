@@ -10,12 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fmcefast.data.image_set import Source
 from fmcefast.data.loaders.choose import make_loader
-from fmcefast.data.recipes import recipe_of
 from fmcefast.errors import FmcefastError
 from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Task
 from fmcefast.run.config import Config
 from fmcefast.run.epochs import Epoch
+from fmcefast.run.images import loader_settings
 from fmcefast.runtime.device import amp_type, autocast
 from fmcefast.runtime.ranks import Ranks
 from fmcefast.training.objectives import Classification, Objective
@@ -54,17 +54,9 @@ class Trainer:
         self.dtype = amp_type(config.amp, device, self.backbone)
         self.optimizer = torch.optim.Adam(self.backbone.parameters(), lr=config.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        recipe = recipe_of(config.recipe or config.data)
-        shared = {
-            "image_size": config.image_size,
-            "batch_size": config.batch_size,
-            "device": device,
-            "workers": config.workers,
-            "loader": config.loader,
-            "ranks": self.ranks,
-        }
-        self.train_loader = make_loader(source.train, recipe, training=True, seed=config.seed, **shared)
-        self.test_loader = make_loader(source.test, recipe, training=False, **shared)
+        loading = loader_settings(config, device)
+        self.train_loader = make_loader(source.train, loading, training=True, seed=config.seed, ranks=self.ranks)
+        self.test_loader = make_loader(source.test, loading, training=False, ranks=self.ranks)
         self._network = self._parallel_and_compiled()
 
     @property

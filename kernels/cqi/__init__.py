@@ -1,1 +1,1 @@
-"""The Convergence Quantification Indicator of long loss sequences: plain loops, and a search that skips most."""
+"""The CQI of long loss sequences: plain loops, the same compiled, and a search that skips most of a sequence."""

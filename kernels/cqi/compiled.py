@@ -1,10 +1,10 @@
-"""The plain loops through Numba, compiled once a machine and then read from Numba's cache."""
+"""The plain loops compiled by Numba: once per machine, then from Numba's cache."""
 
 import fcntl
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -15,10 +15,20 @@ import numpy as np
 
 from fmcefast.kernels.cqi import loops
 
+# Up to this many losses the plain loops finish before Numba would have compiled them.
+PLAIN_LIMIT = 100_000
+
+
+def loops_for(losses: np.ndarray | Iterable[np.ndarray]) -> ModuleType | SimpleNamespace:
+    """The plain loops for a short array, the compiled ones for a long array or for chunks."""
+    if isinstance(losses, np.ndarray) and len(losses) <= PLAIN_LIMIT:
+        return loops
+    return compiled()[0]
+
 
 @cache
 def compiled() -> tuple[SimpleNamespace, ModuleType]:
-    """(loops, scan): the functions of `loops` compiled, and the module `scan`; some seconds on the very first call."""
+    """(loops, scan): the functions of `loops` compiled, and the module `scan`. The first call ever takes seconds."""
     with _one_process():
         from fmcefast.kernels.cqi import scan
 
@@ -60,7 +70,7 @@ def _compiled_loops(jit: Callable) -> SimpleNamespace:
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """One process at a time: Numba's cache can mix entries up when several save at once."""
+    """Admit one process at a time: Numba's cache can mix up entries that are saved concurrently."""
     try:
         folder = Path(__file__).parent / "__pycache__"
         folder.mkdir(exist_ok=True)

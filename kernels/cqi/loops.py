@@ -1,9 +1,9 @@
 """The Convergence Quantification Indicator over a loss sequence, and the epoch markers ([FMCE] IV-B and IV-C).
 
-Every function is a plain loop over one chunk of the sequence and hands back what the next chunk needs. Python runs them
-as they stand, and `compiled` gives the same loops through Numba. Both do the same float64 operations in the same order,
-so their results are equal bit for bit. Indices are 0-based and count from the start of the sequence; `smooth` and
-`previous` are the smoothed and the raw loss before the chunk.
+Every function is a plain loop over one chunk (n,) of the sequence and returns what the next chunk needs. `compiled` has
+the same loops compiled by Numba. Both do the same float64 operations in the same order, so their results are equal bit
+for bit. Indices are 0-based from the start of the sequence; `smooth` and `previous` are the smoothed and the raw loss
+before the chunk.
 """
 
 import math
@@ -19,11 +19,11 @@ def smooth_step(previous_smooth, previous_loss, loss, alpha, literal):
 
 
 def window_step(change, position, window, block, tail):
-    """Add a change to the moving sum over `window` changes, and return that sum; `position` counts modulo `window`.
+    """Add a change to the moving sum over `window` changes and return the sum; `position` counts modulo `window`.
 
-    `block` holds the changes of the current block of `window`, `tail` the suffix sums of the block before it; both are
-    (window + 1,) and begin as zeros. Only additions of non-negative numbers: nothing cancels, so a spike leaves no
-    trace once it has left the window.
+    `block` holds the changes of the current block of `window`, `tail` the suffix sums of the previous block; both are
+    (window + 1,) and start as zeros. Only non-negative numbers are added: nothing cancels, so a spike leaves no trace
+    once it has left the window.
     """
     if position == 0:
         total = 0.0
@@ -61,11 +61,10 @@ def fill_curves(losses, first, smooth, previous, alpha, window, literal, block, 
 
 
 def find_convergence(losses, first, smooth, previous, mu, alpha, window, literal, start, block, tail):
-    """Where in a chunk that begins at index `first` >= 1 the CQI is first <= mu with a full window, not before `start`.
+    """Find the first index >= `start` with a full window and CQI <= mu, in a chunk that begins at index `first` >= 1.
 
-    Returns (end, smooth, cqi, lowest, lowest_at): `end` is -1 when it never is; `smooth` and `cqi` are those at `end`,
-    or else at the end of the chunk; `lowest` is the smallest CQI of a full window seen on the way and `lowest_at` its
-    index, -1 when there was no full window.
+    Returns (end, smooth, cqi, lowest, lowest_at). end: that index, or -1. smooth, cqi: at `end`, or at the end of the
+    chunk. lowest, lowest_at: the smallest CQI of a full window up to there and its index, -1 without a full window.
     """
     value = np.nan
     lowest = np.inf
@@ -89,10 +88,10 @@ def find_convergence(losses, first, smooth, previous, mu, alpha, window, literal
 
 
 def find_crossings(losses, first, smooth, previous, origin_log, gap, k, alpha, literal, crossings):
-    """First index whose smoothed log loss has moved k/K of `gap` away from `origin_log`, for k, k + 1, .. K - 1.
+    """Find the first index whose smoothed log loss is k/K of `gap` away from `origin_log`, for k, k + 1, .. K - 1.
 
-    Goes over a chunk that begins at index `first` > E_0, fills `crossings` (K,) and returns (k, smooth): the next k to
-    look for, and the last smoothed loss.
+    Searches a chunk that begins at index `first` > E_0, fills `crossings` (K,) and returns (k, smooth): the next k to
+    find, and the last smoothed loss.
     """
     phases = len(crossings)
     low = high = 1.0
@@ -100,14 +99,14 @@ def find_crossings(losses, first, smooth, previous, origin_log, gap, k, alpha, l
         smooth = smooth_step(smooth, previous, losses[i], alpha, literal)
         previous = losses[i]
         if low < smooth < high:
-            continue  # certainly not there yet: most losses need no logarithm
+            continue  # certainly not there yet, without a logarithm
         moved = abs(math.log(smooth) - origin_log)
         while k < phases and moved >= k * gap / phases:
             crossings[k - 1] = first + i
             k += 1
         if k == phases:
             break
-        # A little inside the exact bounds; exp would overflow beyond 709.
+        # Slightly inside the exact bounds; exp overflows above 709.
         low = math.exp(min(origin_log - k * gap / phases + 1e-11, 709.0))
         high = math.exp(min(origin_log + k * gap / phases - 1e-11, 709.0))
     return k, smooth

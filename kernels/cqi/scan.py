@@ -1,8 +1,7 @@
-"""A quick look at long stretches of losses: how low can the CQI be there, and between which values do the losses lie?
+"""Fast bounds for long stretches of losses: how low the CQI can be, and between which values the losses lie.
 
-The arithmetic is vectorised, so it rounds in another order than the plain loops. What it finds is true up to the
-rounding that `scan_search` allows for; whatever that leaves open, `scan_search` gives to the plain loops.
-Losses are (n,) float64, C-contiguous; read-only ones are welcome.
+The arithmetic is vectorised, so it rounds in another order than the plain loops; `scan_search` allows for the
+difference and gives what stays undecided to the plain loops. Losses are (n,) float64, C-contiguous, possibly read-only.
 """
 
 from functools import partial
@@ -12,17 +11,17 @@ from numba import boolean, float64, int64, njit, types, uint64
 
 from fmcefast.kernels.cqi.search import SMALLEST
 
-PIECE = 1 << 16  # losses of which one scan makes one summary
+PIECE = 1 << 16  # losses per summary
 _BLOCK = 64
-_TILE = 512  # losses that stay in the first-level cache between two looks at them
-_NARROW = 256  # windows below hold too few whole blocks for a useful bound
+_TILE = 512  # losses that stay in the L1 cache between two passes
+_NARROW = 256  # smaller windows hold too few whole blocks for a useful bound
 _NARROW_TILE = 1024
 
 
 def _cacheable() -> bool:
     try:
         njit(cache=True)(_cacheable)
-    except RuntimeError:  # no folder that Numba may write to
+    except RuntimeError:  # no writable folder for its cache
         return False
     return True
 
@@ -33,12 +32,12 @@ _LOSSES = types.Array(types.float64, 1, "C", readonly=True)
 _VECTOR = float64[::1]
 _SMALLEST_BITS = np.float64(SMALLEST).view(np.uint64)
 _BAD_BITS = np.float64(np.inf).view(np.uint64) - _SMALLEST_BITS
-_REORDER = {"reassoc", "contract", "nsz"}  # infinities and NaN stay what they are
+_REORDER = {"reassoc", "contract", "nsz"}  # but keep infinities and NaN
 
 
 @jit(types.void(_LOSSES, float64, _VECTOR), fastmath=_REORDER)
 def _literal(losses, alpha, out):
-    """Two-term averages of losses (n + 1,) into `out` (n,)."""
+    """Fill `out` (n,) with the two-term averages of losses (n + 1,)."""
     now, before = losses[1:], losses[:-1]
     beta = 1.0 - alpha
     for i in range(len(out)):
@@ -47,9 +46,9 @@ def _literal(losses, alpha, out):
 
 @jit(types.void(_LOSSES, float64, _VECTOR, _VECTOR), fastmath=_REORDER)
 def _ema(losses, alpha, fours, out):
-    """Continue the recursion from out[:8] over losses (n + 7,), from the 7 before on, into out[8:] (n,).
+    """Continue the recursion from out[:8] into out[8:] (n,), over losses (n + 7,) that begin 7 earlier.
 
-    Eight steps at once: S[m] = a^8 S[m-8] + (terms of L[m-7] .. L[m]); `fours` (n + 4,) is scratch.
+    Eight steps at a time: S[m] = a^8 S[m-8] + (terms of L[m-7] .. L[m]); `fours` (n + 4,) is scratch.
     """
     n = len(losses) - 7
     w0 = 1.0 - alpha
@@ -65,7 +64,7 @@ def _ema(losses, alpha, fours, out):
     for i in range(n):
         ahead[i] = later[i] + alpha4 * fours[i]
     alpha8 = alpha4 * alpha4
-    # Named variables, because an array of eight would live in memory.
+    # Separate variables stay in registers; an array of eight would not.
     s0, s1, s2, s3, s4, s5, s6, s7 = out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7]
     whole = n - n % 8
     for k in range(8, 8 + whole, 8):
@@ -91,10 +90,10 @@ def _ema(losses, alpha, fours, out):
 
 @jit(uint64(_LOSSES))
 def _peak_bits(losses):
-    """The largest loss, as its bit pattern less that of SMALLEST; _BAD_BITS or more when a loss is not as it should be.
+    """The bit pattern of the largest loss minus that of SMALLEST; _BAD_BITS or more when there is a bad loss.
 
-    Positive floats are ordered as their bit patterns are, and the maximum of integers is vectorised. Unsigned, the
-    difference of zero, a negative number or a smaller one wraps around to beyond that of infinity, where NaN lies too.
+    Positive floats are ordered like their bit patterns, and the maximum of integers is vectorised. For zero, negative
+    and subnormal losses the unsigned difference wraps around to above that of infinity, where NaN is too.
     """
     bits = losses.view(np.uint64)
     high = uint64(0)
@@ -118,7 +117,7 @@ def peak(losses):
 
 @jit(types.UniTuple(int64, 2)(_LOSSES))
 def _range_bits(positive):
-    """Smallest and largest of positive floats, as their bit patterns."""
+    """The bit patterns of the smallest and the largest of positive floats."""
     bits = positive.view(np.int64)
     low = high = bits[0]
     for i in range(len(bits)):
@@ -129,7 +128,7 @@ def _range_bits(positive):
 
 @jit(types.void(_LOSSES, _VECTOR), fastmath=_REORDER)
 def _block_sums(smooth, sums):
-    """Sums of the absolute changes of smooth (n * _BLOCK + 1,) over each block, into `sums` (n,)."""
+    """Fill `sums` (n,) with the sum of the absolute changes of smooth (n * _BLOCK + 1,) in each block."""
     before, now = smooth[:-1], smooth[1:]
     for j in range(len(sums)):
         s0 = s1 = s2 = s3 = 0.0
@@ -155,8 +154,8 @@ def _change_sum(smooth):
 def _lowest_by_blocks(smooth, n, sums, window, first, limit):
     """A lower bound of the sums of `window` changes that end at index first .. n - 1; 0 when one is <= `limit`.
 
-    A window that ends in block j holds all of the window // _BLOCK - 1 blocks before it: only where their sum is at or
-    below `limit` the windows are summed themselves. Change e is the one from smooth[e] to smooth[e + 1].
+    A window that ends in block j contains the window // _BLOCK - 1 blocks before it. Only where their sum is <= `limit`
+    are the windows themselves summed. Change e is the one from smooth[e] to smooth[e + 1].
     """
     whole = window // _BLOCK - 1
     lowest = np.inf
@@ -189,7 +188,7 @@ def _lowest_by_blocks(smooth, n, sums, window, first, limit):
 
 @jit(types.void(_LOSSES, _VECTOR), fastmath=_REORDER)
 def _changes(smooth, out):
-    """Absolute changes of smooth (n + 1,) into `out` (n,)."""
+    """Fill `out` (n,) with the absolute changes of smooth (n + 1,)."""
     before, now = smooth[:-1], smooth[1:]
     for i in range(len(out)):
         out[i] = abs(now[i] - before[i])
@@ -205,7 +204,7 @@ def _add(left, right, out):
 def _lowest_by_doubling(smooth, n, window, first):
     """The smallest sum of `window` changes that end at index first .. n - 1.
 
-    Sums of 1, 2, 4, .. changes; those of the binary digits of `window`, laid end to end, make its sums.
+    It sums 1, 2, 4, .. changes, and concatenates the sums for the binary digits of `window`.
     """
     rows = np.empty((3, _NARROW_TILE + _NARROW))
     lowest = np.int64(np.iinfo(np.int64).max)
@@ -240,13 +239,13 @@ def _lowest_by_doubling(smooth, n, window, first):
     types.Tuple((_VECTOR, _VECTOR, float64[:, ::1]))(_LOSSES, int64, int64, int64, float64, boolean, int64, float64),
 )
 def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
-    """Summaries of `losses` from index `begin` on, one for every PIECE of them.
+    """Summarise `losses` from index `begin` on, in pieces of PIECE.
 
-    losses: what lies before `begin` is history: all there is, or at least `window + warm_up` losses.
-    start: first index whose window counts. warm_up: losses after which the recursion has forgotten where it began.
-    Returns (lowest, peaks, ranges): lowest (pieces,), a lower bound of the sums of `window` changes of the smoothed
-    loss, above `limit` where all of them are, and infinite where no window counts; peaks (pieces,), the `peak` of the
-    losses; ranges (2, pieces), the smallest and the largest smoothed loss.
+    losses: those before `begin` are history, complete or at least `window + warm_up` losses.
+    start: first index whose window counts. warm_up: losses after which the start of the recursion has no effect.
+    Returns (lowest, peaks, ranges). lowest (pieces,): a lower bound of the sums of `window` changes of the smoothed
+    loss, above `limit` where all of them are, infinite where no window counts. peaks (pieces,): the `peak` of the
+    losses. ranges (2, pieces): the smallest and the largest smoothed loss.
     """
     pieces = (len(losses) - begin + PIECE - 1) // PIECE
     lowest = np.empty(pieces)
@@ -308,9 +307,9 @@ def scan(losses, begin, start, window, alpha, literal, warm_up, limit):
 
 @jit(types.UniTuple(float64, 2)(_LOSSES, float64, float64, float64))
 def squeeze(losses, low, high, alpha):
-    """Follow the recursion from two starting values; where they meet, so does every start between them.
+    """Run the recursion from two starting values; once they meet, every start between them gives the same.
 
-    One operation after the other and each monotone even when rounded, so that the result is that of the plain loop.
+    It does the operations of the plain loop in the same order, and each is monotone even when rounded.
     """
     for loss in losses:
         low = alpha * low + (1.0 - alpha) * loss

@@ -1,4 +1,4 @@
-"""E_0, E_K and the crossings between them, by the plain loops ([FMCE] IV-C)."""
+"""Finds E_0, E_K and the crossings between them with the plain loops ([FMCE] IV-C)."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -7,12 +7,12 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-# Smaller losses, and sums of parts of them, lose their digits and then vanish.
+# Smaller losses are subnormal: they, and parts of them, lose precision.
 SMALLEST = float(np.finfo(np.float64).tiny)
 
 
 class BadLossError(ValueError):
-    """A loss below SMALLEST, infinite or NaN, and its index."""
+    """A loss, at `index`, that is below SMALLEST, infinite or NaN."""
 
     def __init__(self, index: int, value: float):
         super().__init__(f"loss {index} is {value}")
@@ -20,28 +20,28 @@ class BadLossError(ValueError):
 
     @classmethod
     def first_in(cls, losses: np.ndarray, offset: int) -> "BadLossError":
-        """The first one in losses (n,), of which one is bad; they begin at index `offset`."""
+        """For the first bad loss in losses (n,), which start at index `offset` and contain one."""
         at = int(np.argmin((losses >= SMALLEST) & (losses < math.inf)))
         return cls(offset + at, float(losses[at]))
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search found in `length` losses; indices are 0-based."""
+class SearchResult:
+    """Where `length` losses converge, and the crossings on the way; indices are 0-based."""
 
     length: int
-    end: int  # first index with a full window and CQI <= mu, or -1
-    cqi: float  # there, or at the last index
-    lowest: float  # smallest CQI of a full window up to there, from `start` on
-    lowest_at: int  # -1 when there is no such window
-    origin: int  # the largest loss up to there
+    end: int  # first index from `start` on with a full window and CQI <= mu, or -1
+    cqi: float  # at `end`, or at the last index
+    lowest: float  # smallest CQI of a full window from `start` on, up to `end` or the last index
+    lowest_at: int  # its index, or -1 without such a window
+    origin: int  # index of the first largest loss, up to `end` or the last index
     gap: float  # abs(log S[end] - log S[origin]); 0 when there is no end
-    crossings: np.ndarray  # (K,) int64: first indices that have moved k/K of the gap; the last is `end`
+    crossings: np.ndarray  # (K,) int64: first indices at k/K of the gap; the last is `end`
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """When a loss counts as converged: parameters as of `fmcefast.find_markers`; `start` is an index."""
+    """When a loss has converged: the parameters of `fmcefast.find_markers`, but `start` is a 0-based index."""
 
     mu: float
     alpha: float
@@ -51,12 +51,12 @@ class Criterion:
     phases: int
 
 
-def search_chunks(chunks: Iterable[np.ndarray], wanted: Criterion, loops: ModuleType | SimpleNamespace) -> Found:
-    """Search a sequence given as chunks (n,) float64, which are gone through twice when it has converged.
+def search_chunks(chunks: Iterable[np.ndarray], rule: Criterion, loops: ModuleType | SimpleNamespace) -> SearchResult:
+    """Search a sequence given as chunks (n,) float64, which are read a second time when it has converged.
 
-    loops: the module `loops`, or its functions compiled. Raises BadLossError.
+    loops: the module `loops`, or its compiled functions. Raises BadLossError.
     """
-    window_state = np.zeros(wanted.window + 1), np.zeros(wanted.window + 1)
+    window_state = np.zeros(rule.window + 1), np.zeros(rule.window + 1)
     length, end, value = 0, -1, math.nan
     lowest, lowest_at = math.inf, -1
     peak, origin = -math.inf, -1
@@ -69,7 +69,7 @@ def search_chunks(chunks: Iterable[np.ndarray], wanted: Criterion, loops: Module
             rest = chunk[first - length :]
             before = smooth, previous
             end, smooth, last_value, low, low_at = loops.find_convergence(
-                rest, first, smooth, previous, wanted.mu, wanted.alpha, wanted.window, wanted.literal, wanted.start,
+                rest, first, smooth, previous, rule.mu, rule.alpha, rule.window, rule.literal, rule.start,
                 *window_state,
             )  # fmt: skip
             value = last_value if len(rest) else value
@@ -78,33 +78,31 @@ def search_chunks(chunks: Iterable[np.ndarray], wanted: Criterion, loops: Module
             at = int(np.argmax(seen))
             if seen[at] > peak:
                 peak, origin = float(seen[at]), length + at
-                origin_smooth = loops.smooth_at_end(
-                    seen[first - length : at + 1], *before, wanted.alpha, wanted.literal
-                )
+                origin_smooth = loops.smooth_at_end(seen[first - length : at + 1], *before, rule.alpha, rule.literal)
             previous = float(seen[-1])
         length += len(chunk)
 
     gap = abs(math.log(smooth) - math.log(origin_smooth)) if end >= 0 else 0.0
-    crossings = np.full(wanted.phases, end)
+    crossings = np.full(rule.phases, end)
     if gap > 0:
         k, first, smooth, previous = 1, 0, origin_smooth, peak
         for chunk in chunks:
             part = chunk[max(origin + 1 - first, 0) : end + 1 - first]
             if len(part):
                 k, smooth = loops.find_crossings(
-                    part, max(first, origin + 1), smooth, previous, math.log(origin_smooth), gap, k, wanted.alpha,
-                    wanted.literal, crossings,
+                    part, max(first, origin + 1), smooth, previous, math.log(origin_smooth), gap, k, rule.alpha,
+                    rule.literal, crossings,
                 )  # fmt: skip
                 previous = float(part[-1])
             first += len(chunk)
-            if k == wanted.phases or first > end:
+            if k == rule.phases or first > end:
                 break
-    return Found(length, end, value, lowest, lowest_at, origin, gap, crossings)
+    return SearchResult(length, end, value, lowest, lowest_at, origin, gap, crossings)
 
 
 @dataclass(frozen=True)
 class Slices:
-    """A vector (M,) of any real dtype as chunks (n,) float64."""
+    """Iterates over a vector (M,) of any real dtype in chunks (n,) float64."""
 
     losses: np.ndarray
     size: int = 1 << 20

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fmcefast import cqi, find_markers
-from fmcefast.convergence.markers import curves
+from fmcefast.convergence.cqi import curves, has_converged
 from fmcefast.errors import InputError
 from fmcefast.kernels.cqi import loops
 from fmcefast.kernels.cqi.compiled import compiled
@@ -158,7 +158,32 @@ def test_start_delays_convergence(falling_losses):
     assert late.markers[-1] >= early.markers[-1] + 5
     assert late.cqi == late.min_cqi
     never = find_markers([1.0] * 30, mu=1e-3, start=31)
-    assert never.min_cqi is None and "--start" in never.explain()
+    assert never.min_cqi is None and "`start`" in never.explain()
+
+
+@pytest.mark.parametrize("smoothing", ["ema", "literal"])
+@pytest.mark.parametrize(("window", "start"), [(1, 1), (5, 1), (5, 90), (119, 1), (120, 1), (10**12, 1), (5, 121)])
+def test_a_loss_has_converged_as_soon_as_it_has_markers(falling_losses, window, start, smoothing):
+    series = cqi(falling_losses, window=window, smoothing=smoothing)
+    values = series[max(window, start - 1) :]  # of full windows
+    for mu in (1e-7, 1e-3, 2e-2, *(values[len(values) // 2 :][:1])):
+        rule = {"mu": mu, "window": window, "start": start, "smoothing": smoothing}
+        assert has_converged(falling_losses, **rule) == (values <= mu).any()
+        first = np.flatnonzero(values <= mu)
+        if len(first):
+            end = max(window, start - 1) + first[0] + 1
+            assert has_converged(falling_losses[:end], **rule)
+            assert not has_converged(falling_losses[: end - 1], **rule)
+
+
+def test_losses_that_have_and_have_not_converged():
+    assert not has_converged([], mu=1.0)
+    assert not has_converged([0.0], mu=1.0, window=1)
+    assert has_converged([0.0, 0.0], mu=1.0, window=1)  # the CQI needs no logarithm
+    with pytest.raises(InputError, match="epoch 2 is nan"):
+        has_converged([1.0, float("nan")], mu=1.0)
+    with pytest.raises(InputError, match="window must be"):
+        has_converged([1.0], mu=1.0, window=0)
 
 
 def test_sequences_of_every_kind_are_taken(falling_losses):
@@ -185,8 +210,8 @@ def test_a_window_wider_than_anything(falling_losses):
 
 def test_not_converged_says_what_to_change(falling_losses):
     found = find_markers(falling_losses, mu=1e-7)
-    assert f"{found.min_cqi:.3g}" in found.explain() and "--mu" in found.explain()
-    suggested = float(found.explain().split("--mu ")[1].split()[0])
+    assert f"{found.min_cqi:.3g}" in found.explain() and "`mu=" in found.explain()
+    suggested = float(found.explain().split("`mu=")[1].split("`")[0])
     assert find_markers(falling_losses, mu=suggested).markers is not None
 
 
@@ -196,8 +221,8 @@ def test_not_converged_says_what_to_change(falling_losses):
         ([1.0, 0.5, float("nan"), 0.2], "epoch 3 is nan"),
         ([1.0, float("inf"), 0.2], "epoch 2 is inf"),
         ([1.0, 0.5, 0.0, -1.0], "epoch 3 is 0; every loss must be positive .2.3e-308"),
-        ([0.3] * 50, "nothing to divide"),
-        ([1.0, 0.5] + [0.5] * 20, "too few for 10 phases"),
+        ([0.3] * 50, "nothing to divide.*smaller `mu` or a later `start`"),
+        ([1.0, 0.5] + [0.5] * 20, "too few for 10 phases.*fewer `phases`, a smaller `mu` or a later `start`"),
     ],
 )
 def test_losses_without_an_answer_are_refused(losses, complaint):

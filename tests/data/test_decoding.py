@@ -10,6 +10,7 @@ from PIL import Image
 from fmcefast.data.decoding import encoded_image, find_bad, read_image
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import Recipe
 from fmcefast.errors import InputError
 
@@ -92,8 +93,8 @@ def test_dali_sees_every_kind_as_pillow_does(tmp_path, colours, cpu):
     files = ImageSet(np.arange(len(paths)), paths=paths)
     taken = {}
     for loader in ("dali", "torchvision", "resident"):
-        batches = make_loader(files, Recipe((0.0,), (1.0,)), image_size=40, batch_size=4, training=False, device=cpu,
-                              loader=loader)  # fmt: skip
+        settings = LoaderSettings(Recipe((0.0,), (1.0,)), 40, 4, cpu, loader=loader)
+        batches = make_loader(files, settings, training=False)
         taken[loader] = torch.cat([images for images, _ in batches])
     torch.testing.assert_close(taken["dali"], taken["resident"], atol=0.51 / 255, rtol=0)
     torch.testing.assert_close(taken["torchvision"], taken["resident"], atol=1.01 / 255, rtol=0)

@@ -14,7 +14,8 @@ from fmcefast.data.augmentation import changes
 from fmcefast.data.decoding import read_image
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders import choose
-from fmcefast.data.loaders.choose import choose_loader, make_loader
+from fmcefast.data.loaders.choose import choose_decoder, choose_loader, make_loader
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import Recipe, recipe_of
 from fmcefast.errors import InputError
 from fmcefast.runtime.ranks import Ranks
@@ -57,7 +58,8 @@ def of_one_size(on_disk):
 
 def loader_for(images, recipe=PLAIN, training=False, **changed):
     settings = {"image_size": 32, "batch_size": 10, "device": torch.device("cpu"), "workers": 2, **changed}
-    return make_loader(images, recipe, training=training, **settings)
+    call = {name: settings.pop(name) for name in ("seed", "ranks") if name in settings}
+    return make_loader(images, LoaderSettings(recipe, **settings), training=training, **call)
 
 
 def passed(loader):
@@ -219,7 +221,7 @@ def test_ranks_share_every_batch(resident, size, training):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(resident):
-    with pytest.raises(InputError, match=r"2 processes cannot share batches of 5.*--batch-size"):
+    with pytest.raises(InputError, match=r"2 processes cannot share batches of 5.*`batch_size`"):
         loader_for(resident, batch_size=5, ranks=Ranks(0, 2))
     with pytest.raises(InputError, match="cannot share"):
         loader_for(resident.take(np.arange(1)), training=True, ranks=Ranks(0, 2))
@@ -287,7 +289,7 @@ def test_a_broken_image_is_named(on_disk, loader, content):
     else:
         broken.write_bytes(content)
     for training in (False, True):
-        with pytest.raises(InputError, match=rf"{broken} cannot be read: .*--on-bad-image skip"):
+        with pytest.raises(InputError, match=rf"{broken} cannot be read: .*`on_bad_image=skip`"):
             list(loader_for(on_disk, CUT, training=training, batch_size=5, loader=loader))
 
 
@@ -312,7 +314,7 @@ def test_files_of_one_size_can_be_resident(of_one_size, on_disk, tmp_path):
     assert torch.equal(
         passed(loader_for(files, CUT, loader="resident"))[0], passed(loader_for(pixels, CUT, loader="resident"))[0]
     )
-    with pytest.raises(InputError, match=r"different sizes .* --loader auto"):
+    with pytest.raises(InputError, match=r"different sizes .* `loader=auto`"):
         loader_for(on_disk, CUT, loader="resident")
 
 
@@ -329,12 +331,13 @@ def test_the_choice_is_explained(resident, on_disk, cpu, monkeypatch):
     choice = choose_loader(resident, cpu)
     assert choice.loader == "resident" and re.fullmatch(r"3.6 kB of pixels fit into .*B of free memory", choice.why)
     assert choose_loader(on_disk, cpu) == ("dali", "the images are files, decoded on the CPU")
+    assert choose_decoder(cpu) == ("dali", "decoded on the CPU")
     assert choose_loader(on_disk, cpu, "torchvision") == ("torchvision", "as asked for")
     monkeypatch.setattr(choose, "free_memory", lambda device: 5000)
     assert choose_loader(resident, cpu).loader == "dali" and "do not fit" in choose_loader(resident, cpu).why
     monkeypatch.setattr(choose, "_dali_is_missing", lambda: "DALI is not installed")
     assert choose_loader(on_disk, cpu) == ("torchvision", "the images are files, and DALI is not installed")
-    with pytest.raises(InputError, match="dali cannot be used: DALI is not installed"):
+    with pytest.raises(InputError, match="`loader=dali` cannot be used: DALI is not installed"):
         choose_loader(on_disk, cpu, "dali")
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fmcefast import FeatureMapDataset, FeatureMapLoader, FeatureMapWriter
 from fmcefast.data.image_set import ImageSet
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.errors import FmcefastError, InputError
@@ -209,9 +210,8 @@ def test_maps_made_again_are_the_backbones(cpu):
         torch.manual_seed(seed)
         backbones.append(make_backbone("shufflenet_v2_x0_5", 10).eval())
     maps = RecomputedMaps(
-        source.train, recipe_of("digits"), backbones,
-        image_size=32, batch_size=8, device=cpu, dtype=None, stored=torch.float16,
-    )  # fmt: skip
+        source.train, backbones, LoaderSettings(recipe_of("digits"), 32, 8, cpu), dtype=None, stored=torch.float16
+    )
     assert (maps.samples, maps.phases, maps.shape) == (30, 3, (1024, 1, 1))
     pixels = torch.from_numpy(source.train.pixels).permute(0, 3, 1, 2) / 255
     images = torch.nn.functional.interpolate(pixels, (32, 32), mode="bilinear", antialias=True)
@@ -237,10 +237,12 @@ def test_files_of_the_resident_loader_are_decoded_once(tmp_path, rng, cpu):
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     maps = RecomputedMaps(
-        ImageSet(np.zeros(6, np.int64), paths=paths), recipe_of("cifar10"),
+        ImageSet(np.zeros(6, np.int64), paths=paths),
         [make_backbone("shufflenet_v2_x0_5", 2).eval()],
-        image_size=32, batch_size=4, device=cpu, dtype=None, stored=torch.float16, workers=1, loader="resident",
-    )  # fmt: skip
+        LoaderSettings(recipe_of("cifar10"), 32, 4, cpu, workers=1, loader="resident"),
+        dtype=None,
+        stored=torch.float16,
+    )
     for path in paths:
         path.unlink()
     first, second = (torch.cat([found for found, _ in maps.batches(np.arange(6), 4)]) for _ in range(2))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from contextlib import suppress
+from multiprocessing import Pipe
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fmcefast import FeatureMapDataset, FeatureMapWriter
 from fmcefast.errors import FmcefastError, InputError
 from fmcefast.features.integrity import verify_store
 from fmcefast.features.manifest import Manifest
+from fmcefast.features.shards import Span
 
 SHAPE = (3, 2, 8)
 SAMPLES = 23
@@ -206,8 +208,9 @@ def test_a_shard_that_the_manifest_does_not_name_does_not_count(tmp_path, maps):
 )
 def test_another_data_set_is_not_continued(tmp_path, maps, changes, complaint):
     before = contents(write_all(tmp_path, maps))
-    with pytest.raises(InputError, match=complaint):
+    with pytest.raises(InputError, match=rf"{complaint}.*remove {tmp_path} and write it again") as refused:
         open_writer(tmp_path, **changes)
+    assert (refused.value.store, refused.value.rewrite) == (tmp_path, True)
     assert contents(tmp_path) == before
 
 
@@ -307,8 +310,11 @@ def test_damage_is_found_on_the_first_read(tmp_path, maps):
     content[-1] ^= 1
     shard.write_bytes(content)
     dataset.batch([0])
-    with pytest.raises(FmcefastError, match=r"score-02-001.npy is damaged: its checksum differs"):
+    with pytest.raises(
+        FmcefastError, match=rf"score-02-001.npy is damaged: its checksum differs.*remove {tmp_path} and write it again"
+    ) as refused:
         dataset.batch([23 + 12])
+    assert (refused.value.store, refused.value.rewrite) == (tmp_path, True)
     shard.write_bytes(content[:-2])
     with pytest.raises(FmcefastError, match="bytes long"):
         FeatureMapDataset(tmp_path).batch([23 + 12])
@@ -324,16 +330,33 @@ def test_labels_that_are_gone_or_damaged_are_refused(tmp_path, maps, content):
     if content is not None:
         (tmp_path / "labels.npy").write_bytes(content)
     for use in (FeatureMapDataset, open_writer):
-        with pytest.raises(InputError, match=r"labels\.npy are (missing|damaged)"):
+        with pytest.raises(
+            InputError, match=rf"labels\.npy are (missing|damaged).*remove {tmp_path} and write it again"
+        ) as refused:
             use(tmp_path)
+        assert (refused.value.store, refused.value.rewrite) == (tmp_path, True)
 
 
 def test_an_incomplete_or_absent_store_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no feature store"):
+    with pytest.raises(InputError, match=rf"no feature store at {tmp_path} .* Write it") as absent:
         FeatureMapDataset(tmp_path)
     open_writer(tmp_path)
-    with pytest.raises(InputError, match="incomplete"):
+    with pytest.raises(InputError, match=rf"{tmp_path} is incomplete: 0 of 69 feature maps\. Write the rest") as begun:
         FeatureMapDataset(tmp_path)
+    for refused in (absent, begun):
+        assert (refused.value.store, refused.value.rewrite) == (tmp_path, False)
+
+
+def test_an_error_keeps_its_store_between_processes(tmp_path, maps):
+    write_all(tmp_path, maps)
+    (tmp_path / "labels.npy").unlink()
+    with pytest.raises(InputError) as refused:
+        FeatureMapDataset(tmp_path)
+    here, there = Pipe()
+    here.send(refused.value)
+    sent = there.recv()
+    assert type(sent) is InputError and str(sent) == str(refused.value)
+    assert (sent.store, sent.rewrite) == (tmp_path, True)
 
 
 @pytest.mark.parametrize(
@@ -363,8 +386,9 @@ def test_hostile_manifests_are_refused(tmp_path, maps, damage):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     damage(manifest)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=rf"is damaged.*remove {tmp_path} and write it again") as refused:
         FeatureMapDataset(tmp_path)
+    assert (refused.value.store, refused.value.rewrite) == (tmp_path, True)
 
 
 def test_a_shard_that_would_need_pickle_is_refused(tmp_path, maps):
@@ -529,6 +553,19 @@ def test_values_that_are_not_finite_are_counted_or_refused(tmp_path, maps):
     kept = Manifest.read(tmp_path / "strict").shards
     assert len(kept) < 9 and all(shard.not_finite == 0 for shard in kept)
     write_all(tmp_path / "strict", np.nan_to_num(maps, posinf=0, neginf=0).clip(-10, 10), strict=True)
+    counted = tmp_path / "counted"
+    with pytest.raises(FmcefastError, match=rf"4 values .* Without `strict`.*remove {counted} and write") as refused:
+        open_writer(counted, strict=True)
+    assert (refused.value.store, refused.value.rewrite) == (counted, True)
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "part"),
+    [(0, 10, None), (0, 12, slice(10, 12)), (12, 4, slice(0, 4)), (15, 9, slice(0, 5)), (5, 30, slice(5, 15)),
+     (20, 5, None), (12, 0, None)],
+)  # fmt: skip
+def test_the_part_of_a_batch_within_a_span(first, count, part):
+    assert Span(1, 10, 10).overlap(first, count) == part
 
 
 def test_shards_cut_otherwise_are_not_continued(tmp_path, maps):
@@ -608,9 +645,11 @@ def test_what_is_wrong_with_a_store_is_listed(tmp_path, maps):
     problems = verify_store(tmp_path, seen.append)
     assert sum(seen) == Manifest.read(tmp_path).bytes
     assert [
-        any(word in line for line in problems) for word in ("labels", "score-01-000", "score-02-001", "score-09-000")
+        any(word in str(problem) for problem in problems)
+        for word in ("labels", "score-01-000", "score-02-001", "score-09-000")
     ] == [True] * 4
-    assert len(problems) == 4
+    assert len(problems) == 4 and all(problem.store == tmp_path for problem in problems)
+    assert [problem.rewrite for problem in problems] == [True, True, True, False]  # the last one is the stray file
     (tmp_path / "manifest.json").write_text("{}")
     assert len(verify_store(tmp_path)) == 1
 

@@ -45,14 +45,14 @@ KINDS = {
 }
 
 
-def both(losses, wanted, threads):
-    expected = search_chunks(Slices(losses), wanted, LOOPS)
-    found = ScanSearch(losses, wanted, LOOPS, SCAN, threads).found()
+def both(losses, rule, threads):
+    expected = search_chunks(Slices(losses), rule, LOOPS)
+    found = ScanSearch(losses, rule, LOOPS, SCAN, threads).search()
     return expected, found
 
 
-def assert_same(losses, wanted, threads=2):
-    expected, found = both(losses, wanted, threads)
+def assert_same(losses, rule, threads=2):
+    expected, found = both(losses, rule, threads)
     np.testing.assert_equal(astuple(found), astuple(expected))
     return found
 
@@ -77,9 +77,9 @@ def test_the_search_by_bounds_equals_the_plain_one(
     alpha = 1.0 if literal and alpha == 0.0001 else alpha
     with np.errstate(over="ignore", invalid="ignore"):
         mu = threshold(losses, alpha, window, literal, start, rank)
-        wanted = Criterion(mu, alpha, window, literal, start, phases)
-        assume(can_scan(wanted))
-        assert_same(losses, wanted, threads=1 + seed % 3)
+        rule = Criterion(mu, alpha, window, literal, start, phases)
+        assume(can_scan(rule))
+        assert_same(losses, rule, threads=1 + seed % 3)
 
 
 def numpy_curves(losses, alpha, window, literal):
@@ -172,6 +172,6 @@ def test_the_first_bad_loss_is_named_even_after_the_end(bad, places):
     losses[list(places)] = bad
     for mu in (1e-9, 1.0):
         with pytest.raises(BadLossError) as caught:
-            ScanSearch(losses, Criterion(mu, 0.85, 5, False, 0, 10), LOOPS, SCAN, 2).found()
+            ScanSearch(losses, Criterion(mu, 0.85, 5, False, 0, 10), LOOPS, SCAN, 2).search()
         assert caught.value.index == places[0]
         np.testing.assert_equal(caught.value.value, bad)

@@ -9,6 +9,7 @@ import torch
 
 from fmcefast import FeatureMapDataset
 from fmcefast.data.loaders.choose import make_loader
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.errors import InputError
@@ -110,8 +111,8 @@ def test_modules_are_extracted_in_one_pass_and_fitted(run, fmcefast, cpu, monkey
     assert len(passes) == 3  # one for each phase, not for each module
     markers = json.loads(run.markers_json.read_text())["markers"]
     source = load_source("digits", subset=100)
-    images, _ = next(iter(make_loader(source.train, recipe_of("digits"), image_size=32, batch_size=100,
-                                      training=False, device=cpu)))  # fmt: skip
+    settings = LoaderSettings(recipe_of("digits"), 32, 100, cpu)
+    images, _ = next(iter(make_loader(source.train, settings, training=False)))
     for module in ("stage2", "stage3.0"):
         dataset = FeatureMapDataset(run.view(module).features)
         for phase, epoch in enumerate(markers):

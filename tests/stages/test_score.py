@@ -9,6 +9,7 @@ import torch
 
 from fmcefast import FeatureMapDataset, FMCENet
 from fmcefast.data.loaders.choose import make_loader
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.evaluation.metrics import split_maps
@@ -29,7 +30,7 @@ def quiet():
 def verdicts(run, path, cpu):
     """Probabilities (n, K) and logits of held-out images, by hand."""
     source = load_source("digits", subset=100)
-    loader = make_loader(source.test, recipe_of("digits"), image_size=32, batch_size=100, training=False, device=cpu)
+    loader = make_loader(source.test, LoaderSettings(recipe_of("digits"), 32, 100, cpu), training=False)
     images, labels = next(iter(loader))
     backbone, net = make_backbone(NAME, 10).eval(), FMCENet.from_pretrained(run.fmce_net).eval()
     backbone.load(path)

@@ -1,1 +1,1 @@
-"""Images in batches for a network, from memory, by DALI or by torchvision."""
+"""Loads images in batches: from memory, by DALI or by torchvision."""

@@ -1,4 +1,4 @@
-"""What all loaders share: batches, their order, and who of several processes gets which."""
+"""What all loaders share: batches, their order, and each process's share of them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,64 +6,56 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmcefast import _core
 from fmcefast.data.augmentation import DRAWS
 from fmcefast.data.image_set import ImageSet
-from fmcefast.data.recipes import Recipe
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.errors import InputError
+from fmcefast.files import content_hash
 from fmcefast.runtime.passes import ResumablePasses
 from fmcefast.runtime.ranks import Ranks
 
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+# Images (n, 3, S, S) float32 in channels-last memory, and labels (n,) int64.
+ImageBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Loader(ResumablePasses):
-    """Images (n, 3, S, S) float32, channels-last and normalised, and labels (n,) int64, both on `device`.
+    """Yields normalised images (n, 3, S, S) float32, channels-last, and labels (n,) int64, both on the device.
 
-        loader = make_loader(source.train, recipe, image_size=224, batch_size=256, training=True, device=device)
+        loader = make_loader(source.train, LoaderSettings(recipe, 224, 256, device), training=True)
         for images, labels in loader: ...
 
-    In training the order and the augmentation are random, and an incomplete last batch is left out unless it is the
-    only one; otherwise every image comes once, in order. What an epoch yields follows from `seed` and the epoch alone.
-    ranks: of every batch, which is of all processes together, this process gets its share.
+    In training, order and augmentation are random, and an incomplete last batch is dropped unless it is the only one;
+    otherwise every image comes once, in order. An epoch is determined by `seed` and its number.
+    workers: threads. ranks: the processes that share every batch.
 
-    Raises InputError for a batch that cannot be shared.
+    Raises InputError for a batch that cannot be shared equally.
     """
 
     def __init__(
-        self,
-        images: ImageSet,
-        recipe: Recipe,
-        *,
-        image_size: int,
-        batch_size: int,
-        training: bool,
-        device: torch.device,
-        seed: int,
-        workers: int,
-        ranks: Ranks,
+        self, images: ImageSet, settings: LoaderSettings, *, training: bool, seed: int, workers: int, ranks: Ranks
     ):
         super().__init__()
+        batch_size = settings.batch_size
         if batch_size % ranks.size or (training and len(images) < ranks.size):
             raise InputError(
                 f"{ranks.size} processes cannot share batches of {batch_size} of {len(images)} images evenly. Give a "
-                "--batch-size that is a multiple of the processes."
+                "`batch_size` that is a multiple of the processes."
             )
-        self.images, self.recipe, self.image_size, self.training = images, recipe, image_size, training
-        self.device, self.seed, self.workers, self.ranks = device, seed, workers, ranks
+        self.images, self.training, self.seed, self.workers, self.ranks = images, training, seed, workers, ranks
+        self.recipe, self.image_size, self.device = settings.recipe, settings.image_size, settings.device
         if training:
             batch_size = min(batch_size, len(images) - len(images) % ranks.size)
         self.batch_size = batch_size // ranks.size
-        self._labels = torch.from_numpy(images.labels).to(device)
+        self._labels = torch.from_numpy(images.labels).to(self.device)
 
     def __len__(self) -> int:
-        """Batches in one pass."""
+        """Number of batches in an epoch."""
         batch_size = self.batch_size
         if self.training:
             return len(self.images) // self.ranks.size // batch_size
         return -(-len(range(self.ranks.rank, len(self.images), self.ranks.size)) // batch_size)
 
-    def _batches_from(self, first: int) -> Batches:
+    def _batches_from(self, first: int) -> ImageBatches:
         order, draws = self._drawn()
         part = slice(first * self.batch_size, len(self) * self.batch_size)
         order, draws = order[part], None if draws is None else draws[part]
@@ -72,11 +64,11 @@ class Loader(ResumablePasses):
             yield from zip(self._load(order, draws), labels, strict=True)
 
     def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
-        """The images of these rows in batches, changed as these (n, DRAWS) draws say."""
+        """Batches of the images at the indices `order` (n,), changed by `draws` (n, DRAWS)."""
         raise NotImplementedError
 
     def _drawn(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The rows of this process in this epoch, and in training their random numbers."""
+        """This process's indices (n,) in this epoch and, in training, their random numbers (n, DRAWS)."""
         order, draws = np.arange(len(self.images)), None
         if self.training:
             generator = np.random.default_rng([self.seed, self.epoch])
@@ -86,7 +78,7 @@ class Loader(ResumablePasses):
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "images": f"{len(self.images)} images, crc32c of labels {_core.crc32c(self.images.labels):08x}",
+            "images": f"{len(self.images)} images, crc32c of labels {content_hash(self.images.labels)}",
             "image_size": self.image_size,
             "batch_size": self.batch_size,
             "training": self.training,

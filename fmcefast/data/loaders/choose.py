@@ -1,4 +1,4 @@
-"""Which loader is used for a set of images, and why."""
+"""Chooses a loader for a set of images, and says why."""
 
 import importlib
 import os
@@ -10,79 +10,65 @@ import torch
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.resident import ResidentLoader
+from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.loaders.torchvision import TorchvisionLoader
-from fmcefast.data.recipes import Recipe
 from fmcefast.errors import InputError
 from fmcefast.progress import format_bytes
 from fmcefast.runtime.device import free_memory
 from fmcefast.runtime.ranks import Ranks
 
-# Of the free memory: training needs some of it as well.
-_PART_OF_MEMORY = 0.5
+# Largest part of the free memory for pixels: training needs memory as well.
+_PART_FOR_PIXELS = 0.5
 
 
-class Choice(NamedTuple):
-    """resident, dali or torchvision, and why."""
+class LoaderChoice(NamedTuple):
+    """A loader, "resident", "dali" or "torchvision", and why it was chosen."""
 
     loader: str
     why: str
 
 
 def make_loader(
-    images: ImageSet,
-    recipe: Recipe,
-    *,
-    image_size: int,
-    batch_size: int,
-    training: bool,
-    device: torch.device,
-    seed: int = 0,
-    workers: int | None = None,
-    loader: str = "auto",
-    ranks: Ranks | None = None,
+    images: ImageSet, settings: LoaderSettings, *, training: bool, seed: int = 0, ranks: Ranks | None = None
 ) -> Loader:
-    """A loader of `images`; see Loader for what it yields. workers: threads, by default one for each core.
+    """A loader of `images`; see Loader for what it yields.
 
-    Raises InputError when the loader asked for cannot be used, or a batch cannot be shared between ranks.
+    Raises InputError when the loader cannot be used, or a batch cannot be shared between the ranks.
     """
     ranks = ranks or Ranks()
-    kind, _ = choose_loader(images, device, loader)
-    return _loader_class(kind)(
-        images,
-        recipe,
-        image_size=image_size,
-        batch_size=batch_size,
-        training=training,
-        device=device,
-        seed=seed,
-        workers=workers or max(1, len(os.sched_getaffinity(0)) // ranks.on_this_machine),
-        ranks=ranks,
-    )
+    choice = choose_loader(images, settings.device, settings.loader)
+    workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // ranks.on_this_machine)
+    return _loader_class(choice.loader)(images, settings, training=training, seed=seed, workers=workers, ranks=ranks)
 
 
-def choose_loader(images: ImageSet, device: torch.device, loader: str = "auto") -> Choice:
-    """What `--loader` means for these images. Raises InputError when that cannot be used."""
-    missing = _dali_is_missing()
+def choose_loader(images: ImageSet, device: torch.device, loader: str = "auto") -> LoaderChoice:
+    """The loader that the setting `loader` means for these images. Raises InputError when it cannot be used."""
     if loader != "auto":
-        if loader == "dali" and missing:
-            raise InputError(f"--loader dali cannot be used: {missing}. Use --loader auto.")
-        return Choice(loader, "as asked for")
-    if images.pixels is not None:
+        if loader == "dali" and (reason := _dali_is_missing()):
+            raise InputError(f"`loader=dali` cannot be used: {reason}. Use `loader=auto`.")
+        return LoaderChoice(loader, "as asked for")
+    if images.pixels is None:
+        reason = "the images are files"
+    else:
         size, free = images.pixels.nbytes, free_memory(device)
         where = f"{format_bytes(free)} of free {'GPU memory' if device.type == 'cuda' else 'memory'}"
-        if size <= _PART_OF_MEMORY * free:
-            return Choice("resident", f"{format_bytes(size)} of pixels fit into {where}")
+        if size <= _PART_FOR_PIXELS * free:
+            return LoaderChoice("resident", f"{format_bytes(size)} of pixels fit into {where}")
         reason = f"{format_bytes(size)} of pixels do not fit into {where}"
-    else:
-        reason = "the images are files"
-    if missing:
-        return Choice("torchvision", f"{reason}, and {missing}")
-    return Choice("dali", f"{reason}, decoded on the {'GPU' if device.type == 'cuda' else 'CPU'}")
+    decoder = choose_decoder(device)
+    return LoaderChoice(decoder.loader, f"{reason}{', ' if decoder.loader == 'dali' else ', and '}{decoder.why}")
+
+
+def choose_decoder(device: torch.device) -> LoaderChoice:
+    """The loader for images that are not in memory: DALI, or torchvision where DALI is missing."""
+    if reason := _dali_is_missing():
+        return LoaderChoice("torchvision", reason)
+    return LoaderChoice("dali", f"decoded on the {'GPU' if device.type == 'cuda' else 'CPU'}")
 
 
 @cache
 def _dali_is_missing() -> str | None:
-    """Why DALI cannot be used, None when it can."""
+    """Why DALI cannot be used, or None."""
     try:
         importlib.import_module("fmcefast.data.loaders.dali")
     except ModuleNotFoundError:

@@ -1,10 +1,11 @@
-"""Images decoded, changed and normalised by NVIDIA DALI, on its own threads or on a GPU."""
+"""Decodes, changes and normalises images with NVIDIA DALI, on threads or on a GPU."""
 
 import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +21,16 @@ _BATCHES_DECODED_AHEAD = 2
 
 
 class DaliLoader(Loader):
-    """Threads read the files, DALI does the rest; batches come without a copy.
+    """Threads read the files and DALI does the rest, without copying batches.
 
-    The order and the windows are drawn here and not by DALI: they are then those of the other loaders, and a training
-    that is resumed sees what it would have seen. Raises InputError that names a file that cannot be read.
+    Order and windows are not drawn by DALI, so that they equal those of the other loaders and training can be resumed.
+    Raises InputError with the name of a file that cannot be read.
     """
 
-    def __init__(self, *arguments, **settings):
+    def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        # Pipelines with their feeds that no pass uses. One that outlives CUDA crashes at the interpreter's end.
-        self._idle: list[tuple] = []
+        # Pipelines not in use, with their feeds. One that outlives CUDA would crash at exit.
+        self._idle: list[tuple[Any, _Feed]] = []
         weakref.finalize(self, self._idle.clear)
 
     def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
@@ -44,7 +45,7 @@ class DaliLoader(Loader):
                     raise self._explain(error, order[first:]) from error
                 batch_nhwc = torch.from_dlpack(frames.as_tensor())
                 yield batch_nhwc.permute(0, 3, 1, 2)
-            # One that was left in the middle cannot begin again; one that has seen the end can.
+            # Only a pipeline that has reached its end can be reset and used again.
             with suppress(StopIteration):
                 pipeline.run()
             pipeline.reset()
@@ -53,7 +54,7 @@ class DaliLoader(Loader):
             feed.stop()
 
     def _explain(self, error: RuntimeError, rows: np.ndarray) -> Exception:
-        """DALI does not name the file that it cannot decode."""
+        """An error that names the file, which DALI does not do."""
         if self.images.paths is not None:
             for row in rows[: (_BATCHES_DECODED_AHEAD + 2) * self.batch_size]:
                 try:
@@ -61,18 +62,18 @@ class DaliLoader(Loader):
                 except InputError as named:
                     return named
         reason = " ".join(str(error).split())[:500]
-        return InputError(f"DALI cannot decode what Pillow can: use --loader torchvision. DALI says: {reason}")
+        return InputError(f"DALI cannot decode an image that Pillow can: use `loader=torchvision`. DALI says: {reason}")
 
-    def _build(self) -> tuple:
+    def _build(self) -> "tuple[Any, _Feed]":
         feed = _Feed(self)
         on_gpu = self.device.type == "cuda"
 
-        @pipeline_def(
+        @pipeline_def(  # type: ignore[call-overload]  # its stub lacks exec_dynamic
             batch_size=self.batch_size,
             num_threads=self.workers,
             device_id=self.device.index if on_gpu else None,
             prefetch_queue_depth=_BATCHES_DECODED_AHEAD,
-            exec_dynamic=True,  # its batches stay whole for as long as somebody holds them
+            exec_dynamic=True,  # its batches stay valid for as long as they are referenced
         )
         def pipeline():
             encoded, corners, extents, mirrored, *shifts = fn.external_source(
@@ -87,7 +88,7 @@ class DaliLoader(Loader):
                 axis_names="HW",
                 normalized_anchor=False,
                 normalized_shape=False,
-                adjust_orientation=False,  # as all other loaders
+                adjust_orientation=False,  # like the other loaders
             )
             size = self.image_size
             frames = fn.resize(frames, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
@@ -109,14 +110,15 @@ class DaliLoader(Loader):
 
 
 class _Feed:
-    """What DALI asks for its input: the encoded images of an epoch and what is to become of them."""
+    """DALI's input: the encoded images of an epoch, read ahead, and their windows, mirroring and shifts."""
 
     def __init__(self, loader: Loader):
         self._images, self._recipe, self._image_size = loader.images, loader.recipe, loader.image_size
         self._batch_size, self._workers = loader.batch_size, loader.workers
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: ThreadPoolExecutor
 
     def begin(self, order: np.ndarray, draws: np.ndarray | None) -> None:
+        """Start an epoch."""
         self._order, self._draws = order, draws
         self._pool = ThreadPoolExecutor(self._workers)
 
@@ -134,7 +136,7 @@ class _Feed:
             yield self._batch(*ahead.popleft())
 
     def _batch(self, part: slice, reading: list[Future]) -> tuple:
-        encoded, sizes = zip(*(each.result() for each in reading), strict=True)
+        encoded, sizes = zip(*(future.result() for future in reading), strict=True)
         draws = None if self._draws is None else self._draws[part]
         drawn = changes(self._recipe, np.array(sizes), self._image_size, draws)
         windows = drawn.windows.astype(np.int32)

@@ -1,28 +1,37 @@
-"""Images that lie in the device's memory; the device does all the work, a whole batch at a time."""
+"""Keeps all pixels in the memory of the device, which cuts, resizes and mirrors a whole batch at a time."""
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from fmcefast.data.augmentation import Changes, changes
+from fmcefast.data.augmentation import changes
 from fmcefast.data.loaders.base import Loader
 
 
-class ResidentLoader(Loader):
-    """Loads pixels once, as uint8. To cut, resize, move and mirror an image is one product with a matrix on each side.
+class _Changes(NamedTuple):
+    """`augmentation.Changes` of a batch, on the device."""
 
-    Raises InputError when the files of the set cannot be read or differ in size.
+    windows: torch.Tensor
+    shifts: torch.Tensor
+    mirrored: torch.Tensor
+
+
+class ResidentLoader(Loader):
+    """Loads pixels once, as uint8; cutting, resizing, shifting and mirroring are one matrix product per dimension.
+
+    Raises InputError when the files cannot be read or differ in size.
     """
 
-    def __init__(self, *arguments, **settings):
+    def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         self._pixels = torch.from_numpy(self.images.load_pixels(self.workers)).to(self.device)
-        mean, std = np.float32(self.recipe.mean), np.float32(self.recipe.std)
+        mean, std = (np.array(values, np.float32) for values in (self.recipe.mean, self.recipe.std))
         self._scale = torch.from_numpy(1 / (255 * std)).to(self.device)
         self._black = torch.from_numpy(mean / std).to(self.device)
-        # Those of the whole image, for recipes that cut nothing out.
+        # The matrices for whole images, for recipes without crops.
         self._whole = [
             resampling(torch.tensor([[0, pixels]], device=self.device), pixels, self.image_size)[0]
             for pixels in self._pixels.shape[1:3]
@@ -31,12 +40,12 @@ class ResidentLoader(Loader):
     def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
         size = np.array(self._pixels.shape[1:3])
         drawn = changes(self.recipe, np.broadcast_to(size, (len(order), 2)), self.image_size, draws)
-        # All at once: a copy to a GPU in every batch would make the host wait for it.
+        # One copy per epoch: the host would wait for a copy to the GPU in every batch.
         parts = (torch.from_numpy(part).to(self.device).split(self.batch_size) for part in (order, *drawn))
         for rows, *drawn_of_batch in zip(*parts, strict=True):
-            yield self._change(self._pixels[rows], Changes(*drawn_of_batch))
+            yield self._change(self._pixels[rows], _Changes(*drawn_of_batch))
 
-    def _change(self, pixels_nhwc: torch.Tensor, drawn: Changes) -> torch.Tensor:
+    def _change(self, pixels_nhwc: torch.Tensor, drawn: _Changes) -> torch.Tensor:
         """(n, H, W, C) uint8 to normalised (n, 3, S, S)."""
         scaled = (pixels_nhwc * self._scale).transpose(2, 3)
         n, height, channels, width = scaled.shape
@@ -46,14 +55,14 @@ class ResidentLoader(Loader):
         frames_nhwc = (frames.transpose(2, 3) - self._black).expand(-1, -1, -1, 3)
         return frames_nhwc.contiguous().permute(0, 3, 1, 2)
 
-    def _matrices(self, drawn: Changes, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, S, H) and (n, S, W): what to multiply with from the left, and transposed from the right."""
+    def _matrices(self, drawn: _Changes, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, S, H) and (n, S, W): the factor on the left, and the transposed factor on the right."""
         never = torch.zeros_like(drawn.mirrored)
         if not self.recipe.resized_crop:
             down, across = self._whole
             return moved(down, drawn.shifts[:, 0], never), moved(across, drawn.shifts[:, 1], drawn.mirrored)
         (top, left, tall, wide), size = drawn.windows.unbind(1), self.image_size
-        # A mirrored window begins at its other end.
+        # A mirrored window runs backwards from its other end.
         left, wide = torch.where(drawn.mirrored, left + wide, left), torch.where(drawn.mirrored, -wide, wide)
         return (
             resampling(torch.stack([top, tall], 1), height, size),
@@ -62,11 +71,10 @@ class ResidentLoader(Loader):
 
 
 def resampling(windows: torch.Tensor, pixels: int, size: int) -> torch.Tensor:
-    """(n, size, pixels) float32: rows of weights that resize windows (n, 2), start and length, to `size` points; a
-    negative length goes backwards.
+    """Weights (n, size, pixels) float32 that resize windows (n, 2), start and length, to `size` points.
 
-    The weights are those of bilinear interpolation with antialiasing within the window, as of
-    `torch.nn.functional.interpolate`.
+    They are those of `torch.nn.functional.interpolate`, bilinear with antialiasing, within the window. A negative
+    length runs backwards.
     """
     start, length = windows.float().split(1, dim=1)
     step = length / size
@@ -79,7 +87,7 @@ def resampling(windows: torch.Tensor, pixels: int, size: int) -> torch.Tensor:
 
 
 def moved(weights: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-    """(n, size, pixels): the rows of `weights` (size, pixels) moved by each of `shifts`, over zeros, and mirrored."""
+    """(n, size, pixels): rows of `weights` (size, pixels) shifted by each of `shifts`, over zeros, then mirrored."""
     size = len(weights)
     points = torch.arange(size, device=weights.device)
     points = torch.where(mirrored[:, None], size - 1 - points, points) - shifts[:, None]

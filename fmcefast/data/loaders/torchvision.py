@@ -1,8 +1,9 @@
-"""Images decoded by Pillow and changed by torchvision on threads: slower than DALI, and at home everywhere."""
+"""Decodes images with Pillow and changes them with torchvision, on threads: slower than DALI, but portable."""
 
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ _BATCHES_AHEAD = 2
 
 
 class TorchvisionLoader(Loader):
-    """Decodes a few batches ahead of the network. Raises InputError that names a file that cannot be read."""
+    """Decodes a few batches ahead. Raises InputError with the name of a file that cannot be read."""
 
-    def __init__(self, *arguments, **settings):
+    def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
         self._mean = torch.tensor(self.recipe.mean, device=self.device).view(-1, 1, 1)
         self._std = torch.tensor(self.recipe.std, device=self.device).view(-1, 1, 1)
