@@ -4,8 +4,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from fmcefast.errors import InputError
 from fmcefast.recorder.recorder import ConvergenceRecorder
 
@@ -53,10 +51,10 @@ class ConvergenceCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
-        model: nn.Module | None = None,
+        model: Any = None,
         **kwargs: Any,
     ) -> None:
-        if "loss" not in (logs or {}):
+        if logs is None or "loss" not in logs:
             return
         self._sum += logs["loss"] * (state.global_step - self._logged_step)
         self._logged_step = state.global_step
@@ -69,7 +67,7 @@ class ConvergenceCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: nn.Module | None = None,
+        model: Any = None,
         **kwargs: Any,
     ) -> None:
         if state.global_step == self._first_step:  # an epoch without data
@@ -89,9 +87,11 @@ class ConvergenceCallback(TrainerCallback):
     def _begin(self, step: int) -> None:
         """An epoch, after this step."""
         self._first_step = self._logged_step = step
-        self._sum, self._lr, self._ended = 0.0, None, False
+        self._sum = 0.0
+        self._lr: float | None = None
+        self._ended = False
 
-    def _record(self, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
+    def _record(self, state: TrainerState, control: TrainerControl, model: Any) -> None:
         converged = [False]
         if self.recorder is not None:
             loss = self._sum / (state.global_step - self._first_step)

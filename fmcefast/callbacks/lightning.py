@@ -1,5 +1,6 @@
 """Records trainings of Lightning."""
 
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError:
     try:
-        from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning import Callback, LightningModule, Trainer  # type: ignore[assignment]
     except ImportError as error:
         raise ImportError("Lightning is not installed. Install it: pip install 'fmcefast[lightning]'") from error
 
@@ -37,14 +38,14 @@ class ConvergenceCallback(Callback):
         self._lr: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:
+        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.recorder = ConvergenceRecorder(self.run, **{"name": type(pl_module).__name__, **self._settings})
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:
@@ -54,12 +55,12 @@ class ConvergenceCallback(Callback):
                 f'self.log("{self.monitor}", loss, on_epoch=True)'
             )
         state = trainer.strategy.lightning_module_state_dict()  # by all processes: it may be gathered from them
-        state_of_run = None
+        progress: tuple[float, bool, int] = (nan, False, 0)  # in the other processes
         if self.recorder is not None:
-            epoch, loss = trainer.current_epoch + 1, metrics[self.monitor]
+            epoch, loss = trainer.current_epoch + 1, float(metrics[self.monitor])
             self.recorder.epoch_end(state, loss, lr=self._lr, epoch=epoch)
-            state_of_run = self.recorder.cqi, self.recorder.converged, self.recorder.epochs
-        cqi, converged, epochs = trainer.strategy.broadcast(state_of_run)
+            progress = self.recorder.cqi, self.recorder.converged, self.recorder.epochs
+        cqi, converged, epochs = trainer.strategy.broadcast(progress)
         if epochs > 1:
             pl_module.log("cqi", cqi, sync_dist=True)
         trainer.should_stop = trainer.should_stop or (self.stop and converged)

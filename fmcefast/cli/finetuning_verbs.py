@@ -134,7 +134,7 @@ def score(
     if options["force"]:
         raise InputError("score keeps nothing that --force could redo; leave it out.")
     if run is not None and run.is_file():  # score --weights FILE FILE
-        run, more_weights = None, (run, *more_weights)
+        more_weights, run = (run, *more_weights), None
     from fmcefast.pipeline.stages import score
 
     folder, progress, as_json = open_existing(run, score, options)

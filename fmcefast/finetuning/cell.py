@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fmcefast import files
 from fmcefast.errors import FmcefastError, InputError
 from fmcefast.run.config import SETTINGS
-from fmcefast.run.epochs import FinetuningEpoch, read_epochs
+from fmcefast.run.epochs import FinetuningEpoch, read_epochs_of
 from fmcefast.run.folder import RunFolder
 from fmcefast.stages.train import train
 
@@ -86,7 +86,7 @@ class Cell:
 
     def finish(self) -> None:
         """Only the table and the last weights stay."""
-        files.write_json(self.place.path / FILE, {**_read(self.place.path), "finished": True})
+        files.write_json(self.place.path / FILE, {**(_read(self.place.path) or {}), "finished": True})
         self.place.resume.unlink(missing_ok=True)
 
     @property
@@ -96,7 +96,7 @@ class Cell:
 
     def rows(self) -> list[FinetuningEpoch]:
         """The table of a finished cell. Raises FmcefastError when rows are missing."""
-        rows = read_epochs(self.place.losses_csv, FinetuningEpoch)
+        rows = read_epochs_of(FinetuningEpoch, self.place.losses_csv)
         if len(rows) != self.epochs:
             raise FmcefastError(
                 f"{self.place.losses_csv} has {len(rows)} of {self.epochs} epochs. Put the file back, or remove the "

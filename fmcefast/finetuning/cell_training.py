@@ -86,7 +86,7 @@ def train_cell(cell: Cell, progress: Progress, force: bool = False) -> FinetuneR
 
 def load_net(cell: Cell) -> FMCENet:
     """The FMCE-Net of a cell. Raises InputError when it is missing or of another number of phases."""
-    net, phases = FMCENet.from_pretrained(cell.fmce_net), markers.converged(cell.run).phases
+    net, phases = FMCENet.from_pretrained(cell.fmce_net), len(markers.epochs(cell.run))
     if net.phases != phases:
         raise InputError(
             f"{cell.fmce_net} distinguishes {net.phases} scores, and the run has {phases} phases. Fit it again: "
@@ -103,7 +103,7 @@ def _train(cell: Cell, net: FMCENet, progress: Progress) -> None:
     loader = loader_of(run, source.train, device).loader
     config = replace(place.config, loader=loader)
     trainer = Trainer(config, source, device, ranks, RepresentationAuxiliary(net, cell.raf, config, device))
-    epochs = committed_epochs(place, FinetuningEpoch)
+    epochs = committed_epochs(FinetuningEpoch, place)
     if epochs:
         load_state(place.resume, trainer.backbone, trainer.optimizer, trainer.scaler)
     elif cell.init is not None:

@@ -48,7 +48,7 @@ class Finetune(Stage[FinetuneResult]):
         instead of fresh ones; force: train again what is finished. Raises InputError for a raf outside 0..1, more
         epochs than the schedule has, an FMCE-Net that does not fit, and a folder that was made from something else.
         """
-        config, last = run.config, (markers.converged(run).markers or [])[-1]
+        config, last = run.config, markers.epochs(run)[-1]
         epochs = last if epochs is None else epochs
         if not 1 <= epochs <= config.epochs:
             raise InputError(

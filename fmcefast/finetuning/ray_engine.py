@@ -36,7 +36,8 @@ def train_on_ray(cells: list[Cell], jobs: int | None) -> Iterator[FinetuneResult
     try:
         share = share_of_node([node["Resources"] for node in ray.nodes() if node["Alive"]], jobs)
         # Ray's own retries have no end where memory is short.
-        train = ray.remote(**share, max_retries=0)(_work_in)
+        options: dict[str, Any] = {**share, "max_retries": 0}
+        train: Any = ray.remote(**options)(_work_in)
         working = {train.remote(str(Path.cwd()), cell, int(share["num_cpus"]) or None): cell for cell in cells}
         while working:
             done = ray.wait(list(working))[0][0]

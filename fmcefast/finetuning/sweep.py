@@ -44,7 +44,7 @@ class SweepResult:
         for row in self.table:
             std = "" if row.std is None else f"{100 * row.std:.2f}"
             difference = "" if row.difference is None else f"{100 * row.difference:+.2f}"
-            if row.low is not None:
+            if row.low is not None and row.high is not None:
                 verdict = "" if row.differs else "  (includes 0)"
                 difference += f"  [{100 * row.low:+.2f}, {100 * row.high:+.2f}]{verdict}"
             lines.append(f"{row.raf:>6g}{row.seeds:>7}{100 * row.mean:>9.2f}{std:>7}   {difference}".rstrip())
@@ -87,7 +87,7 @@ class Sweep(Stage[SweepResult]):
             raise InputError(f"`seeds` and `jobs` must be at least 1, not {seeds} and {jobs}.")
         if engine not in ENGINES:
             raise unknown_name("engine", engine, ENGINES)
-        epochs = (markers.converged(run).markers or [])[-1]
+        epochs = markers.epochs(run)[-1]
         first = run.config.seed
         check_value("seed", first + seeds - 1)
         per_seed = fmce_net_of_seed is not None

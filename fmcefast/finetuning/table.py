@@ -28,7 +28,7 @@ class RafRow:
     @property
     def differs(self) -> bool:
         """Whether the interval of the difference excludes zero."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
 def compare(top1: Mapping[float, Mapping[int, float]]) -> list[RafRow]:

@@ -17,7 +17,7 @@ from fmcefast.models.extractors import make_extractor
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import loader_of, loader_settings, open_source
-from fmcefast.runtime.device import free_memory
+from fmcefast.runtime.device import free_memory, on_device
 
 _TRIAL_BATCHES = 8
 
@@ -116,7 +116,7 @@ def _recomputed(
     extractors = []
     for epoch in epochs:
         extractor = make_extractor(config.backbone, len(source.classes), [run.module])
-        extractor.to(device, memory_format=torch.channels_last).eval().load(run.weights_of(epoch))
+        on_device(extractor, device).eval().load(run.weights_of(epoch))
         extractors.append(extractor)
     loading = loader_settings(config, device, loader_of(run, source.train, device).loader)
     return RecomputedMaps(source.train, extractors, loading, dtype=dtype, stored=getattr(torch, config.dtype))

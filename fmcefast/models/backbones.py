@@ -5,6 +5,7 @@ The cut is where [FMCE] III puts it: D(x) = F(C(x)), F being the global average 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -111,19 +112,19 @@ def _cut_before_pooling(name: str, model: nn.Module, graph: fx.Graph) -> tuple[f
                 f"The head of the backbone {name!r} needs more than its last feature map; it cannot be cut."
             )
         copies[node] = head.node_copy(node, copies.__getitem__)
-    features, head = fx.GraphModule(model, features), fx.GraphModule(model, head)
-    if not any(True for _ in head.parameters()):
+    parts = fx.GraphModule(model, features), fx.GraphModule(model, head)
+    if not any(True for _ in parts[1].parameters()):
         raise InputError(f"The backbone {name!r} classifies before it pools, so it has no feature map to evaluate.")
-    return features, head
+    return parts
 
 
 def _is_global_pooling(node: fx.Node, model: nn.Module) -> bool:
     if node.op == "call_module":
-        return isinstance(model.get_submodule(node.target), nn.AdaptiveAvgPool2d)
+        return isinstance(model.get_submodule(str(node.target)), nn.AdaptiveAvgPool2d)
     if node.op == "call_function" and node.target is nn.functional.adaptive_avg_pool2d:
         return True
     if node.target in ("mean", torch.mean):
-        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         return isinstance(dims, Sequence) and sorted(d % 4 for d in dims) == [2, 3]
     return False
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,7 +82,7 @@ class ModuleMaps(FeatureExtractor):
         super().__init__()
         self.network = make_network(backbone, classes)
         self.names = tuple(modules)
-        self._outputs: dict[str, torch.Tensor] = {}
+        self._outputs: dict[str, Any] = {}
         known = {name: module for name, module in self.network.named_modules() if name}
         for name in self.names:
             if name not in known:
@@ -94,7 +95,7 @@ class ModuleMaps(FeatureExtractor):
     def maps_and_logits(self, images: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
         self._outputs.clear()
         logits = self.network(images)
-        maps = tuple(self._outputs.get(name) for name in self.names)
+        maps: tuple[Any, ...] = tuple(self._outputs.get(name) for name in self.names)
         self._outputs.clear()
         return maps, logits
 
@@ -112,7 +113,7 @@ class ModuleMaps(FeatureExtractor):
                     f"The module {name!r} puts out {what}. A feature map is (N, C, H, W) with at least "
                     f"{LEAST_CHANNELS} channels."
                 )
-        return tuple(tuple(output.shape[1:]) for output in maps)
+        return tuple((output.shape[1], output.shape[2], output.shape[3]) for output in maps)
 
     def take(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
         """All tensors must fit, since any module may be meant."""

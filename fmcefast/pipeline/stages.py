@@ -13,17 +13,17 @@ from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.other_runs import other_runs
 from fmcefast.stages.score import score
-from fmcefast.stages.stage import Explained, Stage
+from fmcefast.stages.stage import Stage
 from fmcefast.stages.train import train
 
 # Each uses the results of those before it.
 STAGES: tuple[Stage[Any], ...] = (train, markers, extract, fit, score, other_runs, finetune, sweep, report)
 
 
-def complete(run: RunFolder, progress: Progress, until: Stage[Any] = report) -> dict[str, Explained]:
+def complete(run: RunFolder, progress: Progress, until: Stage[Any] = report) -> dict[str, Any]:
     """Make what is missing of all stages up to `until` that are not made on request. Returns {name: result}; stages
     that this run skips are left out."""
-    results: dict[str, Explained] = {}
+    results: dict[str, Any] = {}
     for stage in STAGES[: STAGES.index(until) + 1]:
         if stage.on_request or stage.reason_to_skip(run):
             continue

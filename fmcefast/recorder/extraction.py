@@ -1,6 +1,6 @@
 """The feature maps of a recorded run at its epoch markers."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmcefast.convergence.markers import Markers
 from fmcefast.errors import InputError
 from fmcefast.features.writer import FeatureMapWriter
 from fmcefast.models.fmce_net import LEAST_CHANNELS
@@ -21,7 +20,7 @@ from fmcefast.runtime.device import describe
 
 def store_maps(
     run: RunFolder,
-    markers: Markers,
+    epochs: Sequence[int],
     model: nn.Module,
     features: Callable[[Any], torch.Tensor],
     loader: Iterable[tuple[Any, Any]],
@@ -30,12 +29,12 @@ def store_maps(
 ) -> None:
     """Write the feature store of a recorded run: what ConvergenceRecorder.extract says."""
     with _in_eval_mode(model, features):
-        _store(run, markers, model, _Features(model, features), loader, labels, progress)
+        _store(run, epochs, model, _Features(model, features), loader, labels, progress)
 
 
 def _store(
     run: RunFolder,
-    markers: Markers,
+    epochs: Sequence[int],
     model: nn.Module,
     features: "_Features",
     loader: Iterable[tuple[Any, Any]],
@@ -53,7 +52,7 @@ def _store(
             run.features,
             shape=(height, width, channels),
             samples=len(labels),
-            epochs=markers.markers or [],
+            epochs=epochs,
             labels=labels,
             dtype=config.dtype,
             source={"data": config.data, "backbone": config.backbone},
@@ -68,7 +67,7 @@ def _store(
         entry.hardware, entry.unit = describe(features.device, half), "maps"
         todo = writer.spans()
         for score in sorted({span.score for span in todo}):
-            spans, epoch = [span for span in todo if span.score == score], (markers.markers or [])[score - 1]
+            spans, epoch = [span for span in todo if span.score == score], epochs[score - 1]
             load_recorded(model, run.weights_of(epoch))
             for first, end, images in _checked(loader, labels, score):
                 parts = [rows for span in spans if (rows := span.overlap(first, end - first))]
@@ -77,7 +76,7 @@ def _store(
                 maps = features(images, end - first)
                 for rows in parts:
                     writer.write(score, maps[rows])
-                    task.advance(rows.stop - rows.start, note=f"phase {score} of {markers.phases} (epoch {epoch})")
+                    task.advance(rows.stop - rows.start, note=f"phase {score} of {len(epochs)} (epoch {epoch})")
                 entry.rate = round(task.rate, 1)
     if writer.overflowed:
         progress.line(

@@ -176,13 +176,12 @@ class ConvergenceRecorder:
         """
         self._require_open()
         self.markers()
-        converged = markers.converged(self.run)
         if not is_stored(self.run):
             if isinstance(loader, Iterator):
                 raise InputError(
                     "The loader is an iterator, which can be gone through once. Give a DataLoader or list."
                 )
-            store_maps(self.run, converged, model, features, loader, labels, Progress(quiet=quiet))
+            store_maps(self.run, markers.epochs(self.run), model, features, loader, labels, Progress(quiet=quiet))
         return FeatureMapDataset(self.run.features)
 
     def close(self) -> None:

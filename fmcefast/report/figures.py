@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fmcefast import files
 from fmcefast.convergence.cqi import curves
@@ -21,15 +22,14 @@ _STRETCHES = 2000
 def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
     """[FMCE] Fig. 3: the loss raw and smoothed, the CQI against mu, the markers on the log curve; and top-1 beside
     them."""
-    figure = Figure(figsize=(11, 7.4), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.12)  # inches, between the rows
+    figure = Figure(figsize=(11, 7.4), layout=ConstrainedLayoutEngine(h_pad=0.12))  # inches, between the rows
     (loss, index), (log_loss, accuracy) = figure.subplots(2, 2)
     drawn = _thinned(np.array([row.loss for row in epochs]), markers)
     _draw_convergence(loss, index, log_loss, drawn, markers)
 
     accuracy.plot([row.epoch for row in epochs], [row.top1 for row in epochs], color=SMOOTH)
     accuracy.set(title="(d) Backbone top-1 on held-out images", ylabel="top-1")
-    if markers.converged:
+    if markers.markers is not None:
         marked = np.array(markers.markers)
         accuracy.plot(marked, [epochs[m - 1].top1 for m in marked], "o", color=MARK, markersize=4, label="markers")
         accuracy.legend(frameon=False, loc="lower right")
@@ -94,7 +94,7 @@ class _Drawn:
 def _thinned(losses: Any, markers: Markers) -> _Drawn:
     stretch = -(-markers.epochs // _STRETCHES) if markers.epochs > 2 * _STRETCHES else 1
     marked = [markers.e0, *(markers.markers or [])]
-    settings = {"alpha": markers.alpha, "window": markers.window, "smoothing": markers.smoothing}
+    settings: dict[str, Any] = {"alpha": markers.alpha, "window": markers.window, "smoothing": markers.smoothing}
     parts: list[list[np.ndarray]] = []
     at = {}
     for part in curves(losses, **settings, chunk=max(1, (1 << 20) // stretch) * stretch):
@@ -125,23 +125,23 @@ def _draw_convergence(loss: Axes, index: Axes, log_loss: Axes, drawn: _Drawn, ma
     index.semilogy(drawn.epochs, drawn.cqi, color=SMOOTH, label="CQI")
     index.axhline(markers.mu, color=MARK, linestyle="--", linewidth=1, label=f"mu = {markers.mu:g}")
     index.set(title="(b) Convergence Quantification Indicator", ylabel="CQI (log scale)")
-    if markers.converged:
+    if markers.markers is not None:
         end = markers.markers[-1]
         index.plot(end, drawn.at[end][1], "o", color=MARK, label=f"converged: epoch {end:,}")
     index.legend(frameon=False)
 
     log_loss.plot(drawn.epochs, np.log(drawn.smoothed), color=SMOOTH)
     log_loss.set(title="(c) Epoch markers on the log of the smoothed loss", ylabel="log loss")
-    if markers.converged:
-        _draw_phases(log_loss, drawn.at, markers)
+    if markers.markers is not None:
+        _draw_phases(log_loss, drawn.at, markers.e0, markers.markers)
 
 
-def _draw_phases(axes: Axes, at: dict[int, tuple[float, float]], markers: Markers) -> None:
-    start, end = (np.log(at[epoch][0]) for epoch in (markers.e0, markers.markers[-1]))
-    for k in range(markers.phases + 1):
-        axes.axhline(start + (end - start) * k / markers.phases, color=MARK, alpha=0.25, linewidth=0.7)
-    axes.plot(markers.e0, start, "s", color=SMOOTH, markersize=5)
-    axes.annotate("E0", (markers.e0, start), textcoords="offset points", xytext=(6, 2), fontsize=8)
-    for k, epoch in enumerate(markers.markers, start=1):
+def _draw_phases(axes: Axes, at: dict[int, tuple[float, float]], e0: int, epochs: list[int]) -> None:
+    start, end = (np.log(at[epoch][0]) for epoch in (e0, epochs[-1]))
+    for k in range(len(epochs) + 1):
+        axes.axhline(start + (end - start) * k / len(epochs), color=MARK, alpha=0.25, linewidth=0.7)
+    axes.plot(e0, start, "s", color=SMOOTH, markersize=5)
+    axes.annotate("E0", (e0, start), textcoords="offset points", xytext=(6, 2), fontsize=8)
+    for k, epoch in enumerate(epochs, start=1):
         axes.plot(epoch, np.log(at[epoch][0]), "o", color=MARK, markersize=4)
         axes.annotate(f"E{k}", (epoch, np.log(at[epoch][0])), textcoords="offset points", xytext=(5, 4), fontsize=8)

@@ -34,8 +34,13 @@ class FinetuningEpoch(Epoch):
 Row = TypeVar("Row", bound=Epoch)
 
 
-def read_epochs(path: Path, kind: type[Row] = Epoch) -> list[Row]:
-    """The rows of a losses.csv; none when there is no file. Raises InputError on a damaged one."""
+def read_epochs(path: Path) -> list[Epoch]:
+    """The rows of a run's losses.csv; see `read_epochs_of`."""
+    return read_epochs_of(Epoch, path)
+
+
+def read_epochs_of(kind: type[Row], path: Path) -> list[Row]:
+    """The rows of a losses.csv; none when there is no file. Raises InputError when it is damaged."""
     if not path.exists():
         return []
     try:

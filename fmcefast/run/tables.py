@@ -4,21 +4,28 @@ import csv
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from fmcefast import files
 
-Row = TypeVar("Row")
+
+class Record(Protocol):
+    """A dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Row = TypeVar("Row", bound=Record)
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """The rows of a file; columns that `kind` has not are left out, and an empty cell of an optional number is None.
+    """The rows of a file. Columns that `kind` does not have are left out; an empty cell of an optional number is None.
 
     Raises OSError, KeyError, TypeError or ValueError for a file that is missing or damaged.
     """
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            kind(**{each.name: _value(cells[each.name], each.type) for each in fields(kind)})
+            kind(**{field.name: _value(cells[field.name], field.type) for field in fields(kind)})
             for cells in csv.DictReader(file)
         ]
 
@@ -26,12 +33,12 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 def write_rows(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:
     """Write rows of `kind`; the file is replaced as a whole."""
     with files.replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [each.name for each in fields(kind)])
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)])
         writer.writeheader()
-        writer.writerows(map(asdict, rows))
+        writer.writerows(asdict(row) for row in rows)
 
 
-def _value(cell: str, kind: type) -> int | float | str | None:
+def _value(cell: str, kind: Any) -> int | float | str | None:
     if kind == float | None:
         return float(cell) if cell else None
     return kind(cell)

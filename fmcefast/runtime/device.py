@@ -4,10 +4,13 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from fmcefast.errors import InputError
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
@@ -52,6 +55,11 @@ def _is_depthwise(layer: torch.nn.Module) -> bool:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
     """A context that autocasts to `dtype`, or does nothing for None."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def on_device(network: Network, device: torch.device) -> Network:
+    """Move a network to the device, with channels-last weights."""
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def in_precision(network: Callable, device: torch.device, dtype: torch.dtype | None) -> Callable:

@@ -15,7 +15,7 @@ from fmcefast import _core, files
 from fmcefast.models.backbones import make_backbone
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.run.folder import RunFolder
-from fmcefast.runtime.device import amp_type, autocast
+from fmcefast.runtime.device import amp_type, autocast, on_device
 
 _TRIAL_SECONDS = 2.0
 _TRIAL_IMAGES = 64
@@ -40,7 +40,7 @@ class Rates:
     def __init__(self, run: RunFolder, classes: int, device: torch.device, dtype: torch.dtype | None):
         self.run, self.device, self.dtype = run, device, dtype
         config = run.config
-        self.backbone = make_backbone(config.backbone, classes).to(device, memory_format=torch.channels_last)
+        self.backbone = on_device(make_backbone(config.backbone, classes), device)
         self.shape = self.backbone.feature_shape(config.image_size)
         # On a CPU a trial of whole batches of a large backbone would take minutes.
         images = config.batch_size if device.type == "cuda" else min(config.batch_size, _TRIAL_IMAGES)
@@ -101,7 +101,7 @@ class Rates:
     def fit(self) -> float:
         channels, height, width = self.shape
         config = self.run.config
-        net = FMCENet(channels, (height, width), config.phases).to(self.device, memory_format=torch.channels_last)
+        net = on_device(FMCENet(channels, (height, width), config.phases), self.device)
         optimizer = torch.optim.Adam(net.parameters(), fused=True)
         maps = self._random(config.fmce_batch_size, *self.shape)
         targets = torch.zeros(len(maps), dtype=torch.int64, device=self.device)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fmcefast.convergence.markers import Markers
 from fmcefast.errors import DiskFullError, FmcefastError
 from fmcefast.features.integrity import verify_store
 from fmcefast.features.manifest import FILE, Manifest, read_committed
@@ -21,7 +20,7 @@ from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.history import HistoryEntry
 from fmcefast.run.images import evaluation_loader, loader_of, open_source
-from fmcefast.runtime.device import amp_type, autocast, describe, pick_device, precision_name
+from fmcefast.runtime.device import amp_type, autocast, describe, on_device, pick_device, precision_name
 from fmcefast.runtime.ranks import Ranks, current_ranks
 from fmcefast.stages.cost import Cost, Rates
 from fmcefast.stages.fit import fit
@@ -98,7 +97,7 @@ class Extract(Stage[ExtractResult]):
 
         Raises InputError for a module that the backbone does not have, or that puts out no feature maps.
         """
-        epochs = markers.converged(views[0])
+        epochs = markers.epochs(views[0])
         missing = [view for view in views if not self.is_done(view)]
         if missing:
             _store(missing, epochs, progress)
@@ -164,7 +163,7 @@ def extract_modules(run: RunFolder, progress: Progress, modules: Sequence[str]) 
     return ExtractedModules(extract.run_views([run.view(module) for module in dict.fromkeys(modules)], progress))
 
 
-def _store(views: list[RunFolder], epochs: Markers, progress: Progress) -> None:
+def _store(views: list[RunFolder], epochs: Sequence[int], progress: Progress) -> None:
     run = views[0]
     config, ranks = run.config, current_ranks()
     ranks.barrier()  # before rank 0 may change what the others ask
@@ -173,7 +172,7 @@ def _store(views: list[RunFolder], epochs: Markers, progress: Progress) -> None:
     source = open_source(run)
     images = source.train
     extractor = make_extractor(config.backbone, len(source.classes), [view.module for view in views])
-    extractor.to(device, memory_format=torch.channels_last).eval()
+    on_device(extractor, device).eval()
     shapes = extractor.shapes(config.image_size)
     kind = loader_of(run, images, device).loader
     with ranks.first():
@@ -196,7 +195,7 @@ def _store(views: list[RunFolder], epochs: Markers, progress: Progress) -> None:
         for writer in writers:
             stack.enter_context(writer)
         for block in blocks:
-            epoch = epochs.markers[block.score - 1]
+            epoch = epochs[block.score - 1]
             extractor.load(run.weights_of(epoch))
             part = images.take(np.arange(block.first, block.end))
             first = block.first
@@ -208,7 +207,7 @@ def _store(views: list[RunFolder], epochs: Markers, progress: Progress) -> None:
                         if span.score == block.score and (rows := span.overlap(first, len(batch))):
                             writer.write(span.score, made[rows])
                 first += len(batch)
-                task.advance(len(batch), note=f"phase {block.score} of {epochs.phases} (epoch {epoch})")
+                task.advance(len(batch), note=f"phase {block.score} of {len(epochs)} (epoch {epoch})")
                 entry.rate = round(task.rate * ranks.size, 1)
     for writer in writers:
         overflowed = int(ranks.sum(torch.tensor(writer.overflowed)))  # by when all have committed
@@ -219,7 +218,7 @@ def _store(views: list[RunFolder], epochs: Markers, progress: Progress) -> None:
 
 def _writer(
     view: RunFolder,
-    epochs: Markers,
+    epochs: Sequence[int],
     labels: np.ndarray,
     shape: tuple[int, int, int],
     dtype: torch.dtype | None,
@@ -234,7 +233,7 @@ def _writer(
         view.features,
         shape=(height, width, channels),
         samples=len(labels),
-        epochs=epochs.markers,
+        epochs=epochs,
         labels=labels,
         dtype=config.dtype,
         source={**made_from, "precision": precision_name(dtype)},

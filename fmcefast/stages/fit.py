@@ -19,7 +19,7 @@ from fmcefast.models.weights import check_safetensors
 from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.resume import TrainingState, load_state, state_facts
-from fmcefast.runtime.device import amp_type, autocast, describe, pick_device
+from fmcefast.runtime.device import amp_type, autocast, describe, on_device, pick_device
 from fmcefast.stages.cost import Cost, Rates
 from fmcefast.stages.markers import markers
 from fmcefast.stages.stage import Stage, problem
@@ -50,7 +50,7 @@ class Fit(Stage[Metrics]):
 
         Raises NotConvergedError without markers, InputError when the maps are neither stored nor can be recomputed.
         """
-        epochs = markers.converged(run).markers or []
+        epochs = markers.epochs(run)
         config = run.config
         device = pick_device()
         dtype = amp_type(config.amp, device)
@@ -60,7 +60,7 @@ class Fit(Stage[Metrics]):
 
         torch.manual_seed(config.seed)
         channels, height, width = maps.shape
-        net = FMCENet(channels, (height, width), maps.phases).to(device, memory_format=torch.channels_last)
+        net = on_device(FMCENet(channels, (height, width), maps.phases), device)
         optimizer = torch.optim.Adam(net.parameters(), lr=config.fmce_lr, fused=True)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         first_epoch = state_facts(run.fmce_net_resume)["epoch"] + 1
@@ -75,8 +75,8 @@ class Fit(Stage[Metrics]):
             for epoch in range(first_epoch, config.fmce_epochs + 1):
                 loader.start(epoch)
                 total = torch.zeros((), dtype=torch.float64, device=device)
-                for batch in loader:
-                    inputs, targets = to_device(*batch, device)
+                for batch, batch_targets in loader:
+                    inputs, targets = to_device(batch, batch_targets, device)
                     with autocast(device, dtype):
                         logits = net(inputs)
                     loss = functional.cross_entropy(logits.float(), targets)

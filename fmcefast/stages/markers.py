@@ -63,12 +63,12 @@ class FindMarkers(Stage[Markers]):
         except FileNotFoundError as error:
             raise InputError(f"{run} has no markers yet. Make them: fmcefast markers {run}") from error
 
-    def converged(self, run: RunFolder) -> Markers:
-        """The markers of a converged run. Raises NotConvergedError otherwise."""
-        markers = self.load(run)
-        if not markers.converged:
-            raise NotConvergedError(f"{run}: {markers.explain()}")
-        return markers
+    def epochs(self, run: RunFolder) -> list[int]:
+        """E_1 .. E_K of a converged run. Raises NotConvergedError otherwise."""
+        result = self.load(run)
+        if result.markers is None:
+            raise NotConvergedError(f"{run}: {result.explain()}")
+        return result.markers
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         """The weights are looked at as well: which of them are kept depends on the markers."""

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fmcefast import files
 from fmcefast.errors import InputError
@@ -15,7 +14,7 @@ from fmcefast.map_sources.choice import open_maps
 from fmcefast.progress import Progress
 from fmcefast.run.config import RECORDED
 from fmcefast.run.folder import RunFolder, read_run
-from fmcefast.runtime.device import amp_type, pick_device
+from fmcefast.runtime.device import amp_type, on_device, pick_device
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.stage import Stage, problem
@@ -97,7 +96,7 @@ other_runs = TestOnOtherRuns()
 def _test_on(run: RunFolder, other: RunFolder, progress: Progress) -> OtherRun:
     config, device = other.config, pick_device()
     net = fit.fmce_net(run)
-    epochs = markers.converged(other).markers or []
+    epochs = markers.epochs(other)
     phases = len(epochs)
     if net.phases != phases:
         raise InputError(f"The FMCE-Net of {run} distinguishes {net.phases} scores, and {other} has {phases} phases.")
@@ -107,8 +106,7 @@ def _test_on(run: RunFolder, other: RunFolder, progress: Progress) -> OtherRun:
     rows, held_out = np.arange(maps.samples * phases), _has_same_images(run, other) and run.config.split == "image"
     if held_out:
         _, rows = split_maps(maps.samples, phases, run.config.split, run.config.seed)
-    net = net.to(device, memory_format=torch.channels_last)
-    predicted = predict(net, maps, rows, config.fmce_batch_size, device, dtype)
+    predicted = predict(on_device(net, device), maps, rows, config.fmce_batch_size, device, dtype)
     metrics = measure(rows // maps.samples, predicted, phases, run.config.split, 0, 0)
     return OtherRun(str(other), config.seed, held_out, metrics)
 

@@ -19,7 +19,7 @@ from fmcefast.progress import Progress
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import evaluation_loader, loader_of, open_source
-from fmcefast.runtime.device import amp_type, in_precision, pick_device
+from fmcefast.runtime.device import amp_type, in_precision, on_device, pick_device
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.stage import Stage, problem
@@ -121,9 +121,9 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         dtype = amp_type(config.amp, device)
         source = open_source(run)
         extractor = make_extractor(config.backbone, len(source.classes), [run.module])
-        extractor.to(device, memory_format=torch.channels_last).eval()
+        on_device(extractor, device).eval()
         require_maps(net, extractor.shapes(config.image_size)[0], _description(run))
-        fmce_net = in_precision(net.to(device, memory_format=torch.channels_last).eval(), device, dtype)
+        fmce_net = in_precision(on_device(net, device).eval(), device, dtype)
         network = in_precision(_map_and_logits(extractor), device, dtype)
         loader = evaluation_loader(config, source.test, device, loader_of(run, source.train, device).loader)
         own_epochs = {run.weights_of(row.epoch): row.epoch for row in read_epochs(run.losses_csv)}
@@ -154,7 +154,7 @@ class ScoreCheckpoints(Stage[ScoreResult]):
             checkpoints=scores[len(references) :],
             reference=own,
             spearman=_correlation(own),
-            spearman_from_e1=_correlation([score for score in own if score.epoch >= first]),
+            spearman_from_e1=_correlation([score for score in own if score.epoch is not None and score.epoch >= first]),
             calibration_error=_calibration_error(*confidence_and_right) if at_markers else None,
         )
         if reference and model is None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Explained(Protocol):
     """What a stage returns: a dataclass of plain values that can put itself into words."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     def explain(self) -> str: ...
 
 
@@ -56,8 +58,9 @@ class Stage(ABC, Generic[Result]):
         """Whether all results are there, made from the run's configuration."""
 
     @abstractmethod
-    def run(self, run: RunFolder, progress: Progress) -> Result:
-        """Make the results, going on after an interruption, and leave them in the folder."""
+    def run(self, run: RunFolder, progress: Progress, *args: Any, **kwargs: Any) -> Result:
+        """Make the results, going on after an interruption, and leave them in the folder. Stages on request have
+        options of their own."""
 
     @abstractmethod
     def load(self, run: RunFolder) -> Result:

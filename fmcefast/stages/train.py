@@ -81,7 +81,7 @@ class Train(Stage[TrainResult]):
         """
         config, ranks = run.config, current_ranks()
         ranks.barrier()  # a file that rank 0 replaces later is read by all now
-        epochs = committed_epochs(run)
+        epochs = committed_epochs(Epoch, run)
         with ranks.first():
             source = open_source(run, progress, keep=True)
         device = pick_device()
@@ -116,7 +116,7 @@ class Train(Stage[TrainResult]):
         return TrainResult(len(epochs), last.loss, last.top1, has_converged(run.config, epochs), seconds, left_out)
 
     def explain(self, run: RunFolder) -> str:
-        return f"{len(committed_epochs(run))} epochs"
+        return f"{len(committed_epochs(Epoch, run))} epochs"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         yield from problem(read_epochs, run.losses_csv)
@@ -129,7 +129,7 @@ class Train(Stage[TrainResult]):
         if self.is_done(run):
             return Cost(self.name, "done")
         config = run.config
-        epochs = config.epochs - len(committed_epochs(run))
+        epochs = config.epochs - len(committed_epochs(Epoch, run))
         weights = sum(tensor.nbytes for tensor in rates.backbone.state_dict().values())
         rate, text = rates.measured(self.name, rates.train)
         most = "at most " if config.until_converged else ""
@@ -167,7 +167,7 @@ def has_converged(config: Config, epochs: list[Epoch]) -> bool:
 
 def _epochs(run: RunFolder) -> list[Epoch]:
     """The epochs that count. A finished training needs no state to resume from, so that file may have been removed."""
-    return committed_epochs(run) if run.resume.exists() else read_epochs(run.losses_csv)
+    return committed_epochs(Epoch, run) if run.resume.exists() else read_epochs(run.losses_csv)
 
 
 def _introduction(config: Config, source: Source, trainer: Trainer, epochs: list[Epoch]) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from fmcefast.errors import FmcefastError
 from fmcefast.progress import Progress, format_seconds
 from fmcefast.run.config import RECORDED
-from fmcefast.run.epochs import Epoch, read_epochs, write_epochs
+from fmcefast.run.epochs import Epoch, read_epochs_of, write_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.history import HistoryEntry
 from fmcefast.run.resume import TrainingState, state_facts
@@ -60,13 +60,13 @@ def train_epochs(
             )
 
 
-def committed_epochs(run: RunFolder, kind: type[Row] = Epoch) -> list[Row]:
+def committed_epochs(kind: type[Row], run: RunFolder) -> list[Row]:
     """The epochs that the training state covers; a later row belongs to an epoch that was cut off. A recorded run has
     no such state: all its epochs count.
 
     Raises FmcefastError when rows are missing.
     """
-    epochs, done = read_epochs(run.losses_csv, kind), state_facts(run.resume)["epoch"]
+    epochs, done = read_epochs_of(kind, run.losses_csv), state_facts(run.resume)["epoch"]
     if run.config.data == RECORDED:
         return epochs
     if len(epochs) < done:

@@ -15,7 +15,7 @@ from fmcefast.models.backbones import Backbone
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.run.config import Config
 from fmcefast.run.epochs import Epoch, FinetuningEpoch
-from fmcefast.runtime.device import amp_type, autocast, in_precision
+from fmcefast.runtime.device import amp_type, autocast, in_precision, on_device
 
 
 class Objective(Protocol):
@@ -39,7 +39,7 @@ class Objective(Protocol):
 class Classification:
     """The mean cross-entropy of the logits: the Original Task ([FMCE] IV-A)."""
 
-    row = Epoch
+    row: type[Epoch] = Epoch
 
     def network(self, backbone: Backbone) -> nn.Module:
         return backbone
@@ -56,22 +56,17 @@ class RepresentationAuxiliary:
 
     With raf = 1 training repeats plain classification, on a CPU bit for bit; with raf = 0 the classifier is not traine
 
-    fmcs_loss: what computes the FMCS loss, that of RepresentationAuxiliaryLoss by default. `network` raises InputError
-    for an FMCE-Net that takes other maps than the backbone makes.
+    criterion: computes both terms. `network` raises InputError for an FMCE-Net that takes other maps than the backbone
+    makes.
     """
 
-    row = FinetuningEpoch
+    row: type[Epoch] = FinetuningEpoch
 
-    def __init__(
-        self, fmce_net: FMCENet, raf: float, config: Config, device: torch.device, fmcs_loss: nn.Module | None = None
-    ):
+    def __init__(self, fmce_net: FMCENet, raf: float, config: Config, device: torch.device):
         self._config, self._device = config, device
         self._dtype = amp_type(config.amp, device)  # in which the FMCE-Net was fitted
-        self._loss = RepresentationAuxiliaryLoss(fmce_net, raf)
-        if fmcs_loss is not None:
-            self._loss.fmcs = fmcs_loss
-        self._fmce_net = copy.deepcopy(fmce_net).eval().requires_grad_(False)
-        self._fmce_net.to(device, memory_format=torch.channels_last)
+        self.criterion = RepresentationAuxiliaryLoss(fmce_net, raf)
+        self._fmce_net = on_device(copy.deepcopy(fmce_net), device).eval().requires_grad_(False)
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._batches = 0
 
@@ -79,7 +74,7 @@ class RepresentationAuxiliary:
         config = self._config
         shape = backbone.feature_shape(config.image_size)
         require_maps(self._fmce_net, shape, f"{config.backbone} at this image size")
-        if self._loss.raf == 0:
+        if self.criterion.raf == 0:
             backbone.head.requires_grad_(False)
         return _MapsAndLogits(backbone)
 
@@ -87,11 +82,11 @@ class RepresentationAuxiliary:
         maps, logits = outputs
         logits = logits.float()
         with autocast(self._device, self._dtype):
-            base, fmcs = self._loss.terms(logits, labels, maps)
+            base, fmcs = self.criterion.terms(logits, labels, maps)
         reported = functional.cross_entropy(logits.detach(), labels) if base is None else base.detach()
         self._sums += torch.stack([reported, reported.new_zeros(()) if fmcs is None else fmcs.detach()])
         self._batches += 1
-        return self._loss.blend(base, fmcs)
+        return self.criterion.blend(base, fmcs)
 
     def measure(self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> dict[str, float | None]:
         """Top-1, the mean of both terms in training, and the mean predicted FMCS of the held-out images."""
@@ -105,7 +100,7 @@ class RepresentationAuxiliary:
         return {
             "top1": top1,
             "base_loss": base,
-            "fmcs_loss": None if self._loss.raf == 1 else fmcs,
+            "fmcs_loss": None if self.criterion.raf == 1 else fmcs,
             "fmcs": float(total) / len(loader.images),
         }
 

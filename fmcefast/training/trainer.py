@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -14,9 +15,8 @@ from fmcefast.errors import FmcefastError
 from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Task
 from fmcefast.run.config import Config
-from fmcefast.run.epochs import Epoch
 from fmcefast.run.images import loader_settings
-from fmcefast.runtime.device import amp_type, autocast
+from fmcefast.runtime.device import amp_type, autocast, on_device
 from fmcefast.runtime.ranks import Ranks
 from fmcefast.training.objectives import Classification, Objective
 
@@ -24,7 +24,7 @@ from fmcefast.training.objectives import Classification, Objective
 _BATCHES_BETWEEN_CHECKS = 50
 # Running statistics are averaged once an epoch, not sent in every step; newer PyTorch has another name for it.
 _NEWER = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-_WITHOUT_BUFFERS = {"forward_sync_buffers" if _NEWER else "broadcast_buffers": False}
+_WITHOUT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEWER else "broadcast_buffers": False}
 
 
 class Trainer:
@@ -47,9 +47,7 @@ class Trainer:
         self.data_wait = 0.0
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True
-        self.backbone = make_backbone(config.backbone, len(source.classes)).to(
-            device, memory_format=torch.channels_last
-        )
+        self.backbone = on_device(make_backbone(config.backbone, len(source.classes)), device)
         self.backbone.feature_shape(config.image_size)  # an image size that does not fit shows here
         self.dtype = amp_type(config.amp, device, self.backbone)
         self.optimizer = torch.optim.Adam(self.backbone.parameters(), lr=config.lr, fused=True)
@@ -64,8 +62,8 @@ class Trainer:
         """Images that one epoch trains on, of all processes."""
         return len(self.train_loader) * self.train_loader.batch_size * self.ranks.size
 
-    def run_epoch(self, epoch: int, task: Task, note: str = "") -> Epoch:
-        """Train one epoch and measure what its row holds. Raises FmcefastError on a loss that is not finite."""
+    def run_epoch(self, epoch: int, task: Task, note: str = "") -> Any:
+        """Train one epoch and return its row, of the objective's kind. Raises FmcefastError on a non-finite loss."""
         began = time.monotonic()
         # Dropout and the like draw from here: an epoch does not depend on how the one before it was reached.
         torch.manual_seed(epoch_seed(self.config.seed, epoch) * self.ranks.size + self.ranks.rank)
@@ -88,7 +86,8 @@ class Trainer:
         measured = self.objective.measure(self.backbone, self.test_loader, self.dtype)
         mean_loss = float(self.ranks.sum(total)) / (batches * self.ranks.size)
         seconds = round(time.monotonic() - began, 3)
-        return self.objective.row(epoch=epoch, loss=mean_loss, lr=lr, seconds=seconds, **measured)
+        row: Any = self.objective.row
+        return row(epoch=epoch, loss=mean_loss, lr=lr, seconds=seconds, **measured)
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One step of the optimizer on a batch. Returns its loss, a scalar without a graph."""
@@ -113,8 +112,8 @@ class Trainer:
             group["lr"] = lr
         return lr
 
-    def _parallel_and_compiled(self) -> torch.nn.Module:
-        network = self.objective.network(self.backbone)
+    def _parallel_and_compiled(self) -> Callable[..., Any]:
+        network: Any = self.objective.network(self.backbone)
         if self.ranks.size > 1:
             self.ranks.connect()
             devices = [self.device] if self.device.type == "cuda" else None

@@ -188,7 +188,7 @@ def test_a_fit_without_maps_removes_nothing(fmcefast, run):
     shutil.rmtree(run.features)
     before = files_of(run)
     code, _, err = fmcefast("fit", run.path, "--force")
-    assert code == 2 and "no whole feature store" in err
+    assert code == 2 and "no complete feature store" in err
     assert files_of(run) == before
 
 
