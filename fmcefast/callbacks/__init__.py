@@ -1,1 +1,1 @@
-"""ConvergenceRecorder as a callback of other libraries' trainers, one module for each."""
+"""ConvergenceRecorder as a callback of other libraries' trainers, one module a library."""

@@ -78,9 +78,9 @@ def doctor(folder: Path, quiet: bool, as_json: bool, debug: bool) -> int:
     """
     from fmcefast.doctor.examination import doctor
 
-    found = doctor(folder)
-    print_json(asdict(found)) if as_json else click.echo(found.explain())
-    return 0 if found.usable else 1
+    result = doctor(folder)
+    print_json(asdict(result)) if as_json else click.echo(result.explain())
+    return 0 if result.usable else 1
 
 
 @click.command(
@@ -89,7 +89,7 @@ def doctor(folder: Path, quiet: bool, as_json: bool, debug: bool) -> int:
 @click.argument("suite", default="--help")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(suite: str, arguments: tuple[str, ...]) -> None:
-    """Measure this machine: first that results are right, then how fast, against what people use otherwise.
+    """Measure this machine: first whether results are right, then how fast they come, beside other software.
 
     \b
     fmcefast bench head --batch 32 64

@@ -41,7 +41,7 @@ def expected_scores(probabilities: np.ndarray) -> np.ndarray:
 def require_maps(fmce_net: FMCENet, shape: tuple[int, int, int], whose: str) -> None:
     """Raise InputError unless the FMCE-Net takes maps of this (C, H, W)."""
     if fmce_net.map_shape != tuple(shape):
-        takes, makes = ("x".join(map(str, each)) for each in (fmce_net.map_shape, shape))
+        takes, makes = "x".join(map(str, fmce_net.map_shape)), "x".join(map(str, shape))
         raise InputError(
             f"The FMCE-Net takes feature maps of {takes} (channels, height, width), {whose} makes {makes}. An FMCE-Net "
             "scores the backbone, module and image size that it was fitted to."

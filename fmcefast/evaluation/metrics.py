@@ -65,7 +65,7 @@ def measure(true: np.ndarray, predicted: np.ndarray, phases: int, split: str, tr
 
 
 def split_maps(samples: int, phases: int, split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the FMCS-Dataset for training and test, 3:1, as many of each score ([FMCE] V-C).
+    """Divide the FMCS-Dataset 3:1 into training and test maps, with equally many of every score ([FMCE] V-C).
 
     split: "image" puts an image on the same side in every phase; "map" divides every phase on its own.
     Returns two sorted int64 arrays of `score_index * samples + image`. Raises InputError for fewer than four images.

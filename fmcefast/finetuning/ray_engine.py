@@ -59,8 +59,10 @@ def train_on_ray(cells: list[Cell], jobs: int | None) -> Iterator[FinetuneResult
 
 
 def share_of_node(nodes: list[dict[str, float]], jobs: int | None) -> dict[str, float]:
-    """What each of `jobs` cells takes of a node with a GPU, or if there is none of any node, as Ray's num_cpus and
-    num_gpus. nodes: what each of them has. Raises InputError when that is nothing."""
+    """Ray's num_cpus and num_gpus for a cell when `jobs` of them share a node: one with GPUs, if any node has some.
+
+    nodes: the resources of every node. Raises InputError when no node can train.
+    """
     kind = "GPU" if any(node.get("GPU") for node in nodes) else "CPU"
     nodes = [node for node in nodes if node.get(kind)]
     if not nodes:
@@ -75,7 +77,7 @@ def _connect(ray: Any) -> None:
     address = os.environ.get("RAY_ADDRESS", "auto")
     host, _, port = address.rpartition("/")[2].rpartition(":")
     try:
-        if port.isdigit():  # where nobody answers Ray itself would wait for minutes
+        if port.isdigit():  # without an answer, Ray itself would wait for minutes
             socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (OSError, RuntimeError, ValueError) as error:

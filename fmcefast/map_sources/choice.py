@@ -85,7 +85,7 @@ def open_maps(
 
 
 def recomputes_maps(run: RunFolder) -> bool:
-    """Whether a run keeps no feature maps: as it was asked to, or because there is no room for them."""
+    """Whether a run stores no feature maps: by its setting, or because there is no room for them."""
     return run.config.store == "recompute" or (
         not is_stored(run) and choose_store(run, torch.device("cpu")).store == "recompute"
     )

@@ -1,1 +1,1 @@
-"""The stages of a run in order, and what is asked of all of them."""
+"""All stages of a run: their order, what other settings do to them, what they cost, whether their files are whole."""

@@ -1,4 +1,4 @@
-"""A run's training under other seeds, each with an FMCE-Net of its own."""
+"""A run's training under other seeds, each with an FMCE-Net of its other."""
 
 from pathlib import Path
 
@@ -12,21 +12,23 @@ from fmcefast.stages.fit import fit
 
 
 def fmce_net_of_seed(run: RunFolder, seed: int, progress: Progress) -> Path:
-    """The FMCE-Net of the run's training under a seed, under seeds/ for another than the run's own; made if missing.
+    """The FMCE-Net of the run's training under a seed, made if missing; under seeds/, unless the seed is the run's own.
 
     Raises InputError when that training does not converge.
     """
     if seed == run.config.seed:
         return run.fmce_net
-    wanted = run.with_seed(seed)
-    settings = wanted.config.as_dict()
-    if not wanted.config_yaml.exists():
-        open_run(wanted.path, settings, create=True)
-    progress.line(f"sweep: the FMCE-Net of seed {seed}, in {wanted}")
-    with files.FolderLock(wanted.path):
-        own = open_run(wanted.path, settings, force=True)
-        if run.split_json.exists() and not own.split_json.exists():
-            files.write_bytes(own.split_json, run.split_json.read_bytes())  # the same images
-        if "fit" not in complete(own, progress, until=fit):
-            raise InputError(f"{own} has not converged and has no FMCE-Net. Use a larger `mu`, or no --fmce-per-seed.")
-    return own.fmce_net
+    other = run.with_seed(seed)
+    settings = other.config.as_dict()
+    if not other.config_yaml.exists():
+        open_run(other.path, settings, create=True)
+    progress.line(f"sweep: the FMCE-Net of seed {seed}, in {other}")
+    with files.FolderLock(other.path):
+        other = open_run(other.path, settings, force=True)
+        if run.split_json.exists() and not other.split_json.exists():
+            files.write_bytes(other.split_json, run.split_json.read_bytes())  # the same images
+        if "fit" not in complete(other, progress, until=fit):
+            raise InputError(
+                f"{other} has not converged and has no FMCE-Net. Use a larger `mu`, or no --fmce-per-seed."
+            )
+    return other.fmce_net

@@ -42,10 +42,10 @@ def _store(
     progress: Progress,
 ) -> None:
     config = run.config
-    maps = next((features(images, len(each)) for images, each in loader), None)
+    maps = next((features(images, len(batch_labels)) for images, batch_labels in loader), None)
     if maps is None:
         raise InputError("The loader gave no images.")
-    labels = np.concatenate([_array(each) for _, each in loader]) if labels is None else _array(labels)
+    labels = np.concatenate([_array(batch_labels) for _, batch_labels in loader]) if labels is None else _array(labels)
     channels, height, width = maps.shape[1:]
     with (
         FeatureMapWriter(
@@ -89,7 +89,7 @@ class _Features:
     """Images -> maps (N, C, H, W), on the device of the model and without gradients."""
 
     def __init__(self, model: nn.Module, features: Callable[[Any], torch.Tensor]):
-        self.device = next((each.device for each in model.parameters()), torch.device("cpu"))
+        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._features = features
 
     @torch.inference_mode()
@@ -102,14 +102,14 @@ class _Features:
                 "before the pooling, say."
             )
         if len(maps) != number:
-            raise InputError(f"features made {len(maps)} maps of {number} images; one of each is needed.")
+            raise InputError(f"features made {len(maps)} maps of {number} images; one for every image is needed.")
         return maps
 
 
 @contextmanager
 def _in_eval_mode(model: nn.Module, features: Callable) -> Iterator[None]:
     """Both in eval mode; afterwards their modes and the state of the model are as before."""
-    roots = [each for each in (model, features) if isinstance(each, nn.Module)]
+    roots = [part for part in (model, features) if isinstance(part, nn.Module)]
     modes = [(module, module.training) for root in roots for module in root.modules()]
     state = deepcopy(model.state_dict())
     for root in roots:
@@ -126,8 +126,8 @@ def _checked(loader: Iterable[tuple[Any, Any]], labels: np.ndarray, score: int) 
     """(first row, end, images) of every batch. Raises InputError when their labels are not `labels`."""
     hint = "Every pass must give the same images in the same order: not shuffled, none left out, none added."
     first = 0
-    for images, each in loader:
-        given = _array(each)
+    for images, batch_labels in loader:
+        given = _array(batch_labels)
         end = first + len(given)
         if not np.array_equal(given, labels[first:end]):
             raise InputError(

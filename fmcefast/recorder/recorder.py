@@ -59,12 +59,11 @@ class ConvergenceRecorder:
         for unknown in settings.keys() - set(_SETTINGS):
             raise unknown_name("setting", unknown, _SETTINGS)
         path = Path(run)
-        wanted = {"data": RECORDED, **settings}
         known = (path / "config.yaml").exists()
         with ExitStack() as stack:
             if known:
                 stack.enter_context(_lock(path))
-            self.run: RunFolder = open_run(path, wanted, create=True, remedy=_REMEDY)
+            self.run: RunFolder = open_run(path, {"data": RECORDED, **settings}, create=True, remedy=_REMEDY)
             if not known:
                 stack.enter_context(_lock(path))
             self._epochs = read_epochs(self.run.losses_csv)

@@ -13,7 +13,7 @@ from fmcefast.models.weights import copy_weights, read_weights, weights_of_netwo
 
 
 def as_safetensors(state: Mapping[str, Any]) -> bytes:
-    """Tensors under plain names, each on its own even where several share their memory."""
+    """A state_dict as a safetensors file, under plain names; tensors that share memory are copied apart."""
     tensors = {}
     for plain, name in _plain_names(state).items():
         tensor = state[name].detach() if torch.is_tensor(state[name]) else state[name]

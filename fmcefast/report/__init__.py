@@ -1,1 +1,1 @@
-"""What people look at: figures and one offline HTML page."""
+"""The report of a run: figures and one offline HTML page."""

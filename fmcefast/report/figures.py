@@ -15,7 +15,7 @@ from fmcefast.convergence.markers import Markers
 from fmcefast.report.style import MARK, RAW, SMOOTH, finish
 from fmcefast.run.epochs import Epoch
 
-# Longer logs are drawn by the smallest and the largest value of each of so many stretches, finer than a pixel.
+# Longer logs are cut into this many stretches, finer than a pixel; the extremes of every stretch are drawn.
 _STRETCHES = 2000
 
 
@@ -60,7 +60,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def confusion_figure(confusion: list[list[int]]) -> Figure:
-    """The confusion matrix of predicted against true FMCS, each row as parts of its sum."""
+    """The confusion matrix of predicted against true FMCS; rows are normalised."""
     counts = np.array(confusion)
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     phases = len(counts)
@@ -83,7 +83,7 @@ def confusion_figure(confusion: list[list[int]]) -> Figure:
 class _Drawn:
     """Points of the three curves, and what the smoothed loss and the CQI are at the marked epochs."""
 
-    stretch: int  # epochs for each of which smallest and largest value are kept; 1 keeps all
+    stretch: int  # epochs of which only the extremes are drawn; 1 draws all
     epochs: np.ndarray
     losses: np.ndarray
     smoothed: np.ndarray

@@ -14,7 +14,7 @@ _NAMED = 6  # checkpoints with a line of their own
 
 
 def maturity_figure(scores: ScoreResult, markers: list[int]) -> Figure:
-    """Predicted FMCS against the epoch: the part of the images at each score, their mean, the true scores at the
+    """Predicted FMCS against the epoch: the fraction of images at every score, their mean, the true scores at the
     markers, and other checkpoints as lines."""
     epochs = np.array([score.epoch for score in scores.reference])
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")

@@ -100,7 +100,7 @@ class Config:
         choices=("all", "markers"),
     )
     workers: int | None = _setting(
-        None, "train", "Threads that load images; one for each core if left out.", invalidates_results=False, at_least=1
+        None, "train", "Threads that load images; by default one a core.", invalidates_results=False, at_least=1
     )
 
     phases: int = _setting(10, "markers", "K, the number of convergence phases.", at_least=2)
@@ -240,7 +240,7 @@ def check_value(name: str, value: Any) -> Any:
 
 def _converted(kind: type, value: Any) -> Any:
     """The value as a finite `kind`, or MISSING."""
-    if kind is bool or isinstance(value, bool):  # True is an int to Python but not to people
+    if kind is bool or isinstance(value, bool):  # to Python, True is an int
         return value if kind is bool and isinstance(value, bool) else MISSING
     if value is None:
         return MISSING

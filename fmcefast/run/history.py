@@ -36,7 +36,7 @@ class HistoryEntry:
 
     @property
     def rate_of_one_process(self) -> float | None:
-        """`rate` of each of the processes."""
+        """`rate` divided by the number of processes."""
         return None if self.rate is None else self.rate / (self.processes or 1)
 
     def as_json(self) -> dict[str, Any]:

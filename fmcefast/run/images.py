@@ -66,7 +66,7 @@ def evaluation_loader(config: Config, images: ImageSet, device: torch.device, ki
 def loader_of(run: RunFolder, images: ImageSet, device: torch.device) -> LoaderChoice:
     """What `--loader` means for a run. `auto` stays with what the run was trained with, as loaders differ in rounding.
 
-    Raises InputError when the loader asked for cannot be used.
+    Raises InputError when the chosen loader cannot be used.
     """
     used = state_facts(run.resume).get("loader")
     if run.config.loader == "auto" and used is not None:

@@ -1,1 +1,1 @@
-"""The stages of a run, one module each: a function of the run folder that leaves its results there and returns them."""
+"""The stages of a run: one module, and in it one Stage object, for each."""

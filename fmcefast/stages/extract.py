@@ -61,7 +61,7 @@ class ExtractedModules:
 
 
 class Extract(Stage[ExtractResult]):
-    """Leaves features/ as FeatureMapWriter writes it; under torchrun each process makes its share of the shards."""
+    """Leaves features/ as FeatureMapWriter writes it; under torchrun the processes share the shards."""
 
     name = "extract"
     costly = True

@@ -48,7 +48,7 @@ class Train(Stage[TrainResult]):
     """Leaves losses.csv, one safetensors file of weights an epoch and resume.safetensors.
 
     On a CPU the result depends on configuration, loader, thread and process count alone, bit for bit, interrupted or
-    not; `loader=auto` stays with the loader that it began with. Under torchrun each process computes its share of every
+    not; `loader=auto` keeps the loader that training began with. Under torchrun each process computes its share of every
     batch, with batch statistics of its own.
     """
 
@@ -63,8 +63,8 @@ class Train(Stage[TrainResult]):
         return any(path.exists() for path in self.outputs(run) if path != run.split_json)
 
     def is_done(self, run: RunFolder) -> bool:
-        """Whether training has reached its last epoch, or convergence if it was asked to stop there; a recorded one
-        always has, once it has begun."""
+        """Whether training has reached its last epoch, or convergence with `until_converged`. A recorded training is
+        done once it has an epoch."""
         return is_trained(run.config, _epochs(run))
 
     def check(self, run: RunFolder, *, resumes: bool) -> None:

@@ -54,7 +54,8 @@ class Classification:
 class RepresentationAuxiliary:
     """L = raf * L_base + (1 - raf) * L_FMCS of a frozen FMCE-Net ([FMCE++] III, Fig. 2).
 
-    With raf = 1 training repeats plain classification, on a CPU bit for bit; with raf = 0 the classifier is not traine
+    With raf = 1, training repeats plain classification, on a CPU bit for bit; with raf = 0, it leaves the classifier
+    as it is.
 
     criterion: computes both terms. `network` raises InputError for an FMCE-Net that takes other maps than the backbone
     makes.

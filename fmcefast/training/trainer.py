@@ -128,7 +128,7 @@ class Trainer:
 
     @torch.no_grad()
     def _average_buffers(self) -> None:
-        """Running statistics of all processes' images, in the place of each one's own."""
+        """Replace every process's running statistics by their mean over all processes."""
         for buffer in self.backbone.buffers():
             if self.ranks.size > 1 and buffer.is_floating_point():
                 self.ranks.sum(buffer).div_(self.ranks.size)
