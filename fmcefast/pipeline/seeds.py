@@ -29,6 +29,6 @@ def fmce_net_of_seed(run: RunFolder, seed: int, progress: Progress) -> Path:
             files.write_bytes(other.split_json, run.split_json.read_bytes())  # the same images
         if "fit" not in complete(other, progress, until=fit):
             raise InputError(
-                f"{other} has not converged and has no FMCE-Net. Use a larger `mu`, or no --fmce-per-seed."
+                f"{other} has not converged, so it has no FMCE-Net. Use a larger `mu` or no `fmce_per_seed`."
             )
     return other.fmce_net

@@ -48,8 +48,8 @@ class Train(Stage[TrainResult]):
     """Leaves losses.csv, one safetensors file of weights an epoch and resume.safetensors.
 
     On a CPU the result depends on configuration, loader, thread and process count alone, bit for bit, interrupted or
-    not; `loader=auto` keeps the loader that training began with. Under torchrun each process computes its share of every
-    batch, with batch statistics of its own.
+    not; `loader=auto` keeps the loader that training began with. Under torchrun the processes share every batch; each
+    has batch statistics of its own.
     """
 
     name = "train"
