@@ -185,5 +185,6 @@ def test_advice_about_a_module_leaves_the_others_alone(run):
     with pytest.raises(InputError, match=rf"again: fmcefast fit {run.path} --module stage2 --force$"):
         load_fit(view)
     (view.features / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=rf"in a run: fmcefast extract {run.path} --module stage2 --force\)"):
+    with pytest.raises(InputError, match=rf"remove {view.features} and write it again") as damaged:
         FeatureMapDataset(view.features)
+    assert (damaged.value.store, damaged.value.rewrite) == (view.features, True)
