@@ -81,7 +81,7 @@ def forward(run: RunFolder) -> Iterator[torch.Tensor]:
     backbone = load_backbone(run, len(source.classes), None, device)
     for epoch in load_markers(run).markers:
         backbone.load(run.weights_of(epoch))
-        loader = make_loader(source.train, loader_settings(config, device, "auto"), training=False)
+        loader = make_loader(source.train, loader_settings(config, device), training=False)
         for images, _ in loader:
             with torch.inference_mode(), autocast(device, dtype):
                 maps = backbone.features(images)

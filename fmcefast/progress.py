@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO
 
 # Without a terminal, seconds between the lines of a running task.
 _PLAIN_INTERVAL = 30.0
@@ -35,10 +36,10 @@ class Progress:
     progress.line("4 values were too large for float16")
     """
 
-    def __init__(self, quiet: bool = False, file=None):
+    def __init__(self, quiet: bool = False, file: TextIO | None = None):
         self.quiet = quiet
         self.file = sys.stderr if file is None else file
-        self._bar = None
+        self._bar: Any = None  # of rich, while one is shown
 
     def line(self, text: str) -> None:
         """Print one line that stays."""
@@ -64,7 +65,7 @@ class Task:
     """A piece of work in progress; `note` is shown beside it."""
 
     def __init__(
-        self, progress: Progress, name: str, total: int, unit: str, bar=None, interval: float = _PLAIN_INTERVAL
+        self, progress: Progress, name: str, total: int, unit: str, bar: Any = None, interval: float = _PLAIN_INTERVAL
     ):
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
@@ -93,7 +94,7 @@ class Task:
             )
 
 
-def _bar(file):
+def _bar(file: TextIO) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -140,7 +140,7 @@ def find_markers(
 def _search(losses: np.ndarray | Iterable[np.ndarray], criterion: Criterion, threads: int | None) -> SearchResult:
     if not isinstance(losses, np.ndarray):
         return search_chunks(losses, criterion, loops_for(losses))
-    # A window that is never full needs no more room.
+    # Enough for a window that is never full.
     criterion = replace(criterion, window=min(criterion.window, len(losses)))
     if len(losses) > PLAIN_LIMIT:
         from fmcefast.kernels.cqi.scan_search import ScanSearch, can_scan
@@ -151,7 +151,7 @@ def _search(losses: np.ndarray | Iterable[np.ndarray], criterion: Criterion, thr
 
 
 def _spread(crossings: np.ndarray) -> np.ndarray:
-    """Strictly increasing markers: pushed forward off each other, then back from the last one, which stays."""
+    """Strictly increasing markers: equal ones move forward, then back where they pass the last one, which stays."""
     ramp = np.arange(len(crossings))
     forward = np.maximum.accumulate(crossings - ramp) + ramp
     ceiling = crossings[-1] - ramp[::-1]

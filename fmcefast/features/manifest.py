@@ -15,7 +15,7 @@ import numpy as np
 from fmcefast import files
 from fmcefast.errors import InputError
 from fmcefast.features.guarded import read_bytes, read_npy, require
-from fmcefast.features.store_errors import invalid, missing, unreadable
+from fmcefast.features.store_errors import damaged, missing, unreadable
 
 FILE = "manifest.json"
 LABELS = "labels.npy"
@@ -163,7 +163,7 @@ class Manifest:
         except OSError as error:
             raise unreadable(path, error) from error
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise invalid(folder, f"The manifest {path} is damaged: {error}") from error
+            raise damaged(folder, f"The manifest {path} is damaged: {error}", InputError) from error
         return manifest
 
     def check(self) -> None:
@@ -228,11 +228,11 @@ def read_labels(folder: Path, manifest: Manifest) -> np.ndarray:
     try:
         return read_npy(path, manifest.samples, np.int64)
     except FileNotFoundError as error:
-        raise invalid(folder, f"The labels {path} are missing") from error
+        raise damaged(folder, f"The labels {path} are missing", InputError) from error
     except OSError as error:
         raise unreadable(path, error) from error
     except (ValueError, EOFError) as error:
-        raise invalid(folder, f"The labels {path} are damaged: {error}") from error
+        raise damaged(folder, f"The labels {path} are damaged: {error}", InputError) from error
 
 
 def _count(value: Any) -> bool:

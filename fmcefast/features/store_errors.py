@@ -30,14 +30,9 @@ def incomplete(folder: Path, rows: int, total: int) -> InputError:
     )
 
 
-def damaged(folder: Path, problem: str) -> FmcefastError:
-    """For a store of which a shard is lost."""
-    return FmcefastError(f"{problem}. To repair the store, {rewrite(folder)}.", store=folder, rewrite=True)
-
-
-def invalid(folder: Path, problem: str) -> InputError:
-    """For a store that cannot be opened at all."""
-    return InputError(f"{problem}. To repair the store, {rewrite(folder)}.", store=folder, rewrite=True)
+def damaged(folder: Path, problem: str, kind: type[FmcefastError] = FmcefastError) -> FmcefastError:
+    """For a store with a missing or damaged file. kind: InputError when the store cannot be opened at all."""
+    return kind(f"{problem}. To repair the store, {rewrite(folder)}.", store=folder, rewrite=True)
 
 
 def rewrite(folder: Path) -> str:
