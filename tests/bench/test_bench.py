@@ -10,7 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fmcefast.bench import SUITES, suite
+from fmcefast.bench import SUITES
+from fmcefast.bench.suites import all as every
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.results import row
 from fmcefast.cli import cli
 from fmcefast.errors import InputError
 
@@ -33,18 +36,18 @@ def test_suites_that_are_not_there_or_lack_a_package_are_refused(monkeypatch):
 
     with pytest.raises(InputError, match=r"Unknown suite 'haed'\. Did you mean 'head'"):
         invoke("haed")
-    monkeypatch.setitem(sys.modules, "fmcefast.bench.head", None)
+    monkeypatch.setitem(sys.modules, "fmcefast.bench.suites.head", None)
     with pytest.raises(InputError, match="bench head needs"):
         invoke("head")
 
 
 def test_rows_hold_numpys_percentiles(rng):
     values = rng.random(11).tolist()
-    made = suite.row("name", values, "s", fact=1)
+    made = row("name", values, "s", fact=1)
     found = made["p20"], made["value"], made["p80"]
     np.testing.assert_allclose(found, np.percentile(values, [20, 50, 80]))
     assert (made["n"], made["fact"]) == (11, 1)
-    alone = suite.row("name", [2.0], "s")
+    alone = row("name", [2.0], "s")
     assert (alone["p20"], alone["value"], alone["p80"], alone["n"]) == (2, 2, 2, 1)
 
 
@@ -94,21 +97,19 @@ def test_what_a_gpu_is_to_measure_names_arguments_that_exist(monkeypatch):
     """Nobody may find a misspelt flag on a rented machine."""
     import importlib
 
-    from fmcefast.bench import all as every
-
     arguments = every.parser().parse_args(["--jpegs", "a", "--small", "b", "--mnist", "c"])
     for gpu, quick in ((True, False), (False, True), (False, False)):
         arguments.gpu, arguments.quick = gpu, quick
         for piece in every.pieces_of(arguments):
-            module = importlib.import_module(f"fmcefast.bench.{piece.suite.replace('-', '_')}")
+            module = importlib.import_module(f"fmcefast.bench.{SUITES[piece.suite][0]}")
             parsed = []
 
             def stop(self, args=None, namespace=None, parsed=parsed):
-                parsed.append(super(suite.SuiteParser, self).parse_args(args, namespace))
+                parsed.append(super(SuiteParser, self).parse_args(args, namespace))
                 raise InterruptedError
 
             with monkeypatch.context() as patch:
-                patch.setattr(suite.SuiteParser, "parse_args", stop)
+                patch.setattr(SuiteParser, "parse_args", stop)
                 with pytest.raises(InterruptedError):
                     module.main([*shlex.split(piece.words), "--json"])
             assert parsed

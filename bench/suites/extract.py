@@ -22,8 +22,10 @@ import numpy as np
 import torch
 
 from fmcefast import FeatureMapDataset, files, find_markers
-from fmcefast.bench.suite import SuiteParser, publish, row, seconds
-from fmcefast.bench.writer import BATCH, CONTESTANTS, table
+from fmcefast.bench.suites.writer import BATCH, CONTESTANTS, table
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import seconds
+from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source

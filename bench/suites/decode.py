@@ -26,7 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
-from fmcefast.bench.suite import SuiteParser, installed, publish, row, with_peers
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import installed, with_peers
+from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.recipes import Recipe, recipe_of

@@ -25,8 +25,10 @@ import safetensors.torch
 import torch
 
 from fmcefast import FeatureMapDataset, FeatureMapWriter
-from fmcefast.bench.suite import SuiteParser, publish, ratios, row, seconds, with_peers
-from fmcefast.bench.writer import table
+from fmcefast.bench.suites.writer import table
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import seconds, with_peers
+from fmcefast.bench.tools.results import publish, ratios, row
 
 BATCH, SHAPE = 256, (7, 7, 1024)
 ROW_BYTES = 7 * 7 * 1024 * 2

@@ -16,7 +16,8 @@ from statistics import median
 import torch
 
 from fmcefast import FMCENet, FMCSLoss
-from fmcefast.bench.suite import SuiteParser, publish, row
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.sources import load_source
 from fmcefast.run.config import Config, resolve
 from fmcefast.runtime.allocator import keep_freed_memory

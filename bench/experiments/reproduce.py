@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fmcefast import files, find_markers
-from fmcefast.bench.suite import SuiteParser, publish, result_name, row
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.results import publish, result_name, row
 from fmcefast.convergence.markers import Markers
 from fmcefast.errors import InputError, NotConvergedError
 from fmcefast.finetuning.sweep import sweep, table_of, write_table

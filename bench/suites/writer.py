@@ -33,8 +33,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from fmcefast import _core
-from fmcefast.bench.suite import SuiteParser, publish, ratios, row, seconds, status, with_peers
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import seconds, status, with_peers
+from fmcefast.bench.tools.results import publish, ratios, row
+from fmcefast.features.integrity import verify_store
 from fmcefast.features.writer import FeatureMapWriter
 
 BATCH, SHAPE = 256, (7, 7, 1024)
@@ -43,6 +45,7 @@ PIECE_BYTES = 4 << 20  # of a raw write
 MEMORY_BYTES = 256_000_000
 PRODUCER_SECONDS = (0.02, 0.05)  # both leave the disk time to keep up
 PRODUCER_BATCHES = 40
+THIS_SUITE = (sys.executable, "-P", "-m", "fmcefast.bench.suites.writer")
 
 Save = Callable[[int, np.ndarray], object]
 Finish = Callable[[], object]
@@ -106,10 +109,9 @@ def with_fmcefast(folder: Path, batches: int, **options) -> tuple[Save, Finish]:
 
 def read_fmcefast(folder: Path) -> Iterator[np.ndarray]:
     store = folder / "store"
+    assert not verify_store(store), f"{store} is damaged"
     for shard in json.loads((store / "manifest.json").read_text())["phases"][0]["shards"]:
-        path = store / shard["file"]
-        assert _core.crc32c(path.read_bytes()) == shard["crc32c"], f"the checksum of {path} is wrong"
-        rows = np.load(path, mmap_mode="r")
+        rows = np.load(store / shard["file"], mmap_mode="r")
         yield from np.split(rows, len(rows) // BATCH)
 
 
@@ -322,7 +324,9 @@ def memory_row(batches: int, rounds: int, folder: Path) -> dict:
 
     def measured(what: str) -> dict:
         return json.loads(
-            subprocess.check_output([sys.executable, "-P", "-m", "fmcefast.bench.writer", "--memory", what, *settings])
+            subprocess.check_output(
+                [sys.executable, "-P", "-m", "fmcefast.bench.suites.writer", "--memory", what, *settings]
+            )
         )
 
     runs = [(measured("nothing"), measured("writer")) for _ in range(rounds)]

@@ -24,8 +24,9 @@ from statistics import median
 import torch
 from torch.nn import functional
 
-from fmcefast.bench.decode import some_files
-from fmcefast.bench.suite import SuiteParser, publish, row
+from fmcefast.bench.suites.decode import some_files
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.image_set import Source
 from fmcefast.data.sources import load_source
 from fmcefast.models.backbones import make_backbone

@@ -20,8 +20,10 @@ import pyarrow as pa
 import pyarrow.csv
 
 from fmcefast import find_markers
-from fmcefast.bench.cqi import CORES, decaying_loss, table, threshold
-from fmcefast.bench.suite import FMCEFAST, SuiteParser, publish, ratios, row, seconds, with_peers
+from fmcefast.bench.suites.cqi import CORES, decaying_loss, table, threshold
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import FMCEFAST, seconds, with_peers
+from fmcefast.bench.tools.results import publish, ratios, row
 
 
 def main(argv: Sequence[str] | None = None) -> None:

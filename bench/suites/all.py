@@ -30,7 +30,9 @@ from pathlib import Path
 import torch
 
 from fmcefast import files
-from fmcefast.bench.suite import FMCEFAST, SuiteParser, commit, installed, result_name
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import FMCEFAST, installed
+from fmcefast.bench.tools.results import commit, result_name
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.progress import format_seconds
 

@@ -19,7 +19,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss
-from fmcefast.bench.suite import SuiteParser, publish, ratios, row
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.results import publish, ratios, row
 from fmcefast.kernels.fmce_head.cpu_stage import has_amx
 from fmcefast.losses.fused import FEW_MAPS
 from fmcefast.runtime.allocator import keep_freed_memory

@@ -21,7 +21,9 @@ from statistics import fmean
 
 import torch
 
-from fmcefast.bench.suite import FMCEFAST, SuiteParser, publish, result_name, row, shown
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import FMCEFAST, shown
+from fmcefast.bench.tools.results import publish, result_name, row
 from fmcefast.finetuning.cell import finished_cells
 from fmcefast.run.folder import peek_run
 

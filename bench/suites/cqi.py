@@ -22,7 +22,9 @@ import numpy as np
 from scipy.signal import lfilter
 
 from fmcefast import find_markers
-from fmcefast.bench.suite import SuiteParser, publish, ratios, result_name, row, seconds, status, with_peers
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import seconds, status, with_peers
+from fmcefast.bench.tools.results import publish, ratios, result_name, row
 from fmcefast.kernels.cqi.compiled import compiled
 from fmcefast.kernels.cqi.search import Criterion, Slices, search_chunks
 from fmcefast.report.figures import log_figure, save
@@ -30,6 +32,7 @@ from fmcefast.report.figures import log_figure, save
 PEERS = ("pandas", "scipy", "bottleneck", "polars", "pyarrow")
 ALPHA = 0.85
 CORES = len(os.sched_getaffinity(0))
+THIS_SUITE = (sys.executable, "-P", "-m", "fmcefast.bench.suites.cqi")
 
 Contestant = Callable[[np.ndarray, float, int, str], tuple[int, int]]
 
@@ -215,7 +218,9 @@ def memory_of_each(losses: np.ndarray, mu: float, window: int, smoothing: str) -
         settings = [f"{folder}/losses.npy", repr(mu), str(window), smoothing]
         return {
             name: float(
-                subprocess.check_output([sys.executable, "-P", "-m", "fmcefast.bench.cqi", "--memory", name, *settings])
+                subprocess.check_output(
+                    [sys.executable, "-P", "-m", "fmcefast.bench.suites.cqi", "--memory", name, *settings]
+                )
             )
             for name in CONTESTANTS
         }
