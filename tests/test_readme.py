@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from fmcefast import FMCENet
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT, RESULTS = ROOT / "bench" / "tools" / "documents.py", ROOT / "bench" / "results"
@@ -58,6 +61,32 @@ def test_every_link_of_the_documents_leads_to_a_file():
         text = re.sub(r"```.*?```", "", document.read_text("utf-8"), flags=re.DOTALL)
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             assert "://" in link or (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def examples_of(document):
+    return re.findall(r"```python\n(.*?)```", document.read_text("utf-8"), re.DOTALL)
+
+
+def test_the_examples_work(falling_losses, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    FMCENet(1024).save_pretrained("fmce_net.safetensors")
+    given = {
+        "losses": falling_losses,
+        "labels": [3, 1, 4],
+        "maps_of": lambda epoch, first, rows: [torch.full((rows, 1024, 7, 7), float(epoch))],
+        "logits": torch.zeros(2, 10, requires_grad=True),
+        "target": torch.tensor([3, 1]),
+        "feature_map": torch.rand(2, 1024, 7, 7, requires_grad=True),
+    }
+    store, loss = examples_of(README)[:2]
+    exec(store, used := dict(given))
+    assert "converged at epoch" in capsys.readouterr().out
+    assert used["maps"].shape == (30, 1024, 7, 7) and used["logits"].shape == (30, 10)
+    exec(loss, {**given, "FMCENet": FMCENet})
+    assert given["logits"].grad.abs().sum() > 0 and given["feature_map"].grad.abs().sum() > 0
+    (reading,) = examples_of(ROOT / "docs" / "formats.md")
+    exec(reading, used := {})
+    assert used["maps"].shape == (3, 7, 7, 1024) and used["phase"]["score"] == 10
 
 
 def test_a_changed_figure_changes_the_table_of_the_readme(documents, results):
