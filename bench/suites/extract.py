@@ -121,8 +121,8 @@ def with_peer(run: RunFolder, folder: Path, begin: Callable) -> None:
 def check(run: RunFolder) -> None:
     with_fmcefast(run)
     dataset = FeatureMapDataset(run.features)
-    found = dataset.batches(np.arange(len(dataset)), BATCH)
-    for (stored, _), made in zip(found, forward(run), strict=True):
+    batches = dataset.batches(np.arange(len(dataset)), BATCH)
+    for (stored, _), made in zip(batches, forward(run), strict=True):
         assert torch.equal(stored, made.cpu().half()), "the stored maps are not the backbone's"
 
 

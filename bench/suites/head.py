@@ -85,15 +85,15 @@ def contestants(net: FMCENet, dtype: torch.dtype, device: torch.device, compiled
 def check(net: FMCENet, losses: dict[str, Loss], batch: int, dtype: torch.dtype, device: torch.device) -> None:
     maps = random_maps(net.settings["in_channels"], batch, dtype, device)
     exact = maps.detach().double().requires_grad_()
-    wanted_loss, wanted = FMCSLoss(net)(exact), torch.autograd.grad(FMCSLoss(net)(exact), exact)[0]
-    for name, loss_of in losses.items():
-        loss = loss_of(maps)
+    exact_loss, exact_gradient = FMCSLoss(net)(exact), torch.autograd.grad(FMCSLoss(net)(exact), exact)[0]
+    for name, loss_function in losses.items():
+        loss = loss_function(maps)
         gradient = torch.autograd.grad(loss, maps)[0].double()
-        of_loss = ((loss.double() - wanted_loss) / wanted_loss).abs().item()
-        of_gradient = ((gradient - wanted).norm() / wanted.norm()).item()
-        most_of_loss, most_of_gradient = WORST[dtype]
-        assert of_loss <= most_of_loss and of_gradient <= most_of_gradient, (
-            f"{name}, {dtype}: the loss is off by {of_loss:.1e} and the gradient by {of_gradient:.1e}"
+        loss_error = ((loss.double() - exact_loss) / exact_loss).abs().item()
+        gradient_error = ((gradient - exact_gradient).norm() / exact_gradient.norm()).item()
+        worst_loss, worst_gradient = WORST[dtype]
+        assert loss_error <= worst_loss and gradient_error <= worst_gradient, (
+            f"{name}, {dtype}: the loss is off by {loss_error:.1e} and the gradient by {gradient_error:.1e}"
         )
 
 
@@ -102,7 +102,7 @@ def speed_rows(net, losses, batch, dtype, device, roofline, rounds) -> list[dict
     maps = random_maps(channels, batch, dtype, device)
     rows = []
     for backward in (False, True):
-        ways = {name: step(loss_of, maps, backward) for name, loss_of in losses.items()}
+        ways = {name: step(loss_function, maps, backward) for name, loss_function in losses.items()}
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds):
             for name, way in ways.items():
@@ -125,14 +125,14 @@ def speed_rows(net, losses, batch, dtype, device, roofline, rounds) -> list[dict
     return rows
 
 
-def step(loss_of: Loss, maps: torch.Tensor, backward: bool) -> Callable[[], object]:
+def step(loss_function: Loss, maps: torch.Tensor, backward: bool) -> Callable[[], object]:
     """On a GPU the step is captured in a CUDA graph, so that launches cost nobody anything."""
 
     def run() -> object:
         if not backward:
             with torch.no_grad():
-                return loss_of(maps)
-        return torch.autograd.grad(loss_of(maps), maps)
+                return loss_function(maps)
+        return torch.autograd.grad(loss_function(maps), maps)
 
     if not maps.is_cuda:
         run()
@@ -192,7 +192,7 @@ def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> 
     return counter.get_total_flops(), one_way * (2 if backward else 1)
 
 
-def saved_bytes(loss_of: Loss, maps: torch.Tensor) -> int:
+def saved_bytes(loss_function: Loss, maps: torch.Tensor) -> int:
     """Between forward and backward pass, besides maps and weights."""
     kept: dict[int, int] = {}
 
@@ -202,18 +202,18 @@ def saved_bytes(loss_of: Loss, maps: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss_of(maps)
+        loss_function(maps)
     return sum(kept.values())
 
 
 def table(rows: list[dict]) -> str:
     lines = []
-    for each in rows:
-        share = f"{each['part_of_roofline']:4.0%}"
-        others = ", ".join(f"{ratio:.2f}x {peer}" for peer, ratio in each.get("ratio", {}).items())
-        saved = f"{each['saved_mb']:6.1f} MB kept" if each["saved_mb"] else ""
+    for entry in rows:
+        share = f"{entry['part_of_roofline']:4.0%}"
+        others = ", ".join(f"{ratio:.2f}x {peer}" for peer, ratio in entry.get("ratio", {}).items())
+        saved = f"{entry['saved_mb']:6.1f} MB kept" if entry["saved_mb"] else ""
         lines.append(
-            f"{each['name']:72} {each['value']:9.3f} ms {each['tflops']:7.2f} TFLOP/s {share} {others} {saved}"
+            f"{entry['name']:72} {entry['value']:9.3f} ms {entry['tflops']:7.2f} TFLOP/s {share} {others} {saved}"
         )
     return "\n".join(lines)
 

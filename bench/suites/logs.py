@@ -80,8 +80,8 @@ def csv_rows(losses: np.ndarray, rounds: int) -> list[dict]:
             },
             needs={"polars, into memory": "polars"},
         )
-        found = json.loads(subprocess.check_output([*commands["fmcefast markers"], "--json"], cwd=folder))
-        assert found["markers"] == find_markers(losses, mu=found["mu"], window=1000).markers, "the CSV is misread"
+        result = json.loads(subprocess.check_output([*commands["fmcefast markers"], "--json"], cwd=folder))
+        assert result["markers"] == find_markers(losses, mu=result["mu"], window=1000).markers, "the CSV is misread"
         taken: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(rounds):
             for name, command in commands.items():

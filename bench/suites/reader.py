@@ -76,12 +76,14 @@ def write_all(folder: Path, maps: np.ndarray) -> dict[str, Read]:
         {
             "fmcefast": from_store(folder / "store", None),
             "fmcefast, past the page cache": from_store(folder / "store", True),
-            "memmap, a loop of rows": each(lambda rows: [from_memmap(folder)[row] for row in rows]),
+            "memmap, a loop of rows": row_by_row(lambda rows: [from_memmap(folder)[row] for row in rows]),
             "memmap, one index": lambda order: (from_memmap(folder)[rows] for rows in parts(order)),
             "torch.load(mmap=True)": lambda order: from_torch(folder, order),
             "safetensors, a loop of rows": lambda order: from_safetensors(folder, order),
             "zarr, a chunk a row": lambda order: from_zarr(folder, order),
-            "np.load of each sample": each(lambda rows: [np.load(folder / "samples" / f"{row}.npy") for row in rows]),
+            "np.load of each sample": row_by_row(
+                lambda rows: [np.load(folder / "samples" / f"{row}.npy") for row in rows]
+            ),
         },
         needs={"zarr, a chunk a row": "zarr"},
     )
@@ -99,7 +101,7 @@ def parts(order: np.ndarray) -> Iterator[np.ndarray]:
         yield order[first : first + BATCH]
 
 
-def each(rows_of: Callable[[np.ndarray], list[np.ndarray]]) -> Read:
+def row_by_row(rows_of: Callable[[np.ndarray], list[np.ndarray]]) -> Read:
     return lambda order: (np.stack(rows_of(rows)) for rows in parts(order))
 
 
@@ -135,8 +137,8 @@ def from_zarr(folder: Path, order: np.ndarray) -> Batches:
 def check(contestants: dict[str, Read], maps: np.ndarray, rng: np.random.Generator) -> None:
     order = rng.permutation(len(maps))[: 3 * BATCH - 7]
     for name, read in contestants.items():
-        for found, rows in zip(read(order), parts(order), strict=True):
-            assert np.array_equal(found, maps[rows]), f"{name} does not give the maps back"
+        for batch, rows in zip(read(order), parts(order), strict=True):
+            assert np.array_equal(batch, maps[rows]), f"{name} does not give the maps back"
 
 
 def speed_rows(folder: Path, contestants: dict[str, Read], warm: bool, arguments, rng) -> list[dict]:

@@ -197,15 +197,15 @@ CONTESTANTS = with_peers(
 
 
 def check(maps: list[np.ndarray], folder: Path) -> None:
-    wanted = [batch.astype(np.float16) for batch in maps[:3]]
+    expected = [batch.astype(np.float16) for batch in maps[:3]]
     for name, contestant in CONTESTANTS.items():
         with empty_folder(folder) as inside:
-            save, finish = contestant.begin(inside, len(wanted))
-            for number in range(len(wanted)):
+            save, finish = contestant.begin(inside, len(expected))
+            for number in range(len(expected)):
                 save(number, maps[number])
             finish()
-            for expected, found in zip(wanted, contestant.read(inside), strict=True):
-                same = found.dtype == np.float16 and np.array_equal(found.view(np.uint16), expected.view(np.uint16))
+            for batch, stored in zip(expected, contestant.read(inside), strict=True):
+                same = stored.dtype == np.float16 and np.array_equal(stored.view(np.uint16), batch.view(np.uint16))
                 assert same, f"{name} does not give the maps back"
 
 
@@ -361,10 +361,10 @@ def memory_growth(with_writer: bool, batches: int, folder: Path) -> dict:
 
 def table(rows: list[dict]) -> str:
     lines = []
-    for each in rows:
-        share = f"{each['part_of_disk']:5.0%}" if "part_of_disk" in each else " " * 5
-        others = ", ".join(f"{ratio:.1f}x {peer}" for peer, ratio in each.get("ratio", {}).items())
-        lines.append(f"{each['name']:60} {each['value']:8.3f} {each['unit']:18} {share} {others}")
+    for entry in rows:
+        share = f"{entry['part_of_disk']:5.0%}" if "part_of_disk" in entry else " " * 5
+        others = ", ".join(f"{ratio:.1f}x {peer}" for peer, ratio in entry.get("ratio", {}).items())
+        lines.append(f"{entry['name']:60} {entry['value']:8.3f} {entry['unit']:18} {share} {others}")
     return "\n".join(lines)
 
 

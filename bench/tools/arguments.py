@@ -15,7 +15,7 @@ class SuiteParser(argparse.ArgumentParser):
         self.add_argument(
             "--results", type=Path, default=Path("bench-results"), metavar="FOLDER", help="for JSON and figures"
         )
-        self.add_argument("--commit", default=None, help="of fmcefast, for the result; found by itself in a clone")
+        self.add_argument("--commit", default=None, help="of fmcefast, to record in the result; known in a clone")
         self.add_argument("--json", action="store_true", help="the result on standard output, nothing else there")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
