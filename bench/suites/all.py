@@ -10,8 +10,8 @@ piece is started that is expected to take longer than what is left. A piece that
 expected has failed; one that runs out of time is started anew the next time.
 
 With `--gpu` the sizes are those of a large NVIDIA GPU and the clone's tests that need one run first. Pieces that need
-image files or DALI are left out where these are missing; `--wheels` installs DALI from a folder of wheels, without a network.
-Ends with a table of all results.
+image files or DALI are left out where these are missing; `--wheels` installs DALI from a folder of wheels, without a
+network. Ends with a table of all results.
 """
 
 import argparse

@@ -68,9 +68,10 @@ def write_all(folder: Path, maps: np.ndarray) -> dict[str, Read]:
     safetensors.torch.save_file({"maps": torch.from_numpy(maps)}, folder / "maps.safetensors")
     if find_spec("zarr"):
         write_zarr(folder / "maps.zarr", maps)
-    (folder / "samples").mkdir()
+    samples = folder / "samples"
+    samples.mkdir()
     for index, sample in enumerate(maps):
-        np.save(folder / "samples" / f"{index}.npy", sample)
+        np.save(samples / f"{index}.npy", sample)
     os.sync()
     return with_peers(
         {
