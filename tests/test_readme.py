@@ -192,6 +192,14 @@ def test_results_of_a_gpu_come_into_tables_of_their_own(documents, results):
     assert section.count("\n|---") == before.count("\n|---") + 7 and section.count("CIFAR-10 as JPEGs") == 1
 
 
+def test_headings_and_pictures_stand_alone(documents, results):
+    blocks = page_of(documents, results).strip("\n").split("\n\n")
+    for block in blocks:
+        if "## " in block or "![" in block:
+            assert re.fullmatch(r"## [^#\n]+|!\[[^]\n]+\]\([^)\n]+\)", block), block
+    assert {block for block in blocks if block.startswith("## ")} >= {"## Whole runs", "## The head as a loss"}
+
+
 def test_tables_are_whole(documents, results):
     for block in page_of(documents, results).split("\n\n"):
         if "\n|" in block:

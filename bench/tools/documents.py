@@ -72,6 +72,7 @@ def render(template: str, results: Path) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {
         "number": number, "significant": significant, "percent": percent, "duration": duration, "mean": fmean
