@@ -97,9 +97,9 @@ def test_a_changed_figure_changes_the_table_of_the_readme(documents, results):
 
 def test_a_changed_figure_changes_the_section(documents, results):
     before = page_of(documents, results)
-    said = documents.significant(row_of(json.loads((results / "head.json").read_text()), FP32_HEAD)["value"])
+    shown = documents.significant(row_of(json.loads((results / "head.json").read_text()), FP32_HEAD)["value"])
     change(results, "head", lambda content: row_of(content, FP32_HEAD).update(value=61.64))
-    assert page_of(documents, results) == before.replace(f" {said} ms ", " 61.6 ms ") != before
+    assert page_of(documents, results) == before.replace(f" {shown} ms ", " 61.6 ms ") != before
 
 
 def test_a_missing_row_or_field_or_file_is_named(documents, results):

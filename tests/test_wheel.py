@@ -78,8 +78,8 @@ def test_it_works_where_it_is_unpacked(installed, falling_losses, tmp_path):
     where, total = run(installed, script).split()
     assert Path(where).is_relative_to(installed) and total == "4.0"
     words = ["markers", str(log), "--mu", "1e-2", "--json"]
-    found = json.loads(run(installed, "from fmcefast.cli import main; main()", *words))
-    assert found["status"] == "converged"
+    markers = json.loads(run(installed, "from fmcefast.cli import main; main()", *words))
+    assert markers["status"] == "converged"
 
 
 def test_the_source_folder_says_how_to_install_it(tmp_path):
