@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import fmcefast
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -49,14 +51,18 @@ def test_it_holds_the_package_and_nothing_else(installed):
     assert all(name.startswith("fmcefast/") for name in package)
     assert {
         "fmcefast/kernels/cqi/loops.py",
-        "fmcefast/bench/head.py",
+        "fmcefast/bench/suites/head.py",
+        "fmcefast/bench/tools/results.py",
         "fmcefast/py.typed",
         "fmcefast/_core.pyi",
         "fmcefast/report/report.html.j2",
     } <= package
     assert any(name.startswith("fmcefast/_core.") and name.endswith((".so", ".pyd")) for name in package)
-    assert not any(part in name for name in package for part in ("csrc", "/test", "__pycache__", "results", "readme"))
+    unwanted = ("csrc", "/test", "__pycache__", "bench/results", "RESULTS", "documents", "templates", "readme")
+    assert not any(part in name for name in package for part in unwanted)
     assert any(name.endswith("licenses/LICENSE") for name in files)
+    metadata = next(installed.glob("fmcefast-*.dist-info/METADATA")).read_text()
+    assert f"\nVersion: {fmcefast.__version__}\n" in metadata
 
 
 def test_it_works_where_it_is_unpacked(installed, falling_losses, tmp_path):
@@ -72,8 +78,8 @@ def test_it_works_where_it_is_unpacked(installed, falling_losses, tmp_path):
     where, total = run(installed, script).split()
     assert Path(where).is_relative_to(installed) and total == "4.0"
     words = ["markers", str(log), "--mu", "1e-2", "--json"]
-    found = json.loads(run(installed, "from fmcefast.cli import main; main()", *words))
-    assert found["status"] == "converged"
+    markers = json.loads(run(installed, "from fmcefast.cli import main; main()", *words))
+    assert markers["status"] == "converged"
 
 
 def test_the_source_folder_says_how_to_install_it(tmp_path):

@@ -101,12 +101,13 @@ def bench(suite: str, arguments: tuple[str, ...]) -> None:
 
     if suite in ("-h", "--help"):
         click.echo(click.get_current_context().get_help())
-        click.echo("\nSuites:\n" + "\n".join(f"  {name:15}{said}" for name, said in SUITES.items()))
+        click.echo("\nSuites:\n" + "\n".join(f"  {name:15}{description}" for name, (_, description) in SUITES.items()))
         return
     if suite not in SUITES:
         raise unknown_name("suite", suite, SUITES)
+    home, _ = SUITES[suite]
     try:
-        module = importlib.import_module(f"fmcefast.bench.{suite.replace('-', '_')}")
+        module = importlib.import_module(f"fmcefast.bench.{home}")
     except ModuleNotFoundError as error:
         raise InputError(f"bench {suite} needs {error.name}. Install it: pip install 'fmcefast[bench]'") from error
     module.main([word for word in arguments if word != "--debug"])

@@ -1,5 +1,6 @@
 """The benchmarks as a user starts them, with sizes that measure nothing."""
 
+import importlib
 import json
 import shlex
 import subprocess
@@ -10,7 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fmcefast.bench import SUITES, suite
+from fmcefast.bench import SUITES
+from fmcefast.bench.suites import all as every
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.results import row
 from fmcefast.cli import cli
 from fmcefast.errors import InputError
 
@@ -33,27 +37,27 @@ def test_suites_that_are_not_there_or_lack_a_package_are_refused(monkeypatch):
 
     with pytest.raises(InputError, match=r"Unknown suite 'haed'\. Did you mean 'head'"):
         invoke("haed")
-    monkeypatch.setitem(sys.modules, "fmcefast.bench.head", None)
+    monkeypatch.setitem(sys.modules, "fmcefast.bench.suites.head", None)
     with pytest.raises(InputError, match="bench head needs"):
         invoke("head")
 
 
 def test_rows_hold_numpys_percentiles(rng):
     values = rng.random(11).tolist()
-    made = suite.row("name", values, "s", fact=1)
-    found = made["p20"], made["value"], made["p80"]
-    np.testing.assert_allclose(found, np.percentile(values, [20, 50, 80]))
+    made = row("name", values, "s", fact=1)
+    percentiles = made["p20"], made["value"], made["p80"]
+    np.testing.assert_allclose(percentiles, np.percentile(values, [20, 50, 80]))
     assert (made["n"], made["fact"]) == (11, 1)
-    alone = suite.row("name", [2.0], "s")
+    alone = row("name", [2.0], "s")
     assert (alone["p20"], alone["value"], alone["p80"], alone["n"]) == (2, 2, 2, 1)
 
 
 def test_one_suite_leaves_its_result_and_says_it_as_json(tmp_path):
     done = bench("head", "--batch", 2, "--channels", 16, "--rounds", 2, "--json", "--commit", "abc", cwd=tmp_path)
-    said, left = json.loads(done.stdout), json.loads((tmp_path / "bench-results" / "head.json").read_text())
-    assert said == left and said["suite"] == "head" and said["commit"] == "abc"
-    assert said["versions"]["torch"] == torch.__version__.partition("+")[0] and said["hardware"]
-    assert {"name", "value", "unit", "p20", "p80", "n", "ratio"} <= said["rows"][1].keys()
+    printed, written = json.loads(done.stdout), json.loads((tmp_path / "bench-results" / "head.json").read_text())
+    assert printed == written and printed["suite"] == "head" and printed["commit"] == "abc"
+    assert printed["versions"]["torch"] == torch.__version__.partition("+")[0] and printed["hardware"]
+    assert {"name", "value", "unit", "p20", "p80", "n", "ratio"} <= printed["rows"][1].keys()
 
 
 def test_all_suites_work_and_go_on_where_they_ended(tmp_path):
@@ -67,9 +71,9 @@ def test_all_suites_work_and_go_on_where_they_ended(tmp_path):
     second = bench(*words, cwd=tmp_path, code=1)
     assert "Some pieces failed" in second.stderr and not (results / "reader.json").exists()
     third = bench(*words, "--again", "--json", cwd=tmp_path)
-    said = json.loads(third.stdout)
-    assert said["pieces"]["reader"] == "done" and not (results / "reader.failed.txt").exists()
-    assert {result["suite"] for result in said["results"]} == {"head", "reader", "ral-step"}
+    printed = json.loads(third.stdout)
+    assert printed["pieces"]["reader"] == "done" and not (results / "reader.failed.txt").exists()
+    assert {result["suite"] for result in printed["results"]} == {"head", "reader", "ral-step"}
     assert (results / "head.json").stat().st_mtime_ns == before
 
 
@@ -92,23 +96,19 @@ def test_sizes_for_a_gpu_need_one(tmp_path):
 
 def test_what_a_gpu_is_to_measure_names_arguments_that_exist(monkeypatch):
     """Nobody may find a misspelt flag on a rented machine."""
-    import importlib
-
-    from fmcefast.bench import all as every
-
     arguments = every.parser().parse_args(["--jpegs", "a", "--small", "b", "--mnist", "c"])
     for gpu, quick in ((True, False), (False, True), (False, False)):
         arguments.gpu, arguments.quick = gpu, quick
         for piece in every.pieces_of(arguments):
-            module = importlib.import_module(f"fmcefast.bench.{piece.suite.replace('-', '_')}")
+            module = importlib.import_module(f"fmcefast.bench.{SUITES[piece.suite][0]}")
             parsed = []
 
             def stop(self, args=None, namespace=None, parsed=parsed):
-                parsed.append(super(suite.SuiteParser, self).parse_args(args, namespace))
+                parsed.append(super(SuiteParser, self).parse_args(args, namespace))
                 raise InterruptedError
 
             with monkeypatch.context() as patch:
-                patch.setattr(suite.SuiteParser, "parse_args", stop)
+                patch.setattr(SuiteParser, "parse_args", stop)
                 with pytest.raises(InterruptedError):
                     module.main([*shlex.split(piece.words), "--json"])
             assert parsed

@@ -26,7 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import v2
 
-from fmcefast.bench.suite import SuiteParser, installed, publish, row, with_peers
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import installed, with_peers
+from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.loaders.settings import LoaderSettings
@@ -65,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def some_files(folder: Path, count: int) -> ImageSet:
     """`count` JPEGs, spread over the folder; some come more than once when it holds fewer."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    assert found, f"{folder} holds no JPEG"
-    rows = np.linspace(0, len(found), count, endpoint=False).astype(int) if len(found) > count else np.arange(count)
-    return ImageSet(np.zeros(count, np.int64), paths=[found[i % len(found)] for i in rows])
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    assert paths, f"{folder} holds no JPEG"
+    rows = np.linspace(0, len(paths), count, endpoint=False).astype(int) if len(paths) > count else np.arange(count)
+    return ImageSet(np.zeros(count, np.int64), paths=[paths[i % len(paths)] for i in rows])
 
 
 def of_files(files: ImageSet) -> Contestants:
@@ -178,8 +180,8 @@ def check(images: ImageSet, recipe: Recipe, size: int, kinds: Sequence[str]) -> 
     few = images.take(np.arange(min(32, len(images))))
     for kind in kinds:
         batches = [batch.cpu() for batch, _ in ours(few, recipe, size, kind, training=False)]
-        found = torch.cat(batches) * torch.tensor(recipe.std).view(-1, 1, 1) + torch.tensor(recipe.mean).view(-1, 1, 1)
-        for index, frame in enumerate(found):
+        frames = torch.cat(batches) * torch.tensor(recipe.std).view(-1, 1, 1) + torch.tensor(recipe.mean).view(-1, 1, 1)
+        for index, frame in enumerate(frames):
             pixels = torch.from_numpy(few.pixels_of(index)).permute(2, 0, 1)
             if recipe.resized_crop:
                 height, width = pixels.shape[1:]

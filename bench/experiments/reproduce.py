@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fmcefast import files, find_markers
-from fmcefast.bench.suite import SuiteParser, publish, result_name, row
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.results import publish, result_name, row
 from fmcefast.convergence.markers import Markers
 from fmcefast.data.spec import DataSpec
 from fmcefast.errors import InputError, NotConvergedError
@@ -135,7 +136,7 @@ def time_limit(ends: float | None) -> Iterator[None]:
         if ends <= time.monotonic():
             raise TimeIsUp
         signal.signal(signal.SIGALRM, end)
-        # Again and again: Python drops what is raised while it clears away an object.
+        # Repeatedly: Python drops an exception that is raised while it deletes an object.
         signal.setitimer(signal.ITIMER_REAL, ends - time.monotonic(), 20)
     try:
         yield
@@ -144,7 +145,7 @@ def time_limit(ends: float | None) -> Iterator[None]:
 
 
 def reproduce(name: str, arguments: argparse.Namespace, progress: Progress, ends: float | None) -> None:
-    """One row, and its result with whatever is finished of it when this ends, well or not."""
+    """Compute one row and publish what is finished of it, also when this is interrupted or fails."""
     first, of = first_run(name, arguments), label(name, arguments)
     rows: list[dict] = []
     complete = False
@@ -161,19 +162,19 @@ def reproduce(name: str, arguments: argparse.Namespace, progress: Progress, ends
 
 
 def steps(paper: Paper, first: RunFolder, arguments: argparse.Namespace, progress: Progress) -> Iterator[dict]:
-    """The figures of a row, each as soon as it is there; what was finished before comes at once."""
+    """Yield the figures of a row as soon as they are computed; what was finished before comes at once."""
     settings = settings_of(paper, arguments)
     trained = train(first, progress)
     yield row("top-1", [trained.top1], "fraction", epochs=trained.epochs, seconds=trained.seconds, paper=paper.top1)
     for smoothing in ("ema", "literal"):
         try:
-            found = found_markers(first, settings["mu"], smoothing)
+            at_mu = markers_at(first, settings["mu"], smoothing)
         except InputError as error:  # too few epochs lie before convergence
             progress.line(f"{smoothing}: {error}")
             continue
-        if found.min_cqi is not None:  # None of fewer epochs than the window has
-            facts = {"markers": found.markers, "paper_markers": paper.markers}
-            yield row(f"smallest CQI, {smoothing}", [found.min_cqi], "CQI", **facts, paper=paper.mu)
+        if at_mu.min_cqi is not None:  # there is a full window
+            facts = {"markers": at_mu.markers, "paper_markers": paper.markers}
+            yield row(f"smallest CQI, {smoothing}", [at_mu.min_cqi], "CQI", **facts, paper=paper.mu)
     first = with_markers(first, settings["mu"], progress)
     facts = {"markers": markers(first, progress).markers, "paper_markers": paper.markers}
     yield row("mu of what follows", [first.config.mu], "CQI", **facts, paper=paper.mu)
@@ -183,9 +184,9 @@ def steps(paper: Paper, first: RunFolder, arguments: argparse.Namespace, progres
         yield row(f"FMCE-Net accuracy, split by {split}", [fitted.accuracy], "fraction", **facts)
     first = open_run(first.path, {})
     scores = load_score(first) if first.score_json.exists() else score(first, progress, reference=True)
-    for which, found in {"all epochs": scores.spearman, "from E_1 on": scores.spearman_from_e1}.items():
-        if found is not None:  # the FMCS differ
-            yield row(f"Spearman of mean FMCS and epoch, {which}", [found], "correlation")
+    for which, spearman in {"all epochs": scores.spearman, "from E_1 on": scores.spearman_from_e1}.items():
+        if spearman is not None:  # undefined when all FMCS are the same
+            yield row(f"Spearman of mean FMCS and epoch, {which}", [spearman], "correlation")
     report(first, progress)
 
     second = run_at(first.path.parent / f"seed-{SEEDS[1]}", settings | {"seed": SEEDS[1]})
@@ -208,11 +209,11 @@ def steps(paper: Paper, first: RunFolder, arguments: argparse.Namespace, progres
 
 
 def raf_rows(table: Sequence[RafRow], paper: Paper) -> Iterator[dict]:
-    for each in table:
-        facts = {"std": each.std, "difference": each.difference, "low": each.low, "high": each.high}
-        gain = paper.gain if each.raf == paper.raf else None
-        made = row(f"top-1 at RAF {each.raf:g}", [each.mean], "fraction", **facts, paper_gain_in_points=gain)
-        yield made | {"n": each.seeds}
+    for cells in table:
+        facts = {"std": cells.std, "difference": cells.difference, "low": cells.low, "high": cells.high}
+        gain = paper.gain if cells.raf == paper.raf else None
+        made = row(f"top-1 at RAF {cells.raf:g}", [cells.mean], "fraction", **facts, paper_gain_in_points=gain)
+        yield made | {"n": cells.seeds}
 
 
 def first_run(name: str, arguments: argparse.Namespace) -> RunFolder:
@@ -243,15 +244,15 @@ def run_at(path: Path, settings: dict) -> RunFolder:
     return open_run(path, settings, create=True, remedy="Give another folder: --runs FOLDER.")
 
 
-def found_markers(run: RunFolder, mu: float, smoothing: str) -> Markers:
+def markers_at(run: RunFolder, mu: float, smoothing: str) -> Markers:
     losses = [epoch.loss for epoch in read_epochs(run.losses_csv)]
     return find_markers(losses, **{**marker_settings(run.config), "mu": mu, "smoothing": smoothing})
 
 
 def with_markers(run: RunFolder, mu: float, progress: Progress) -> RunFolder:
-    """The run with markers at the smallest threshold, from mu on, that its loss comes down to."""
+    """The run with markers at the smallest of the thresholds TIMES_MU x mu that its loss reaches."""
     for times in TIMES_MU:
-        if found_markers(run, mu * times, run.config.smoothing).converged:
+        if markers_at(run, mu * times, run.config.smoothing).converged:
             run = open_run(run.path, {"mu": mu * times}, consent=True)
             progress.line(markers(run, progress).explain())
             return run

@@ -16,7 +16,8 @@ from statistics import median
 import torch
 
 from fmcefast import FMCENet, FMCSLoss
-from fmcefast.bench.suite import SuiteParser, publish, row
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.sources import load_source
 from fmcefast.run.config import Config, resolve
 from fmcefast.runtime.allocator import keep_freed_memory
@@ -84,17 +85,17 @@ def make_trainers(config: Config, device: torch.device) -> dict[str, Trainer]:
 
 def check(trainers: dict[str, Trainer], images: torch.Tensor, labels: torch.Tensor) -> float:
     """The relative difference of the fused and the plain gradient of the backbone; raises when one is wrong."""
-    found = []
+    results = []
     for name in ("RAL, fused", "RAL, FMCE-Net's own layers"):
         trainer = trainers[name]
         before = {key: value.clone() for key, value in trainer.backbone.state_dict().items()}
         loss = trainer.loss(images, labels)
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in trainer.backbone.parameters()]).double()
-        found.append((loss.item(), gradient))
+        results.append((loss.item(), gradient))
         trainer.optimizer.zero_grad()
         trainer.backbone.load_state_dict(before)
-    (loss, gradient), (plain_loss, plain_gradient) = found
+    (loss, gradient), (plain_loss, plain_gradient) = results
     difference = ((gradient - plain_gradient).norm() / plain_gradient.norm()).item()
     exact = trainers[PLAIN].dtype is None
     assert abs(loss - plain_loss) < (1e-5 if exact else 5e-3) * plain_loss, f"{loss} is not {plain_loss}"

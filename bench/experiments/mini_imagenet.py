@@ -9,7 +9,7 @@ The rows mini-imagenet-r and mini-imagenet-s of `fmcefast bench reproduce`, whos
 import sys
 from collections.abc import Sequence
 
-from fmcefast.bench import reproduce
+from fmcefast.bench.experiments import reproduce
 
 ROWS = ("mini-imagenet-r", "mini-imagenet-s")
 

@@ -22,7 +22,9 @@ import numpy as np
 from scipy.signal import lfilter
 
 from fmcefast import find_markers
-from fmcefast.bench.suite import SuiteParser, publish, ratios, result_name, row, seconds, status, with_peers
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import seconds, status, with_peers
+from fmcefast.bench.tools.results import publish, ratios, result_name, row
 from fmcefast.kernels.cqi.compiled import compiled
 from fmcefast.kernels.cqi.search import Criterion, Slices, search_chunks
 from fmcefast.report.figures import log_figure, save
@@ -30,6 +32,7 @@ from fmcefast.report.figures import log_figure, save
 PEERS = ("pandas", "scipy", "bottleneck", "polars", "pyarrow")
 ALPHA = 0.85
 CORES = len(os.sched_getaffinity(0))
+THIS_SUITE = (sys.executable, "-P", "-m", "fmcefast.bench.suites.cqi")
 
 Contestant = Callable[[np.ndarray, float, int, str], tuple[int, int]]
 
@@ -79,8 +82,8 @@ def threshold(losses: np.ndarray, window: int, smoothing: str) -> float:
 
 def ours(threads: int) -> Contestant:
     def search(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
-        found = find_markers(losses, mu=mu, alpha=ALPHA, window=window, smoothing=smoothing, threads=threads)
-        return found.e0 - 1, found.markers[-1] - 1 if found.converged else -1
+        markers = find_markers(losses, mu=mu, alpha=ALPHA, window=window, smoothing=smoothing, threads=threads)
+        return markers.e0 - 1, markers.markers[-1] - 1 if markers.converged else -1
 
     return search
 
@@ -117,8 +120,8 @@ def with_bottleneck(losses: np.ndarray, mu: float, window: int, smoothing: str) 
 
 def with_plain_loops(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
     """One pass of the plain loops, compiled by Numba, as a user who needs speed would write them."""
-    found = search_chunks(Slices(losses), Criterion(mu, ALPHA, window, smoothing == "literal", 0, 1), compiled()[0])
-    return found.origin, found.end
+    result = search_chunks(Slices(losses), Criterion(mu, ALPHA, window, smoothing == "literal", 0, 1), compiled()[0])
+    return result.origin, result.end
 
 
 def with_polars(losses: np.ndarray, mu: float, window: int, smoothing: str) -> tuple[int, int]:
@@ -164,11 +167,11 @@ CONTESTANTS: dict[str, Contestant] = with_peers(
 
 def search_rows(losses: np.ndarray, window: int, smoothing: str, rounds: int, read_speed: float) -> list[dict]:
     mu = threshold(losses, window, smoothing)
-    wanted = with_numpy(losses, mu, window, smoothing)
-    assert wanted[1] > 0.9 * len(losses), f"E_K = {wanted[1]} is not in the last tenth"
+    expected = with_numpy(losses, mu, window, smoothing)
+    assert expected[1] > 0.9 * len(losses), f"E_K = {expected[1]} is not in the last tenth"
     for name, search in CONTESTANTS.items():
-        found = search(losses, mu, window, smoothing)
-        assert found == wanted, f"{name} finds {found}, NumPy {wanted}"
+        epochs = search(losses, mu, window, smoothing)
+        assert epochs == expected, f"{name} finds {epochs}, NumPy {expected}"
     memory = memory_of_each(losses, mu, window, smoothing)
 
     taken: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
@@ -195,9 +198,9 @@ def search_rows(losses: np.ndarray, window: int, smoothing: str, rounds: int, re
 
 def draw(losses: np.ndarray, results: Path) -> None:
     """The figure that `fmcefast markers LOG --plot FILE` makes."""
-    found = find_markers(losses, mu=threshold(losses, 1000, "ema"), window=1000)
+    markers = find_markers(losses, mu=threshold(losses, 1000, "ema"), window=1000)
     results.mkdir(parents=True, exist_ok=True)
-    save(log_figure(losses, found), results / f"{result_name('cqi')}-plot.png")
+    save(log_figure(losses, markers), results / f"{result_name('cqi')}-plot.png")
 
 
 def bandwidth(losses: np.ndarray) -> dict:
@@ -215,7 +218,9 @@ def memory_of_each(losses: np.ndarray, mu: float, window: int, smoothing: str) -
         settings = [f"{folder}/losses.npy", repr(mu), str(window), smoothing]
         return {
             name: float(
-                subprocess.check_output([sys.executable, "-P", "-m", "fmcefast.bench.cqi", "--memory", name, *settings])
+                subprocess.check_output(
+                    [sys.executable, "-P", "-m", "fmcefast.bench.suites.cqi", "--memory", name, *settings]
+                )
             )
             for name in CONTESTANTS
         }
@@ -232,11 +237,11 @@ def extra_memory(search: Contestant, losses: np.ndarray, mu: float, window: int,
 
 def table(rows: list[dict]) -> str:
     lines = []
-    for each in rows:
-        ratios = ", ".join(f"{ratio:.1f}x {peer}" for peer, ratio in each.get("ratio", {}).items())
-        extra = f"{each['extra_megabytes']:8,.1f} MB" if "extra_megabytes" in each else ""
-        share = f"{each['part_of_read_bandwidth']:5.0%}" if "part_of_read_bandwidth" in each else ""
-        lines.append(f"{each['name']:60} {each['value']:8.3f} {each['unit']:8} {share} {extra} {ratios}")
+    for entry in rows:
+        ratios = ", ".join(f"{ratio:.1f}x {peer}" for peer, ratio in entry.get("ratio", {}).items())
+        extra = f"{entry['extra_megabytes']:8,.1f} MB" if "extra_megabytes" in entry else ""
+        share = f"{entry['part_of_read_bandwidth']:5.0%}" if "part_of_read_bandwidth" in entry else ""
+        lines.append(f"{entry['name']:60} {entry['value']:8.3f} {entry['unit']:8} {share} {extra} {ratios}")
     return "\n".join(lines)
 
 

@@ -21,7 +21,9 @@ from statistics import fmean
 
 import torch
 
-from fmcefast.bench.suite import FMCEFAST, SuiteParser, publish, result_name, row, shown
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import FMCEFAST, shown
+from fmcefast.bench.tools.results import publish, result_name, row
 from fmcefast.finetuning.cell import finished_cells
 from fmcefast.run.folder import peek_run
 
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cells = swept["cells"]
         taken = sum(cell["seconds"] for cell in cells)
         rows.append(row("training of the sweep", [taken], "s", cells=len(cells), epochs=cells[0]["epochs"]))
-        rows += [raf_row(each) | first_epochs(folder / first, each["raf"]) for each in swept["table"]]
+        rows += [raf_row(cells) | first_epochs(folder / first, cells["raf"]) for cells in swept["table"]]
         fmcefast("report", first, cwd=folder)
         arguments.results.mkdir(parents=True, exist_ok=True)
         for name in FIGURES:
@@ -63,15 +65,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             shutil.copy(folder / first / "figures" / f"{name}.png", arguments.results / target)
         if not torch.cuda.is_available():  # a GPU's sums come in any order
             check_baseline(folder / first)
-    for each in rows:
-        print(f"{each['name']:60}{each['value']:10.4f} {each['unit']}")
+    for entry in rows:
+        print(f"{entry['name']:60}{entry['value']:10.4f} {entry['unit']}")
     publish(
         arguments, "plus-plus", rows, of=arguments.name, peers=("scipy",), cells=cells, flags=shown(arguments.flags)
     )
 
 
 def fmcefast(*words, cwd: Path) -> tuple[dict, float]:
-    """What a command says, and its seconds."""
+    """The JSON result of a command, and the seconds it took."""
     began = time.perf_counter()
     command = [*FMCEFAST, *map(str, words), "--json"]
     done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, text=True, check=True)
@@ -95,19 +97,19 @@ def other_run_rows(judged: dict, run: Path, other: Path) -> list[dict]:
     return rows
 
 
-def raf_row(each: dict) -> dict:
-    facts = {name: each[name] for name in ("std", "difference", "low", "high")}
-    return {**row(f"top-1 at RAF {each['raf']:g}", [each["mean"]], "fraction"), "n": each["seeds"], **facts}
+def raf_row(cells: dict) -> dict:
+    facts = {name: cells[name] for name in ("std", "difference", "low", "high")}
+    return {**row(f"top-1 at RAF {cells['raf']:g}", [cells["mean"]], "fraction"), "n": cells["seeds"], **facts}
 
 
 def first_epochs(run: Path, raf: float) -> dict:
-    """Over the seeds of a RAF, where training under an FMCE-Net begins."""
+    """FMCS and top-1 after the first epoch under a RAF, averaged over the seeds."""
     rows = [cell.rows()[0] for cell in finished_cells(peek_run(run, {})) if cell.raf == raf]
-    return {f"{what}_of_epoch_1": fmean(getattr(each, what) for each in rows) for what in ("fmcs", "top1")}
+    return {f"{what}_of_epoch_1": fmean(getattr(epoch, what) for epoch in rows) for what in ("fmcs", "top1")}
 
 
 def check_baseline(run: Path) -> None:
-    """RAF 1 under the run's seed is the run itself, but for the clock."""
+    """RAF 1 under the run's seed repeats the run in everything except time."""
     tables = []
     for place in (run, run / "finetune" / "raf-1.00-seed-0"):
         with (place / "losses.csv").open() as file:

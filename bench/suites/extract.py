@@ -22,8 +22,10 @@ import numpy as np
 import torch
 
 from fmcefast import FeatureMapDataset, files, find_markers
-from fmcefast.bench.suite import SuiteParser, publish, row, seconds
-from fmcefast.bench.writer import BATCH, CONTESTANTS, table
+from fmcefast.bench.suites.writer import BATCH, CONTESTANTS, table
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import seconds
+from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.sources import load_source
 from fmcefast.map_sources.choice import load_backbone
@@ -112,8 +114,8 @@ def with_peer(run: RunFolder, folder: Path, begin: Callable) -> None:
 def check(run: RunFolder) -> None:
     with_fmcefast(run)
     dataset = FeatureMapDataset(run.features)
-    found = dataset.batches(np.arange(len(dataset)), BATCH)
-    for (stored, _), made in zip(found, forward(run), strict=True):
+    batches = dataset.batches(np.arange(len(dataset)), BATCH)
+    for (stored, _), made in zip(batches, forward(run), strict=True):
         assert torch.equal(stored, made.cpu().half()), "the stored maps are not the backbone's"
 
 

@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from fmcefast.bench.suite import FMCEFAST, SuiteParser, publish, result_name, row, shown
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import FMCEFAST, shown
+from fmcefast.bench.tools.results import publish, result_name, row
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -25,8 +25,10 @@ import safetensors.torch
 import torch
 
 from fmcefast import FeatureMapDataset, FeatureMapWriter
-from fmcefast.bench.suite import SuiteParser, publish, ratios, row, seconds, with_peers
-from fmcefast.bench.writer import table
+from fmcefast.bench.suites.writer import table
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import seconds, with_peers
+from fmcefast.bench.tools.results import publish, ratios, row
 
 BATCH, SHAPE = 256, (7, 7, 1024)
 ROW_BYTES = 7 * 7 * 1024 * 2
@@ -66,20 +68,23 @@ def write_all(folder: Path, maps: np.ndarray) -> dict[str, Read]:
     safetensors.torch.save_file({"maps": torch.from_numpy(maps)}, folder / "maps.safetensors")
     if find_spec("zarr"):
         write_zarr(folder / "maps.zarr", maps)
-    (folder / "samples").mkdir()
+    samples = folder / "samples"
+    samples.mkdir()
     for index, sample in enumerate(maps):
-        np.save(folder / "samples" / f"{index}.npy", sample)
+        np.save(samples / f"{index}.npy", sample)
     os.sync()
     return with_peers(
         {
             "fmcefast": from_store(folder / "store", None),
             "fmcefast, past the page cache": from_store(folder / "store", True),
-            "memmap, a loop of rows": each(lambda rows: [from_memmap(folder)[row] for row in rows]),
+            "memmap, a loop of rows": row_by_row(lambda rows: [from_memmap(folder)[row] for row in rows]),
             "memmap, one index": lambda order: (from_memmap(folder)[rows] for rows in parts(order)),
             "torch.load(mmap=True)": lambda order: from_torch(folder, order),
             "safetensors, a loop of rows": lambda order: from_safetensors(folder, order),
             "zarr, a chunk a row": lambda order: from_zarr(folder, order),
-            "np.load of each sample": each(lambda rows: [np.load(folder / "samples" / f"{row}.npy") for row in rows]),
+            "np.load of each sample": row_by_row(
+                lambda rows: [np.load(folder / "samples" / f"{row}.npy") for row in rows]
+            ),
         },
         needs={"zarr, a chunk a row": "zarr"},
     )
@@ -97,7 +102,7 @@ def parts(order: np.ndarray) -> Iterator[np.ndarray]:
         yield order[first : first + BATCH]
 
 
-def each(rows_of: Callable[[np.ndarray], list[np.ndarray]]) -> Read:
+def row_by_row(rows_of: Callable[[np.ndarray], list[np.ndarray]]) -> Read:
     return lambda order: (np.stack(rows_of(rows)) for rows in parts(order))
 
 
@@ -133,8 +138,8 @@ def from_zarr(folder: Path, order: np.ndarray) -> Batches:
 def check(contestants: dict[str, Read], maps: np.ndarray, rng: np.random.Generator) -> None:
     order = rng.permutation(len(maps))[: 3 * BATCH - 7]
     for name, read in contestants.items():
-        for found, rows in zip(read(order), parts(order), strict=True):
-            assert np.array_equal(found, maps[rows]), f"{name} does not give the maps back"
+        for batch, rows in zip(read(order), parts(order), strict=True):
+            assert np.array_equal(batch, maps[rows]), f"{name} does not give the maps back"
 
 
 def speed_rows(folder: Path, contestants: dict[str, Read], warm: bool, arguments, rng) -> list[dict]:

@@ -4,14 +4,14 @@ r"""The suites that take minutes, one after another in pieces; the same command 
     fmcefast bench all --gpu --minutes 9 --jpegs photos --small cifar10-jpeg --mnist ~/data/mnist --wheels wheels
     fmcefast bench all --quick              # whether everything works, with sizes that measure nothing
 
-A piece is a process of its own. When it ends well, its result is in RESULTS, and it is not done again; when not, what
-it said is in RESULTS/PIECE.failed.txt, the others go on, and `--again` tries it once more. With `--minutes` no piece is
-begun that is expected to take longer than what is left. One that takes more than twice as long has failed; one that
-the end of the time interrupts is begun anew the next time.
+Each piece is a process of its own. When it succeeds, its result is in RESULTS and it is not run again. When it fails,
+its messages are in RESULTS/PIECE.failed.txt, the others go on, and `--again` tries it once more. With `--minutes` no
+piece is started that is expected to take longer than what is left. A piece that takes more than twice as long as
+expected has failed; one that runs out of time is started anew the next time.
 
-With `--gpu` the sizes are those of a large NVIDIA GPU and the clone's tests that need one come first. What needs image
-files or DALI is left out where they are missing; `--wheels` installs DALI from a folder of wheels, without a network.
-Ends with a table of all results.
+With `--gpu` the sizes are those of a large NVIDIA GPU and the clone's tests that need one run first. Pieces that need
+image files or DALI are left out where these are missing; `--wheels` installs DALI from a folder of wheels, without a
+network. Ends with a table of all results.
 """
 
 import argparse
@@ -30,20 +30,25 @@ from pathlib import Path
 import torch
 
 from fmcefast import files
-from fmcefast.bench.suite import FMCEFAST, SuiteParser, commit, installed, result_name
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import FMCEFAST, installed
+from fmcefast.bench.tools.results import commit, result_name
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.progress import format_seconds
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Arguments of a suite; `minutes` are expected, `of` tells pieces of one suite apart."""
+    """One call of a suite.
+
+    minutes: how long it is expected to take. of: tells pieces of one suite apart. needs: what is missing for it.
+    """
 
     suite: str
     minutes: float
     words: str = ""
     of: str = ""
-    needs: str = ""  # what is missing for it
+    needs: str = ""
 
     @property
     def name(self) -> str:
@@ -96,7 +101,7 @@ def parser() -> SuiteParser:
 
 
 def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
-    """In the order of what they are worth when the time is short."""
+    """The most valuable ones first, in case time is short."""
     given = {name: path.resolve() for name in ("jpegs", "small", "mnist") if (path := getattr(arguments, name))}
     folders = {name: f" --{name} {shlex.quote(str(path))}" for name, path in given.items()}
     jpegs, all_folders = folders.get("jpegs", ""), "".join(folders.values())
@@ -145,7 +150,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
 
 
 def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str:
-    """done, failed, or why not."""
+    """Run one piece, unless it is done: "done", "failed", or why it did not run."""
     result, failure = (arguments.results / f"{piece.name}{end}" for end in (".json", ".failed.txt"))
     left = deadline - time.monotonic()
     if failure.exists() and not arguments.again:
@@ -160,12 +165,12 @@ def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str
     began, limit = time.monotonic(), min(left, 2 * 60 * piece.minutes)
     with (
         tempfile.TemporaryDirectory(dir=arguments.results, prefix=".work-") as work,
-        tempfile.TemporaryFile("w+") as said,
+        tempfile.TemporaryFile("w+") as messages,
     ):
         words = [piece.suite, *shlex.split(piece.words), "--json", "--results", "figures", "--commit", arguments.commit]
         command = [*FMCEFAST, "bench", *words]
         process = subprocess.Popen(
-            command, cwd=work, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True
+            command, cwd=work, stdout=subprocess.PIPE, stderr=messages, text=True, start_new_session=True
         )
         try:
             output, _ = process.communicate(timeout=limit)
@@ -178,11 +183,11 @@ def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str
             if limit == left:
                 return "not yet"
             output, failed = "", True
-            print(f"It took more than {format_seconds(limit)}.", file=said)
-        said.seek(0)
-        log = said.read()
-    last_line = output.splitlines()[-1:]  # lines before are not the suite's
-    if last_line and last_line[0].startswith("{"):  # gpu-tests that failed leave a result too
+            print(f"It took more than {format_seconds(limit)}.", file=messages)
+        messages.seek(0)
+        log = messages.read()
+    last_line = output.splitlines()[-1:]  # lines before it come from libraries
+    if last_line and last_line[0].startswith("{"):  # gpu-tests leaves a result even when tests fail
         files.write_text(result, json.dumps(json.loads(last_line[0]), indent=2) + "\n")
     if failed:
         files.write_text(failure, log)
@@ -194,20 +199,20 @@ def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str
 
 
 def install(wheels: Path) -> None:
-    found = sorted(map(str, wheels.glob("*.whl")))
-    if not found:
+    paths = sorted(map(str, wheels.glob("*.whl")))
+    if not paths:
         raise InputError(f"{wheels} holds no wheels. Get them: pip download nvidia-dali-cuda130 -d {wheels}")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *found]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *paths]
     if subprocess.run(pip, stdout=sys.stderr).returncode:
         raise FmcefastError(f"pip could not install the wheels of {wheels}; see above.")
 
 
 def table(result: dict) -> str:
     lines = [f"{result['suite']}: {result['hardware']}, {result['date']}, {result['commit']}"]
-    for each in result["rows"]:
-        spread = f"{each['p20']:12,.4g} {each['p80']:12,.4g}" if each["n"] > 1 else ""
-        others = ", ".join(f"{ratio:.3g}x {peer}" for peer, ratio in each.get("ratio", {}).items())
-        lines.append(f"  {each['name']:76}{each['value']:12,.4g} {each['unit']:10} {spread}  {others}".rstrip())
+    for entry in result["rows"]:
+        spread = f"{entry['p20']:12,.4g} {entry['p80']:12,.4g}" if entry["n"] > 1 else ""
+        others = ", ".join(f"{ratio:.3g}x {peer}" for peer, ratio in entry.get("ratio", {}).items())
+        lines.append(f"  {entry['name']:76}{entry['value']:12,.4g} {entry['unit']:10} {spread}  {others}".rstrip())
     return "\n".join(lines)
 
 

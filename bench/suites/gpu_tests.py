@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from fmcefast.bench.suite import SuiteParser, installed, publish, row
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import installed
+from fmcefast.bench.tools.results import publish, row
 from fmcefast.errors import InputError
 
 
@@ -21,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tests", type=Path, default=Path("tests"), help="the clone's folder of tests")
     parser.add_argument("--processes", type=int, default=4, help="that share the GPU, where pytest-xdist is installed")
     arguments = parser.parse_args(argv)
-    files = [path for path in sorted(arguments.tests.glob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
+    files = [path for path in sorted(arguments.tests.rglob("test_*.py")) if "pytest.mark.gpu" in path.read_text()]
     if not files:
         raise InputError(f"{arguments.tests} holds no tests that need a GPU. Start it in fmcefast's clone, or: --tests")
     with tempfile.TemporaryDirectory() as folder:

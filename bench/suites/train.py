@@ -24,8 +24,9 @@ from statistics import median
 import torch
 from torch.nn import functional
 
-from fmcefast.bench.decode import some_files
-from fmcefast.bench.suite import SuiteParser, publish, row
+from fmcefast.bench.suites.decode import some_files
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.image_set import Source
 from fmcefast.data.sources import load_source
 from fmcefast.models.backbones import make_backbone
@@ -115,8 +116,8 @@ def check(config: Config, device: torch.device) -> None:
         step.optimizer.param_groups[0]["lr"] = ours._set_learning_rate(batch)
         total += float(step(images, labels)) / batches
     with Progress(quiet=True).task("train", total=1, unit="images") as task:
-        found = ours.run_epoch(1, task).loss
-    assert abs(found - total) < (1e-9 if device.type == "cpu" else 0.02) * total, f"{found} is not {total}"
+        loss = ours.run_epoch(1, task).loss
+    assert abs(loss - total) < (1e-9 if device.type == "cpu" else 0.02) * total, f"{loss} is not {total}"
 
 
 def step_rows(config: Config, device: torch.device, bare: str, rounds: int, compiled: bool) -> list[dict]:
@@ -210,9 +211,9 @@ def wait_row(jpegs: Path, settings: dict, images: int) -> dict:
         entry = trained(resolve({**settings, "data": f"folder:{folder}"}))
     loader = {"dali": "DALI"}.get(entry["loader"], entry["loader"])
     name = f"train: fmcefast, JPEGs of {settings['image_size']} px through {loader}"
-    found = row(name, [entry["images_per_second"]], "images/s", data_wait=entry["data_wait"])
-    print(f"{found['name']:44}{found['value']:10,.0f} images/s", entry["data_wait"])
-    return found
+    result = row(name, [entry["images_per_second"]], "images/s", data_wait=entry["data_wait"])
+    print(f"{result['name']:44}{result['value']:10,.0f} images/s", entry["data_wait"])
+    return result
 
 
 def forget_peak() -> None:

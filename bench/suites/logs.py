@@ -20,8 +20,10 @@ import pyarrow as pa
 import pyarrow.csv
 
 from fmcefast import find_markers
-from fmcefast.bench.cqi import CORES, decaying_loss, table, threshold
-from fmcefast.bench.suite import FMCEFAST, SuiteParser, publish, ratios, row, seconds, with_peers
+from fmcefast.bench.suites.cqi import CORES, decaying_loss, table, threshold
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import FMCEFAST, seconds, with_peers
+from fmcefast.bench.tools.results import publish, ratios, row
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,8 +80,8 @@ def csv_rows(losses: np.ndarray, rounds: int) -> list[dict]:
             },
             needs={"polars, into memory": "polars"},
         )
-        found = json.loads(subprocess.check_output([*commands["fmcefast markers"], "--json"], cwd=folder))
-        assert found["markers"] == find_markers(losses, mu=found["mu"], window=1000).markers, "the CSV is misread"
+        result = json.loads(subprocess.check_output([*commands["fmcefast markers"], "--json"], cwd=folder))
+        assert result["markers"] == find_markers(losses, mu=result["mu"], window=1000).markers, "the CSV is misread"
         taken: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(rounds):
             for name, command in commands.items():

@@ -33,8 +33,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from fmcefast import _core
-from fmcefast.bench.suite import SuiteParser, publish, ratios, row, seconds, status, with_peers
+from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.measuring import seconds, status, with_peers
+from fmcefast.bench.tools.results import publish, ratios, row
+from fmcefast.features.integrity import verify_store
 from fmcefast.features.writer import FeatureMapWriter
 
 BATCH, SHAPE = 256, (7, 7, 1024)
@@ -43,6 +45,7 @@ PIECE_BYTES = 4 << 20  # of a raw write
 MEMORY_BYTES = 256_000_000
 PRODUCER_SECONDS = (0.02, 0.05)  # both leave the disk time to keep up
 PRODUCER_BATCHES = 40
+THIS_SUITE = (sys.executable, "-P", "-m", "fmcefast.bench.suites.writer")
 
 Save = Callable[[int, np.ndarray], object]
 Finish = Callable[[], object]
@@ -106,10 +109,9 @@ def with_fmcefast(folder: Path, batches: int, **options) -> tuple[Save, Finish]:
 
 def read_fmcefast(folder: Path) -> Iterator[np.ndarray]:
     store = folder / "store"
+    assert not verify_store(store), f"{store} is damaged"
     for shard in json.loads((store / "manifest.json").read_text())["phases"][0]["shards"]:
-        path = store / shard["file"]
-        assert _core.crc32c(path.read_bytes()) == shard["crc32c"], f"the checksum of {path} is wrong"
-        rows = np.load(path, mmap_mode="r")
+        rows = np.load(store / shard["file"], mmap_mode="r")
         yield from np.split(rows, len(rows) // BATCH)
 
 
@@ -195,15 +197,15 @@ CONTESTANTS = with_peers(
 
 
 def check(maps: list[np.ndarray], folder: Path) -> None:
-    wanted = [batch.astype(np.float16) for batch in maps[:3]]
+    expected = [batch.astype(np.float16) for batch in maps[:3]]
     for name, contestant in CONTESTANTS.items():
         with empty_folder(folder) as inside:
-            save, finish = contestant.begin(inside, len(wanted))
-            for number in range(len(wanted)):
+            save, finish = contestant.begin(inside, len(expected))
+            for number in range(len(expected)):
                 save(number, maps[number])
             finish()
-            for expected, found in zip(wanted, contestant.read(inside), strict=True):
-                same = found.dtype == np.float16 and np.array_equal(found.view(np.uint16), expected.view(np.uint16))
+            for batch, stored in zip(expected, contestant.read(inside), strict=True):
+                same = stored.dtype == np.float16 and np.array_equal(stored.view(np.uint16), batch.view(np.uint16))
                 assert same, f"{name} does not give the maps back"
 
 
@@ -322,7 +324,9 @@ def memory_row(batches: int, rounds: int, folder: Path) -> dict:
 
     def measured(what: str) -> dict:
         return json.loads(
-            subprocess.check_output([sys.executable, "-P", "-m", "fmcefast.bench.writer", "--memory", what, *settings])
+            subprocess.check_output(
+                [sys.executable, "-P", "-m", "fmcefast.bench.suites.writer", "--memory", what, *settings]
+            )
         )
 
     runs = [(measured("nothing"), measured("writer")) for _ in range(rounds)]
@@ -357,10 +361,10 @@ def memory_growth(with_writer: bool, batches: int, folder: Path) -> dict:
 
 def table(rows: list[dict]) -> str:
     lines = []
-    for each in rows:
-        share = f"{each['part_of_disk']:5.0%}" if "part_of_disk" in each else " " * 5
-        others = ", ".join(f"{ratio:.1f}x {peer}" for peer, ratio in each.get("ratio", {}).items())
-        lines.append(f"{each['name']:60} {each['value']:8.3f} {each['unit']:18} {share} {others}")
+    for entry in rows:
+        share = f"{entry['part_of_disk']:5.0%}" if "part_of_disk" in entry else " " * 5
+        others = ", ".join(f"{ratio:.1f}x {peer}" for peer, ratio in entry.get("ratio", {}).items())
+        lines.append(f"{entry['name']:60} {entry['value']:8.3f} {entry['unit']:18} {share} {others}")
     return "\n".join(lines)
 
 

@@ -1,0 +1,1 @@
+"""Speed: each module measures one part against its competitors, after checking that all give the same result."""

@@ -1,0 +1,1 @@
+"""What the suites and experiments share, and what turns their results into documents."""
