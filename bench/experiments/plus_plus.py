@@ -25,7 +25,7 @@ from fmcefast.bench.tools.arguments import SuiteParser
 from fmcefast.bench.tools.measuring import FMCEFAST, shown
 from fmcefast.bench.tools.results import publish, result_name, row
 from fmcefast.finetuning.cell import finished_cells
-from fmcefast.run.folder import peek_run
+from fmcefast.run.folder import read_run
 
 FIGURES = ("maturity", "other-runs", "rafs-run", "progression-run")
 
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for run in (first, second):
             rows += score_rows(Path(run).name, fmcefast("score", run, "--reference", cwd=folder)[0])
         for run, other in ((first, second), (second, first)):
-            judged, _ = fmcefast("fit", run, "--test-run", other, cwd=folder)
-            rows += other_run_rows(judged, folder / run, folder / other)
+            tested, _ = fmcefast("fit", run, "--test-run", other, cwd=folder)
+            rows += other_run_rows(tested, folder / run, folder / other)
         sweep = ("sweep", first, "--rafs", arguments.rafs, "--seeds", arguments.seeds)
         swept, _ = fmcefast(*sweep, cwd=folder)
         again, seconds = fmcefast(*sweep, cwd=folder)
@@ -89,9 +89,9 @@ def score_rows(name: str, scores: dict) -> list[dict]:
     ]
 
 
-def other_run_rows(judged: dict, run: Path, other: Path) -> list[dict]:
+def other_run_rows(tested: dict, run: Path, other: Path) -> list[dict]:
     rows = []
-    for whose, metrics in ((run.name, judged["own"]), (other.name, judged["others"][0]["metrics"])):
+    for whose, metrics in ((run.name, tested["own"]), (other.name, tested["others"][0]["metrics"])):
         facts = {name: metrics[name] for name in ("f1", "mean_absolute_error", "spearman", "test_maps")}
         rows.append(row(f"FMCE-Net of {run.name} on {whose}", [metrics["accuracy"]], "fraction", **facts))
     return rows
@@ -104,7 +104,7 @@ def raf_row(cells: dict) -> dict:
 
 def first_epochs(run: Path, raf: float) -> dict:
     """FMCS and top-1 after the first epoch under a RAF, averaged over the seeds."""
-    rows = [cell.rows()[0] for cell in finished_cells(peek_run(run, {})) if cell.raf == raf]
+    rows = [cell.rows()[0] for cell in finished_cells(read_run(run)) if cell.raf == raf]
     return {f"{what}_of_epoch_1": fmean(getattr(epoch, what) for epoch in rows) for what in ("fmcs", "top1")}
 
 

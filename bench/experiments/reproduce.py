@@ -7,7 +7,7 @@ r"""A row of the papers' tables: of FMCE Tables I and II, of FMCE-Net++ Table I 
 A row is a data set and a backbone: ShuffleNetV2 x1.0 (-s) or ResNet-50 (-r). The backbone is trained for the paper's
 epochs. Its markers are found with both ways of smoothing; when its loss does not come down to the paper's mu, what
 follows is done with the next of 2, 5, 10, ... times that mu, and the result says so. FMCE-Net is fitted and tested on
-held-out maps, divided by map, as in the paper, and by image, which keeps every image on one side. It judges all epochs,
+held-out maps, divided by map, as in the paper, and by image, which keeps every image on one side. It scores all epochs,
 and the maps of a second training with another seed. Then the backbone is trained until E_K for RAF 1 and the paper's
 best one, over seeds in pairs.
 
@@ -32,22 +32,18 @@ from fmcefast.bench.tools.results import publish, result_name, row
 from fmcefast.convergence.markers import Markers
 from fmcefast.data.spec import DataSpec
 from fmcefast.errors import InputError, NotConvergedError
-from fmcefast.finetuning.sweep import sweep, table_of, write_table
+from fmcefast.evaluation.metrics import Metrics
+from fmcefast.finetuning.sweep_csv import table_of, write_table
 from fmcefast.finetuning.table import RafRow
-from fmcefast.map_sources.choice import recomputes_maps
+from fmcefast.pipeline.change import compare, open_run
 from fmcefast.pipeline.plan import plan
+from fmcefast.pipeline.stages import complete, extract, fit, markers, other_runs, report, score, sweep, train
 from fmcefast.progress import Progress, format_bytes, format_seconds
-from fmcefast.report.page import report
 from fmcefast.run.config import read_yaml
 from fmcefast.run.epochs import read_epochs
-from fmcefast.run.folder import RunFolder, open_run, peek_run
+from fmcefast.run.folder import RunFolder, read_run
 from fmcefast.runtime.allocator import keep_freed_memory
-from fmcefast.stages.extract import extract
-from fmcefast.stages.fit import FitResult, fit
-from fmcefast.stages.markers import marker_settings, markers
-from fmcefast.stages.other_runs import judge_other_runs, load_other_runs
-from fmcefast.stages.score import load_score, score
-from fmcefast.stages.train import train
+from fmcefast.stages.markers import marker_settings
 
 SEEDS = (0, 1)
 FIGURES = ("convergence", "confusion", "maturity", "other-runs", "rafs-run")
@@ -114,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     progress = Progress()
     runs = {label(name, arguments): first_run(name, arguments) for name in arguments.rows}
-    if arguments.plan or not all(run.begun("train") for run in runs.values()):
+    if arguments.plan or not all(train.is_begun(run) for run in runs.values()):
         say_plan(runs, len(arguments.rafs or (0, 1)) * arguments.seeds, progress)
     if arguments.plan:
         return
@@ -182,8 +178,8 @@ def steps(paper: Paper, first: RunFolder, arguments: argparse.Namespace, progres
         fitted = fit_with(first, split, progress)
         facts = {"f1": fitted.f1, "maps": fitted.test_maps, "paper": paper.fmce_net if split == "map" else None}
         yield row(f"FMCE-Net accuracy, split by {split}", [fitted.accuracy], "fraction", **facts)
-    first = open_run(first.path, {})
-    scores = load_score(first) if first.score_json.exists() else score(first, progress, reference=True)
+    first = read_run(first.path)
+    scores = score.load(first) if score.is_done(first) else score(first, progress, reference=True)
     for which, spearman in {"all epochs": scores.spearman, "from E_1 on": scores.spearman_from_e1}.items():
         if spearman is not None:  # undefined when all FMCS are the same
             yield row(f"Spearman of mean FMCS and epoch, {which}", [spearman], "correlation")
@@ -193,9 +189,9 @@ def steps(paper: Paper, first: RunFolder, arguments: argparse.Namespace, progres
     retrained = train(second, progress)
     yield row("top-1, second seed", [retrained.top1], "fraction", paper=paper.top1)
     second = with_markers(second, settings["mu"], progress)
-    if not recomputes_maps(second):
-        extract(second, progress)
-    (other,) = load_other_runs(first) or judge_other_runs(first, progress, [second.path]).others
+    complete(second, progress, until=extract)
+    tested = other_runs.load(first) if other_runs.is_done(first) else other_runs(first, progress, others=[second.path])
+    (other,) = tested.others
     facts = {"f1": other.metrics.f1, "maps": other.metrics.test_maps, "spearman": other.metrics.spearman}
     yield row("FMCE-Net accuracy on the second seed", [other.metrics.accuracy], "fraction", **facts)
 
@@ -219,7 +215,7 @@ def raf_rows(table: Sequence[RafRow], paper: Paper) -> Iterator[dict]:
 def first_run(name: str, arguments: argparse.Namespace) -> RunFolder:
     settings = settings_of(PAPERS[name], arguments) | {"seed": SEEDS[0]}
     path = arguments.runs / label(name, arguments) / f"seed-{SEEDS[0]}"
-    return peek_run(path, settings) if arguments.plan else run_at(path, settings)
+    return compare(path, settings).run if arguments.plan else run_at(path, settings)
 
 
 def label(name: str, arguments: argparse.Namespace) -> str:
@@ -253,21 +249,19 @@ def with_markers(run: RunFolder, mu: float, progress: Progress) -> RunFolder:
     """The run with markers at the smallest of the thresholds TIMES_MU x mu that its loss reaches."""
     for times in TIMES_MU:
         if markers_at(run, mu * times, run.config.smoothing).converged:
-            run = open_run(run.path, {"mu": mu * times}, consent=True)
+            run = open_run(run.path, {"mu": mu * times}, force=True)
             progress.line(markers(run, progress).explain())
             return run
     raise NotConvergedError(f"The loss of {run} comes down to no mu up to {mu * TIMES_MU[-1]:g}. Train longer.")
 
 
-def fit_with(run: RunFolder, split: str, progress: Progress) -> FitResult:
+def fit_with(run: RunFolder, split: str, progress: Progress) -> Metrics:
     """FMCE-Net's metrics under a split, kept in a file of their own, since the run itself keeps one only."""
     kept = run.path / f"fit-{split}.json"
     if not kept.exists() or kept.stat().st_mtime < run.markers_json.stat().st_mtime:
-        run = open_run(run.path, {"split": split}, consent=True)
-        if not recomputes_maps(run):
-            extract(run, progress)
-        files.write_json(kept, asdict(fit(run, progress)))
-    return FitResult(**json.loads(kept.read_text()))
+        run = open_run(run.path, {"split": split}, force=True)
+        files.write_json(kept, asdict(complete(run, progress, until=fit)["fit"]))
+    return Metrics(**json.loads(kept.read_text()))
 
 
 def say_plan(runs: dict[str, RunFolder], cells: int, progress: Progress) -> None:
@@ -297,7 +291,7 @@ def keep_files(run: RunFolder, folder: Path) -> None:
 
 def settings_used(run: RunFolder) -> dict:
     """Without the folders of this machine."""
-    settings = open_run(run.path, {}).config.as_dict()
+    settings = read_run(run.path).config.as_dict()
     spec = DataSpec.parse(settings["data"])
     short = replace(spec, path=spec.path and Path(spec.path.name))
     return {**settings, "data": str(short), "data_root": None}

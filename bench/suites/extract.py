@@ -28,16 +28,15 @@ from fmcefast.bench.tools.measuring import seconds
 from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.sources import load_source
-from fmcefast.map_sources.choice import load_backbone
 from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Progress
 from fmcefast.run.config import resolve
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import loader_settings
 from fmcefast.runtime.allocator import keep_freed_memory
-from fmcefast.runtime.device import amp_type, autocast, pick_device
+from fmcefast.runtime.device import amp_type, autocast, on_device, pick_device
 from fmcefast.stages.extract import extract
-from fmcefast.stages.markers import load_markers
+from fmcefast.stages.markers import markers
 
 PHASES = 2
 BACKBONE = "shufflenet_v2_x1_0"
@@ -67,9 +66,9 @@ def make_run(path: Path, arguments: argparse.Namespace) -> RunFolder:
     config = resolve({**data, **sizes, "backbone": BACKBONE})
     run = RunFolder(path, config)
     run.weights.mkdir(parents=True)
-    markers = find_markers(np.geomspace(2, 1e-3, 30), mu=1.0, phases=PHASES)
-    files.write_json(run.markers_json, dataclasses.asdict(markers))
-    for epoch in markers.markers:
+    made_up = find_markers(np.geomspace(2, 1e-3, 30), mu=1.0, phases=PHASES)
+    files.write_json(run.markers_json, dataclasses.asdict(made_up))
+    for epoch in made_up.markers:
         torch.manual_seed(epoch)
         make_backbone(config.backbone, 10).save(run.weights_of(epoch))
     return run
@@ -80,8 +79,8 @@ def forward(run: RunFolder) -> Iterator[torch.Tensor]:
     config, device = run.config, pick_device()
     dtype = amp_type(config.amp, device)
     source = load_source(config.data, config.data_root, config.subset)
-    backbone = load_backbone(run, len(source.classes), None, device)
-    for epoch in load_markers(run).markers:
+    backbone = on_device(make_backbone(config.backbone, len(source.classes)), device).eval()
+    for epoch in markers.epochs(run):
         backbone.load(run.weights_of(epoch))
         loader = make_loader(source.train, loader_settings(config, device), training=False)
         for images, _ in loader:

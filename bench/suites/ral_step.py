@@ -22,7 +22,7 @@ from fmcefast.data.sources import load_source
 from fmcefast.run.config import Config, resolve
 from fmcefast.runtime.allocator import keep_freed_memory
 from fmcefast.runtime.device import pick_device
-from fmcefast.training.objectives import RALTrainer
+from fmcefast.training.objectives import RepresentationAuxiliary
 from fmcefast.training.trainer import Trainer
 
 RAF = 0.8
@@ -75,9 +75,10 @@ def make_trainers(config: Config, device: torch.device) -> dict[str, Trainer]:
     channels, height, width = trainers[PLAIN].backbone.feature_shape(config.image_size)
     torch.manual_seed(0)
     net = FMCENet(channels, (height, width))
-    trainers["RAL, fused"] = RALTrainer(config, source, device, net, RAF)
-    trainers["RAL, FMCE-Net's own layers"] = own_layers = RALTrainer(config, source, device, net, RAF)
-    own_layers._criterion.fmcs = FMCSLoss(net).to(device, memory_format=torch.channels_last)
+    fused, own_layers = (RepresentationAuxiliary(net, RAF, config, device) for _ in range(2))
+    own_layers.criterion.fmcs = FMCSLoss(net).to(device, memory_format=torch.channels_last)
+    trainers["RAL, fused"] = Trainer(config, source, device, objective=fused)
+    trainers["RAL, FMCE-Net's own layers"] = Trainer(config, source, device, objective=own_layers)
     for trainer in trainers.values():
         trainer.backbone.train()
     return trainers
@@ -108,11 +109,7 @@ def seconds_of_steps(trainer: Trainer, images: torch.Tensor, labels: torch.Tenso
     wait()
     began = time.perf_counter()
     for _ in range(steps):
-        loss = trainer.loss(images, labels)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.scaler.scale(loss).backward()
-        trainer.scaler.step(trainer.optimizer)
-        trainer.scaler.update()
+        trainer.step(images, labels)
     wait()
     return time.perf_counter() - began
 

@@ -30,13 +30,15 @@ from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.image_set import Source
 from fmcefast.data.sources import load_source
 from fmcefast.models.backbones import make_backbone
+from fmcefast.pipeline.change import open_run
 from fmcefast.progress import Progress
 from fmcefast.run.config import Config, resolve
-from fmcefast.run.folder import open_run
+from fmcefast.run.history import HistoryEntry
 from fmcefast.runtime.allocator import keep_freed_memory
 from fmcefast.runtime.device import amp_type, autocast, pick_device, precision_name
 from fmcefast.stages.train import train
 from fmcefast.training import trainer
+from fmcefast.training.objectives import Classification
 
 CLASSES = 10
 
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=2560, help="of --jpegs; files come again when there are fewer")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
-    trainer.measure_top1 = lambda *_: 0.0
+    Classification.measure = lambda *_: {"top1": 0.0}
     device = pick_device()
     shared = {"backbone": arguments.backbone, "image_size": arguments.image_size, "batch_size": arguments.batch}
     mnist = {"data": "mnist", "data_root": str(arguments.mnist), "subset": arguments.subset}
@@ -113,7 +115,7 @@ def check(config: Config, device: torch.device) -> None:
     torch.manual_seed(trainer.epoch_seed(config.seed, 1))
     total, batches = 0.0, len(ours.train_loader)
     for batch, (images, labels) in enumerate(ours.train_loader):
-        step.optimizer.param_groups[0]["lr"] = ours._set_learning_rate(batch)
+        step.optimizer.param_groups[0]["lr"] = ours.set_learning_rate(batch)
         total += float(step(images, labels)) / batches
     with Progress(quiet=True).task("train", total=1, unit="images") as task:
         loss = ours.run_epoch(1, task).loss
@@ -188,17 +190,17 @@ def seconds_of_epochs(ours: trainer.Trainer, epochs: int) -> float:
 def seconds_of_training(config: Config, waits: list[float]) -> float:
     """Of the loop of `fmcefast train` until everything is written; building the network is left out."""
     entry = trained(config)
-    waits.append(entry["data_wait"])
-    return entry["seconds"]
+    waits.append(entry.data_wait)
+    return entry.seconds
 
 
-def trained(config: Config) -> dict:
+def trained(config: Config) -> HistoryEntry:
     """What the run's history says of a training in a folder of its own."""
     with tempfile.TemporaryDirectory(dir=".", prefix="train-bench-") as folder:
         given = {name: value for name, value in config.as_dict().items() if value is not None}
         run = open_run(Path(folder) / "run", given, create=True)
         train(run, Progress(quiet=True))
-        return run.history()[-1]
+        return run.history.entries()[-1]
 
 
 def wait_row(jpegs: Path, settings: dict, images: int) -> dict:
@@ -209,10 +211,10 @@ def wait_row(jpegs: Path, settings: dict, images: int) -> dict:
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(path.resolve())
         entry = trained(resolve({**settings, "data": f"folder:{folder}"}))
-    loader = {"dali": "DALI"}.get(entry["loader"], entry["loader"])
+    loader = {"dali": "DALI"}.get(entry.loader, entry.loader)
     name = f"train: fmcefast, JPEGs of {settings['image_size']} px through {loader}"
-    result = row(name, [entry["images_per_second"]], "images/s", data_wait=entry["data_wait"])
-    print(f"{result['name']:44}{result['value']:10,.0f} images/s", entry["data_wait"])
+    result = row(name, [entry.rate], "images/s", data_wait=entry.data_wait)
+    print(f"{result['name']:44}{result['value']:10,.0f} images/s", entry.data_wait)
     return result
 
 
