@@ -131,7 +131,8 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         if reference and not references:
             raise InputError(f"{run} holds no weights of its epochs that could be a reference. Leave --reference out.")
         true_classes = {} if model else {run.weights_of(epoch): k for k, epoch in enumerate(epochs.markers or [])}
-        scores, at_markers = [], []
+        scores: list[Score] = []
+        at_markers: dict[Path, tuple[np.ndarray, np.ndarray]] = {}  # a checkpoint that is given twice counts once
         paths = [*references, *weights]
         with progress.task("score", total=len(paths) * len(source.test), unit="images") as task:
             for path in paths:
@@ -140,12 +141,12 @@ class ScoreCheckpoints(Stage[ScoreResult]):
                 true_class = true_classes.get(path)
                 scores.append(_score(path, own_epochs.get(path), probabilities, top1, true_class))
                 if true_class is not None:
-                    at_markers.append((probabilities.max(1), probabilities.argmax(1) == true_class))
+                    at_markers[path] = probabilities.max(1), probabilities.argmax(1) == true_class
                 task.advance(len(source.test), note=path.name)
                 progress.line(f"score: {path.name}  FMCS {scores[-1].fmcs:.2f} of {net.phases}")
         own = scores[: len(references)]
         first = epochs.markers[0] if epochs.markers else inf
-        confidence_and_right = [np.concatenate(parts) for parts in zip(*at_markers, strict=True)]
+        confidence_and_right = [np.concatenate(parts) for parts in zip(*at_markers.values(), strict=True)]
         result = ScoreResult(
             model=str(model or run.fmce_net),
             module=run.module,

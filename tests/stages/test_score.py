@@ -152,4 +152,4 @@ def test_other_runs_that_do_not_fit_are_refused(run, runs, fmcefast, tmp_path):
     code, _, _ = fmcefast("markers", runs / "seed-1", "--phases", "2", "--force", "--quiet")
     assert code == 0
     code, _, err = fmcefast("fit", run.path, "--test-run", runs / "seed-1")
-    assert code == 2 and "tells 3 scores apart" in err and "has 2 phases" in err
+    assert code == 2 and "distinguishes 3 scores" in err and "has 2 phases" in err
