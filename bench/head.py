@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss
 from fmcefast.bench.suite import SuiteParser, publish, ratios, row
-from fmcefast.kernels.fmce_head.cpu_stage import has_amx
-from fmcefast.losses.fused import FEW_MAPS
+from fmcefast.kernels.fmce_head.cpu_block import has_amx
+from fmcefast.losses.implementation import FEW_MAPS
 from fmcefast.runtime.allocator import keep_freed_memory
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
@@ -169,7 +169,7 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> tuple[float, float]:
-    """FLOP of the plain head, and with F(6x6, 3x3) or F(2x2, 3x3), as FusedFMCSLoss chooses, for the first stage."""
+    """FLOP of the plain head, and with F(6x6, 3x3) or F(2x2, 3x3), as FusedFMCSLoss chooses, for the first block."""
     channels = net.settings["in_channels"]
     maps = torch.empty(batch, channels, 7, 7, device="meta", requires_grad=backward)
     with FlopCounterMode(display=False) as counter:

@@ -9,7 +9,7 @@ import torch
 from fmcefast.errors import InputError
 from fmcefast.evaluation.held_out import load_fmce_net
 from fmcefast.finetuning.cell import Cell, Init
-from fmcefast.losses.fmcs import check_raf
+from fmcefast.losses.representation_auxiliary import check_raf
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.models.weights import read_weights
 from fmcefast.progress import Progress

@@ -12,7 +12,7 @@ from fmcefast.finetuning.finetune import FinetuneResult, load_net
 from fmcefast.finetuning.local_engine import train_locally
 from fmcefast.finetuning.ray_engine import train_on_ray
 from fmcefast.finetuning.table import RafRow, by_raf, compare
-from fmcefast.losses.fmcs import check_raf
+from fmcefast.losses.representation_auxiliary import check_raf
 from fmcefast.map_sources.choice import recomputes_maps
 from fmcefast.progress import Progress, format_seconds
 from fmcefast.run.config import check_value

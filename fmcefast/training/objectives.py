@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fmcefast.data.image_set import Source
 from fmcefast.evaluation.held_out import expected_scores, judge, require_maps
-from fmcefast.losses.fmcs import RepresentationAuxiliaryLoss
+from fmcefast.losses.representation_auxiliary import RepresentationAuxiliaryLoss
 from fmcefast.models.backbones import Backbone
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.run.config import Config

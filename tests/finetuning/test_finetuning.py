@@ -128,7 +128,7 @@ def test_the_gradient_is_that_of_both_losses_and_the_classifiers_of_one(cpu, sou
     (raf * torch.nn.functional.cross_entropy(backbone(images), labels)).backward()
     for name, parameter in backbone.head.named_parameters():
         torch.testing.assert_close(found[f"head.{name}"], parameter.grad, rtol=1e-5, atol=1e-8)
-    assert not trainer._criterion.fmcs._plain[0].fmce_net.classifier.weight.requires_grad
+    assert not trainer._criterion.fmcs._head.weights.classifier.weight.requires_grad
 
 
 def test_raf_one_is_plain_training_to_the_bit(cpu, source, fmce_net):
