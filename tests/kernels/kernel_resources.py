@@ -40,13 +40,8 @@ def shipped(products: tuple[int, ...]):
     yield triton_kernels.backward_products_kernel, pointers, constants, products_warps, stages
     for masked in (False, True):
         pointers = {"inputs": HALF, "mask_maps": HALF, "maps": HALF}
-        yield (
-            triton_kernels.input_transform_adjoint_kernel,
-            pointers,
-            {"MASKED": masked, "CHANNELS": 1024, **SIZES},
-            WARPS,
-            3,
-        )
+        constants = {"MASKED": masked, "CHANNELS": 1024, **SIZES}
+        yield triton_kernels.input_transform_adjoint_kernel, pointers, constants, WARPS, 3
     pointers = {"features": HALF, "weight": HALF, "bias": HALF, "losses": FLOAT, "slopes": FLOAT, "directions": HALF}
     yield triton_kernels.score_kernel, pointers, {"LENGTH": 256, "GRADIENT": True, "BLOCK": 256}, 4, 3
 

@@ -101,14 +101,14 @@ def test_more_than_1024_channels_are_reduced_first(reduce_kernel, samples):
 
 
 def recorded_argmax(head):
-    """Fills a dictionary with the recorded of the next call."""
+    """A dictionary that the next call fills: argmax of the blocks, and where the reduced maps are positive."""
     recorded = {}
     for name in ("first", "second"):
         block = getattr(head, name)
 
         def record(maps, relu_input=False, name=name, forward=block.forward):
             if relu_input:
-                recorded["alive"] = maps > 0
+                recorded["positive"] = maps > 0
             pooled, recorded[name] = forward(maps, relu_input)
             return pooled, recorded[name]
 
@@ -117,7 +117,7 @@ def recorded_argmax(head):
 
 
 def along_argmax(net, recorded, maps):
-    """The gradient in float64 if every pooling and ReLU goes the way of `recorded`."""
+    """The gradient in float64 if every pooling and ReLU goes the recorded way."""
     layers = [layer for layer in copy.deepcopy(net).double().convolutions if isinstance(layer, nn.Conv2d)]
     q = copy.deepcopy(net).double()(maps.detach().double().cpu()).softmax(1).detach()
     q[:, -1] -= 1
@@ -135,13 +135,13 @@ def along_argmax(net, recorded, maps):
             conv[:, :, rows, columns] = gradient * (argmax == position)
         gradient = F.conv_transpose2d(conv, layer.weight.detach(), padding=1)
     if len(layers) == 3:
-        alive = recorded["alive"].cpu().permute(1, 2, 0).reshape(gradient.shape)
-        gradient = F.conv_transpose2d(gradient * alive, layers[0].weight.detach(), padding=layers[0].padding)
+        positive = recorded["positive"].cpu().permute(1, 2, 0).reshape(gradient.shape)
+        gradient = F.conv_transpose2d(gradient * positive, layers[0].weight.detach(), padding=layers[0].padding)
     return gradient
 
 
 def errors(net, impl, maps, few=False):
-    """Of the loss, of the gradient, and of the gradient given the same argmax, as computed of few maps or of many."""
+    """Of the loss, of the gradient, and of the gradient given the same argmax; computed as few maps or as many."""
     fused = FusedFMCSLoss(net, impl)
     kind = MapKind.of(maps)
     head = fused._head._heads[kind] = make_head(fused._head.weights, kind._replace(few=few), impl)[0]
