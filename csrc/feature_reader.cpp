@@ -44,12 +44,12 @@ bool leave_direct(int file) {
   return (flags & O_DIRECT) != 0 && ::fcntl(file, F_SETFL, flags & ~O_DIRECT) == 0;
 }
 
-// Reads at least `needed` bytes and asks for `wanted`.
-void read_fully(int file, const std::string& path, std::uint64_t offset, std::size_t needed, std::size_t wanted,
+// Reads at least `needed` bytes and asks for `requested`.
+void read_fully(int file, const std::string& path, std::uint64_t offset, std::size_t needed, std::size_t requested,
                 unsigned char* to) {
   std::size_t done = 0;
   while (done < needed) {
-    const ssize_t got = ::pread(file, to + done, wanted - done, static_cast<off_t>(offset + done));
+    const ssize_t got = ::pread(file, to + done, requested - done, static_cast<off_t>(offset + done));
     if (got < 0 && (errno == EINTR || (errno == EINVAL && leave_direct(file)))) continue;
     if (got <= 0) throw IoError(got < 0 ? errno : EIO, path);
     done += static_cast<std::size_t>(got);

@@ -81,7 +81,7 @@ def _report(kind: MapKind, implementation: Implementation) -> None:
     """Log which implementation computes and why, or warn that Triton fails."""
     name, why, warning = implementation
     if warning:
-        warnings.warn(warning, RuntimeWarning, stacklevel=3)
+        warnings.warn(warning, RuntimeWarning, stacklevel=2)
     elif why:
         maps = f"fewer than {FEW_MAPS} {kind.dtype}" if kind.few else kind.dtype
         _log.info("FusedFMCSLoss, %s maps on %s: %s (%s)", maps, kind.device, name, why)

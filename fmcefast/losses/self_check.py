@@ -56,6 +56,6 @@ def difference_from_naive(
     expected = naive_gradient.directions.double() * naive_gradient.slopes[:, None]
     # Next to no gradient is left where q_K rounds to 1, and none where every ReLU gives zero.
     size = (expected.norm() + 1e-4 * directions.norm()).clamp_min(torch.finfo(torch.float64).tiny)
-    of_gradient = (directions * slopes[:, None] - expected).norm() / size
-    of_loss = (losses[:_CHECKED_MAPS].double().mean() - naive.mean()).abs() / (naive.mean() + 1e-4)
-    return torch.stack([of_gradient, of_loss]).nan_to_num(nan=float("inf")).max().item()
+    gradient_difference = (directions * slopes[:, None] - expected).norm() / size
+    loss_difference = (losses[:_CHECKED_MAPS].double().mean() - naive.mean()).abs() / (naive.mean() + 1e-4)
+    return torch.stack([gradient_difference, loss_difference]).nan_to_num(nan=float("inf")).max().item()

@@ -21,7 +21,7 @@ class Gradient(NamedTuple):
     directions: torch.Tensor
 
 
-# -log q_K (N,), and its gradient if it was asked for.
+# -log q_K (N,), and its gradient unless only the value is computed.
 Result = tuple[torch.Tensor, Gradient | None]
 
 
