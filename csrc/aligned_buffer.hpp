@@ -7,7 +7,7 @@
 
 namespace fmcefast {
 
-// What every device with O_DIRECT is content with.
+// An alignment that every device accepts for O_DIRECT.
 constexpr std::size_t kPage = 4096;
 
 constexpr std::uint64_t round_up_to_page(std::uint64_t size) { return (size + kPage - 1) / kPage * kPage; }

@@ -14,12 +14,12 @@
 
 namespace fmcefast {
 
-// What memory, offsets and sizes must be multiples of to pass by the page cache; 0 where the file system refuses that.
+// The alignment of memory, offsets and sizes for O_DIRECT; 0 where the file system refuses it.
 inline std::size_t direct_alignment(int file) {
 #if defined(STATX_DIOALIGN)
-  struct statx found {};
-  if (::statx(file, "", AT_EMPTY_PATH, STATX_DIOALIGN, &found) == 0 && (found.stx_mask & STATX_DIOALIGN) != 0) {
-    const std::size_t needed = std::max(found.stx_dio_offset_align, found.stx_dio_mem_align);
+  struct statx status {};
+  if (::statx(file, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 && (status.stx_mask & STATX_DIOALIGN) != 0) {
+    const std::size_t needed = std::max(status.stx_dio_offset_align, status.stx_dio_mem_align);
     return needed <= kPage ? needed : 0;
   }
 #else

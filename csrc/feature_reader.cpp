@@ -22,34 +22,34 @@ namespace {
 constexpr std::size_t kChecksumBlock = std::size_t{4} << 20;
 
 int open_regular(const std::string& path) {
-  // A FIFO in a file's place must not make us wait.
+  // O_NONBLOCK: opening a FIFO would wait.
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   if (file < 0) throw IoError(errno, path);
-  struct stat found {};
-  if (::fstat(file, &found) == 0 && S_ISREG(found.st_mode)) return file;
+  struct stat status {};
+  if (::fstat(file, &status) == 0 && S_ISREG(status.st_mode)) return file;
   ::close(file);
   throw IoError(EINVAL, path);
 }
 
-// The kernel says "all of it" to those who may not write the file.
-bool may_ask_what_is_cached(int file) {
-  struct stat found {};
-  return ::sysconf(_SC_PAGESIZE) == static_cast<long>(kPage) && ::fstat(file, &found) == 0 &&
-         found.st_uid == ::geteuid();
+// mincore reports every page as cached to users who may not write the file.
+bool mincore_is_reliable(int file) {
+  struct stat status {};
+  return ::sysconf(_SC_PAGESIZE) == static_cast<long>(kPage) && ::fstat(file, &status) == 0 &&
+         status.st_uid == ::geteuid();
 }
 
-// The file system refused O_DIRECT after all; false when it was left already.
+// Drops O_DIRECT, which the file system refused; false if it was dropped before.
 bool leave_direct(int file) {
   const int flags = ::fcntl(file, F_GETFL);
   return (flags & O_DIRECT) != 0 && ::fcntl(file, F_SETFL, flags & ~O_DIRECT) == 0;
 }
 
-// At least `needed` bytes, asking for `wanted`.
-void read_fully(int file, const std::string& path, std::uint64_t offset, std::size_t needed, std::size_t wanted,
+// Reads at least `needed` bytes and asks for `requested`.
+void read_fully(int file, const std::string& path, std::uint64_t offset, std::size_t needed, std::size_t requested,
                 unsigned char* to) {
   std::size_t done = 0;
   while (done < needed) {
-    const ssize_t got = ::pread(file, to + done, wanted - done, static_cast<off_t>(offset + done));
+    const ssize_t got = ::pread(file, to + done, requested - done, static_cast<off_t>(offset + done));
     if (got < 0 && (errno == EINTR || (errno == EINVAL && leave_direct(file)))) continue;
     if (got <= 0) throw IoError(got < 0 ? errno : EIO, path);
     done += static_cast<std::size_t>(got);
@@ -86,17 +86,17 @@ struct FeatureReader::File {
   std::vector<std::uint32_t> row_checksums;
   int cached;
   int direct = -1;
-  std::size_t alignment = kPage;           // of offsets and memory, past the page cache
-  const unsigned char* mapped = nullptr;   // the whole file, when the page cache is used
+  std::size_t alignment = kPage;           // of offsets and memory, for O_DIRECT
+  const unsigned char* mapped = nullptr;   // the whole file, if the page cache is used
 };
 
-// Items 0 to begun - 1 are being worked on or finished.
+// Items 0 to begun - 1 are in work or finished.
 struct FeatureReader::Job {
   const Work& work;
   const std::size_t items;
   std::size_t begun;
   std::size_t finished;
-  std::exception_ptr failure;  // no further items are begun
+  std::exception_ptr failure;  // if set, no further items are begun
 
   bool done() const { return begun == finished && (begun == items || failure); }
 };
@@ -126,16 +126,16 @@ void FeatureReader::add(const std::string& path, std::uint64_t rows, std::size_t
   File file{path, first, rows, header_bytes, header_bytes + rows * row_bytes_, std::move(row_checksums),
             open_regular(path)};
   if (direct_) {
-    // Where the file system refuses, the page cache does it all.
+    // Where the file system refuses, the page cache is used.
     file.alignment = direct_alignment(file.cached);
     if (file.alignment != 0) file.direct = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_DIRECT);
   }
   if (file.direct >= 0) ::close(std::exchange(file.cached, -1));
 #if defined(POSIX_FADV_RANDOM)
-  // Rows are read in any order: reading ahead would be wasted.
+  // Rows come in any order: reading ahead would be a waste.
   if (file.cached >= 0) ::posix_fadvise(file.cached, 0, 0, POSIX_FADV_RANDOM);
 #endif
-  if (file.direct < 0 && may_ask_what_is_cached(file.cached)) {
+  if (file.direct < 0 && mincore_is_reliable(file.cached)) {
     void* mapped = ::mmap(nullptr, file.bytes, PROT_READ, MAP_SHARED, file.cached, 0);
     if (mapped != MAP_FAILED) file.mapped = static_cast<const unsigned char*>(mapped);
   }
@@ -183,7 +183,7 @@ const FeatureReader::File& FeatureReader::file_of(std::uint64_t row) const {
 
 void FeatureReader::read_at(const File& file, std::uint64_t offset, std::size_t bytes, unsigned char* out,
                             Scratch& scratch) {
-  // Copying from a mapping is faster than a read, but waiting for the disk in it is slow and its errors are signals.
+  // A copy from a mapping is faster than a read; but page faults are slow, and disk errors in them are signals.
   if (file.mapped != nullptr && is_cached(file, offset, bytes, scratch)) {
     std::memcpy(out, file.mapped + offset, bytes);
     return;
@@ -195,7 +195,7 @@ void FeatureReader::read_at(const File& file, std::uint64_t offset, std::size_t 
   const bool in_place = span == bytes && reinterpret_cast<std::uintptr_t>(out) % file.alignment == 0;
   unsigned char* to = in_place ? out : scratch.at_least(span);
   const std::size_t before = offset - begin;
-  // The file may end before its last page does.
+  // The file may end within its last page.
   read_fully(file.direct, file.path, begin, before + bytes, span, to);
   if (!in_place) std::memcpy(out, to + before, bytes);
 }

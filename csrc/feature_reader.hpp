@@ -13,7 +13,7 @@
 
 namespace fmcefast {
 
-// A row whose bytes are not those that were written.
+// A row that does not fit its checksum.
 class DamagedRow : public std::runtime_error {
  public:
   explicit DamagedRow(std::uint64_t damaged_row);
@@ -22,7 +22,7 @@ class DamagedRow : public std::runtime_error {
 };
 
 // Reads rows of files in any order with a pool of threads, through the page cache or past it (O_DIRECT). Several callers
-// may read at a time, so that the pool need not wait for the last rows of a batch.
+// may read at a time: the threads are then busy while one of them waits for its last rows.
 class FeatureReader {
  public:
   FeatureReader(std::size_t row_bytes, unsigned threads, bool direct);
@@ -30,11 +30,11 @@ class FeatureReader {
   FeatureReader(const FeatureReader&) = delete;
   FeatureReader& operator=(const FeatureReader&) = delete;
 
-  // The next rows, `header_bytes` into a regular file. `row_checksums` may be empty.
+  // Adds the rows of a regular file, after its header. `row_checksums` may be empty.
   void add(const std::string& path, std::uint64_t rows, std::size_t header_bytes,
            std::vector<std::uint32_t> row_checksums);
 
-  // rows[i] to out + i * row_bytes. Throws std::out_of_range, IoError or DamagedRow; `out` is then undefined.
+  // Reads rows[i] to out + i * row_bytes. Throws std::out_of_range, IoError or DamagedRow; `out` is then undefined.
   void read(const std::int64_t* rows, std::size_t count, unsigned char* out);
 
   std::size_t row_bytes() const { return row_bytes_; }
@@ -60,7 +60,7 @@ class FeatureReader {
   std::mutex mutex_;
   std::condition_variable job_arrived_;
   std::condition_variable job_done_;
-  std::deque<Job*> jobs_;  // with items that nobody has begun
+  std::deque<Job*> jobs_;  // those with items to begin
   bool stopping_ = false;
 
   std::vector<std::thread> threads_;

@@ -1,6 +1,7 @@
 #include "float16.hpp"
 
 #include <cstring>
+#include <stdexcept>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -57,7 +58,7 @@ Flaws convert_portable(const float* from, std::uint16_t* to, std::size_t count) 
 }
 
 #if defined(__x86_64__)
-Flaws flaws_of(unsigned too_large, unsigned not_finite) {
+Flaws count_flaws(unsigned too_large, unsigned not_finite) {
   const auto count = [](unsigned mask) { return static_cast<std::uint64_t>(__builtin_popcount(mask)); };
   return {count(too_large & ~not_finite), count(not_finite)};
 }
@@ -76,7 +77,7 @@ Flaws convert_f16c(const float* from, std::uint16_t* to, std::size_t count) {
     const int too_large = _mm256_movemask_ps(_mm256_cmp_ps(magnitude, limit, _CMP_NLT_UQ));
     if (too_large != 0) {
       const int not_finite = _mm256_movemask_ps(_mm256_cmp_ps(magnitude, infinity, _CMP_NLT_UQ));
-      flaws += flaws_of(static_cast<unsigned>(too_large), static_cast<unsigned>(not_finite));
+      flaws += count_flaws(static_cast<unsigned>(too_large), static_cast<unsigned>(not_finite));
     }
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
   }
@@ -93,28 +94,28 @@ Flaws convert_avx512(const float* from, std::uint16_t* to, std::size_t count) {
     const __m512 values = _mm512_loadu_ps(from + i);
     const __m512 magnitude = _mm512_abs_ps(values);
     const unsigned too_large = _mm512_cmp_ps_mask(magnitude, limit, _CMP_NLT_UQ);
-    if (too_large != 0) flaws += flaws_of(too_large, _mm512_cmp_ps_mask(magnitude, infinity, _CMP_NLT_UQ));
+    if (too_large != 0) flaws += count_flaws(too_large, _mm512_cmp_ps_mask(magnitude, infinity, _CMP_NLT_UQ));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
   }
   return flaws += convert_portable(from + i, to + i, count - i);
 }
 #endif
 
-// Counts values whose exponent is all ones; blocks without any are passed at vector speed.
+// Counts values whose exponent is all ones; blocks without any are skipped at vector speed.
 template <typename Bits, Bits kExponent>
 std::uint64_t count_full_exponents(const void* values, std::size_t count) {
   constexpr std::size_t kBlock = 512;
   Bits block[kBlock];
-  std::uint64_t found = 0;
+  std::uint64_t total = 0;
   for (std::size_t first = 0; first < count; first += kBlock) {
     const std::size_t size = count - first < kBlock ? count - first : kBlock;
     std::memcpy(block, static_cast<const unsigned char*>(values) + first * sizeof(Bits), size * sizeof(Bits));
     Bits any = 0;
     for (std::size_t i = 0; i < size; ++i) any = static_cast<Bits>(any | ((block[i] & kExponent) == kExponent));
     if (any == 0) continue;
-    for (std::size_t i = 0; i < size; ++i) found += (block[i] & kExponent) == kExponent;
+    for (std::size_t i = 0; i < size; ++i) total += (block[i] & kExponent) == kExponent;
   }
-  return found;
+  return total;
 }
 
 }  // namespace
@@ -130,6 +131,13 @@ const std::vector<Float16Conversion>& float16_conversions() {
     return supported;
   }();
   return conversions;
+}
+
+const Float16Conversion& float16_conversion(const std::string& instructions) {
+  for (const Float16Conversion& conversion : float16_conversions()) {
+    if (conversion.instructions == instructions) return conversion;
+  }
+  throw std::invalid_argument("this processor has no " + instructions);
 }
 
 Flaws float32_to_float16(const float* from, std::uint16_t* to, std::size_t count) {

@@ -2,14 +2,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace fmcefast {
 
-// What was wrong with values that were stored as float16 or float32.
+// How many values lost their meaning when they were stored as float16 or float32.
 struct Flaws {
-  std::uint64_t overflowed = 0;  // finite, and infinite as float16
-  std::uint64_t not_finite = 0;  // NaN or infinite from the start
+  std::uint64_t overflowed = 0;  // finite before, infinite as float16
+  std::uint64_t not_finite = 0;  // NaN or infinite before
 
   Flaws& operator+=(const Flaws& other) {
     overflowed += other.overflowed;
@@ -25,7 +26,7 @@ Flaws bfloat16_to_float16(const std::uint16_t* from, std::uint16_t* to, std::siz
 std::uint64_t count_not_finite_float16(const std::uint16_t* values, std::size_t count);
 std::uint64_t count_not_finite_float32(const float* values, std::size_t count);
 
-// One way to convert float32, by the instructions it uses.
+// A conversion of float32 with one instruction set.
 struct Float16Conversion {
   const char* instructions;
   Flaws (*convert)(const float* from, std::uint16_t* to, std::size_t count);
@@ -33,5 +34,8 @@ struct Float16Conversion {
 
 // Those that this processor can run; the first is the one in use.
 const std::vector<Float16Conversion>& float16_conversions();
+
+// The one with these instructions. Throws std::invalid_argument if this processor lacks them.
+const Float16Conversion& float16_conversion(const std::string& instructions);
 
 }  // namespace fmcefast

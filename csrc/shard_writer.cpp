@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <stdexcept>
 #include <utility>
 
 #include "aligned_buffer.hpp"
@@ -16,10 +17,10 @@
 namespace fmcefast {
 namespace {
 
-// Small enough to stay in the cache between conversion and checksum.
+// Stays in the cache between conversion and checksum.
 constexpr std::size_t kStepBytes = std::size_t{256} << 10;
 
-// Bytes in the producer's memory for each byte in the file.
+// Bytes in memory for each byte in the file.
 std::size_t shrinkage(Values values) { return values == Values::kFloat32ToFloat16 ? 2 : 1; }
 
 bool converts(Values values) { return values == Values::kFloat32ToFloat16 || values == Values::kBFloat16ToFloat16; }
@@ -34,7 +35,7 @@ std::uint64_t count_not_finite(Values values, const unsigned char* data, std::si
   return 0;
 }
 
-// 0 when the space is there or the file system cannot say, else an error number.
+// 0 if the space is there or the file system cannot tell, else an error number.
 int allocate(int file, std::uint64_t bytes) {
 #if defined(__linux__)
   while (::fallocate(file, 0, 0, static_cast<off_t>(bytes)) != 0) {
@@ -47,6 +48,14 @@ int allocate(int file, std::uint64_t bytes) {
 
 }  // namespace
 
+Values parse_values(const std::string& source, const std::string& target) {
+  if (source == "float16" && target == "float16") return Values::kFloat16;
+  if (source == "float32" && target == "float32") return Values::kFloat32;
+  if (source == "float32" && target == "float16") return Values::kFloat32ToFloat16;
+  if (source == "bfloat16" && target == "float16") return Values::kBFloat16ToFloat16;
+  throw std::invalid_argument("no conversion from " + source + " to " + target);
+}
+
 Batch::Batch(const void* source, std::size_t bytes, Values kind, std::function<void()> release)
     : data(static_cast<const unsigned char*>(source)),
       stored_bytes(bytes / shrinkage(kind)),
@@ -55,11 +64,11 @@ Batch::Batch(const void* source, std::size_t bytes, Values kind, std::function<v
 
 Batch::~Batch() { release_(); }
 
-// What a job found out about its part of the file.
+// Facts about the part of the file that a job wrote.
 struct ShardWriter::Written {
   std::size_t size = 0;
   std::uint32_t checksum = 0;
-  // With row checksums: of the pieces of rows that lie in this part, in order.
+  // With row checksums: those of the pieces of rows in this part, in order.
   std::vector<std::uint32_t> pieces;
 };
 
@@ -82,7 +91,7 @@ class ShardWriter::Job : public WriteJob {
     file = shard_.file_;
     const std::size_t padded = shard_.direct_ ? round_up_to_page(written_.size) : written_.size;
     size = padded;
-    if (const unsigned char* in_place = as_it_lies(padded)) {
+    if (const unsigned char* in_place = writable_in_place(padded)) {
       take_checksum(in_place, 0, written_.size);
       flaws_.not_finite += count_not_finite(parts_[0].batch->values, in_place, written_.size);
       return in_place;
@@ -109,7 +118,7 @@ class ShardWriter::Job : public WriteJob {
   void finish(int error_number) override {
     parts_.clear();
 #if defined(__linux__)
-    // Without this the page cache keeps it all back until the end.
+    // Without this the page cache holds everything back until the end.
     if (!shard_.direct_) {
       ::sync_file_range(file, static_cast<off_t>(offset), static_cast<off_t>(size), SYNC_FILE_RANGE_WRITE);
     }
@@ -129,8 +138,8 @@ class ShardWriter::Job : public WriteJob {
     std::size_t bytes;
   };
 
-  // The rows' own memory when it can be written without a copy, else null.
-  const unsigned char* as_it_lies(std::size_t padded) const {
+  // The rows' own memory if it can be written without a copy, else null.
+  const unsigned char* writable_in_place(std::size_t padded) const {
     const Part& part = parts_[0];
     if (parts_.size() != 1 || converts(part.batch->values) || padded != written_.size) return nullptr;
     const unsigned char* rows = part.batch->data + part.first;
@@ -153,7 +162,7 @@ class ShardWriter::Job : public WriteJob {
     }
   }
 
-  // `data` lies `at` bytes into this part of the file.
+  // `data` is `at` bytes into this part of the file.
   void take_checksum(const unsigned char* data, std::size_t at, std::size_t bytes) {
     written_.checksum = crc32c(written_.checksum, data, bytes);
     if (shard_.row_bytes_ == 0) return;
@@ -217,7 +226,7 @@ void ShardWriter::close() {
   const auto attempt = [&](int result) {
     if (result != 0 && error_number_ == 0) error_number_ = errno;
   };
-  // Never twice: after a failed fsync the kernel takes the pages for written.
+  // Never twice: after a failed fsync the kernel counts the pages as written.
   if (error_number_ == 0) attempt(::ftruncate(file_, static_cast<off_t>(bytes_)));
   if (error_number_ == 0) attempt(::fsync(file_));
   if (file_ >= 0) attempt(::close(std::exchange(file_, -1)));
@@ -230,7 +239,7 @@ void ShardWriter::abandon() {
   filling_.reset();
   {
     const std::lock_guard lock(mutex_);
-    if (error_number_ == 0) error_number_ = ECANCELED;  // jobs that wait are skipped
+    if (error_number_ == 0) error_number_ = ECANCELED;  // waiting jobs are skipped
   }
   wait_until_written();
   if (file_ >= 0) ::close(std::exchange(file_, -1));

@@ -15,10 +15,13 @@
 
 namespace fmcefast {
 
-// What a batch holds, and what becomes of it on its way to the file.
+// The type of a batch in memory and, after `To`, in the file.
 enum class Values { kBytes, kFloat16, kFloat32, kFloat32ToFloat16, kBFloat16ToFloat16 };
 
-// Rows to be written; the producer must not change them before `release` is called, from whatever thread.
+// source, target: "float32", "bfloat16" or "float16". Throws std::invalid_argument for a conversion that is not there.
+Values parse_values(const std::string& source, const std::string& target);
+
+// Rows to be written. The producer must not change them before `release` is called, by any thread.
 struct Batch {
   Batch(const void* data, std::size_t bytes, Values values, std::function<void()> release);
   ~Batch();
@@ -33,12 +36,12 @@ struct Batch {
   const std::function<void()> release_;
 };
 
-// One file of rows after a header of one page, written by a pool: past the page cache (O_DIRECT) where the file system
-// allows it, in space allocated beforehand. The first failure, opening included, is thrown by the next submit and by
-// close.
+// Writes one file through a pool: a header of one page, then rows. It bypasses the page cache (O_DIRECT) where the file
+// system allows it and allocates the space beforehand. The first failure, opening included, is thrown by the next
+// submit and by close.
 class ShardWriter {
  public:
-  // `file_bytes` is the size that the file will have. With `row_bytes` every row gets a checksum of its own.
+  // file_bytes: size of the whole file. row_bytes: if not 0, every row gets a checksum of its own.
   ShardWriter(std::shared_ptr<WritePool> pool, std::string path, std::string header, std::uint64_t file_bytes,
               std::size_t row_bytes, bool direct);
   ~ShardWriter();
@@ -47,20 +50,20 @@ class ShardWriter {
 
   void submit(std::shared_ptr<Batch> batch);
 
-  // Waits for every write; nothing may be submitted after it.
+  // Waits for every write. Nothing may be submitted after it.
   void flush();
 
-  // flush(), then makes the file durable and closes it.
+  // flush(), then fsync and close.
   void close();
 
-  // Closes the file as it is; what waits is not written.
+  // Closes the file without the rows that still wait.
   void abandon();
 
-  // False where the file system refuses O_DIRECT; settled by close().
+  // False where the file system refuses O_DIRECT; final after close().
   bool direct() const { return direct_; }
   Flaws flaws() const;
 
-  // Of the whole file, header included; settled by close().
+  // Of the whole file, header included; final after close().
   std::uint64_t bytes() const { return bytes_; }
   std::uint32_t checksum() const { return checksum_; }
   const std::vector<std::uint32_t>& row_checksums() const { return row_checksums_; }
@@ -82,13 +85,13 @@ class ShardWriter {
   const std::uint64_t file_bytes_;
   const std::size_t row_bytes_;
   std::mutex opening_;
-  int file_ = -1;  // opened by the first job: the producer does not wait for that
+  int file_ = -1;  // opened by the first job, so that the producer need not wait
   std::atomic<bool> direct_;
   bool closed_ = false;
-  std::size_t alignment_ = 0;  // of memory that is written past the page cache
+  std::size_t alignment_ = 0;  // of memory for O_DIRECT
 
   std::uint64_t bytes_ = 0;
-  std::unique_ptr<Job> filling_;  // the last job, not yet full
+  std::unique_ptr<Job> filling_;  // the last job, not full yet
   std::uint32_t checksum_ = 0;
   std::vector<std::uint32_t> row_checksums_;
 

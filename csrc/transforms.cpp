@@ -1,5 +1,5 @@
-// Compiled once for each of several instruction sets, with FMCEFAST_TRANSFORMS as the name of the result. Nothing here
-// may be shared with other files at link time, or it would run where its instructions do not: no standard containers.
+// Compiled once for each instruction set, with FMCEFAST_TRANSFORMS as the name of the result. No standard containers
+// here: the linker would share their code with files for processors that lack these instructions.
 #include "transforms.hpp"
 
 #include <cstdlib>
@@ -19,7 +19,7 @@ constexpr int kLanes = 4;
 constexpr const char* kInstructions = "portable";
 #endif
 
-constexpr int kBlock = 64;  // channels computed together
+constexpr int kBlock = 64;  // channels that are computed together
 constexpr int kVectors = kBlock / kLanes;
 
 typedef float Floats __attribute__((vector_size(kLanes * 4)));
@@ -28,26 +28,28 @@ typedef std::uint32_t Words __attribute__((vector_size(kLanes * 4)));
 typedef std::uint16_t Halves __attribute__((vector_size(kLanes * 2)));
 typedef std::uint8_t Bytes __attribute__((vector_size(kLanes)));
 
-struct Block {
+// kBlock neighbouring channels of one position.
+struct Channels {
   Floats part[kVectors];
 };
 
-constexpr Block kZero{};
+constexpr Channels kZero{};
 
-// A thread's blocks.
+// Memory of one thread.
 class Scratch {
  public:
   explicit Scratch(int blocks)
-      : blocks_(static_cast<Block*>(std::aligned_alloc(sizeof(Block), sizeof(Block) * static_cast<std::size_t>(blocks)))) {
-    if (blocks_ == nullptr) std::abort();  // a few tens of KB
+      : blocks_(static_cast<Channels*>(
+            std::aligned_alloc(sizeof(Channels), sizeof(Channels) * static_cast<std::size_t>(blocks)))) {
+    if (blocks_ == nullptr) std::abort();  // it is a few tens of KB
   }
   ~Scratch() { std::free(blocks_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  Block* get() const { return blocks_; }
+  Channels* get() const { return blocks_; }
 
  private:
-  Block* blocks_;
+  Channels* blocks_;
 };
 
 template <typename T>
@@ -65,23 +67,23 @@ T bits(const Floats& value) {
 
 // Channels past `count` are zero.
 template <typename T, typename Convert>
-void read(const T* from, std::size_t count, Block& to, Convert convert) {
+void read(const T* from, std::size_t count, Channels& to, Convert convert) {
   T rest[kBlock] = {};
   if (count < kBlock) from = static_cast<const T*>(std::memcpy(rest, from, count * sizeof(T)));
   for (int i = 0; i < kVectors; ++i) to.part[i] = convert(from + i * kLanes);
 }
 
 template <typename T, typename Convert>
-void write(const Block& from, T* to, std::size_t count, Convert convert) {
+void write(const Channels& from, T* to, std::size_t count, Convert convert) {
   T rest[kBlock];
   T* const place = count < kBlock ? rest : to;
   for (int i = 0; i < kVectors; ++i) convert(from.part[i], place + i * kLanes);
   if (count < kBlock) std::memcpy(to, rest, count * sizeof(T));
 }
 
-Block load(const FloatGrid& grid, int row, int column, std::ptrdiff_t sample, std::ptrdiff_t channel,
+Channels load(const FloatGrid& grid, int row, int column, std::ptrdiff_t sample, std::ptrdiff_t channel,
            std::size_t count) {
-  Block block;
+  Channels block;
   if (grid.whole.data != nullptr) {
     read(at(grid.whole, row, column, sample, channel), count, block, [](const float* from) {
       Floats value;
@@ -101,7 +103,7 @@ Block load(const FloatGrid& grid, int row, int column, std::ptrdiff_t sample, st
   return block;
 }
 
-void store(const Block& block, const FloatGrid& grid, int row, int column, std::ptrdiff_t sample,
+void store(const Channels& block, const FloatGrid& grid, int row, int column, std::ptrdiff_t sample,
            std::ptrdiff_t channel, std::size_t count) {
   if (grid.whole.data != nullptr) {
     write(block, at(grid.whole, row, column, sample, channel), count,
@@ -117,19 +119,19 @@ void store(const Block& block, const FloatGrid& grid, int row, int column, std::
   }
 }
 
-// The dot product of a row of the matrix with blocks that lie `stride` apart.
-inline Block combine(const SparseMatrix& matrix, int row, const Block* blocks, int stride) {
-  Block sum = kZero;
+// The dot product of a row of the matrix with blocks that are `stride` apart.
+inline Channels combine(const SparseMatrix& matrix, int row, const Channels* blocks, int stride) {
+  Channels sum = kZero;
   for (int entry = matrix.begin[row]; entry < matrix.begin[row + 1]; ++entry) {
     const float factor = matrix.value[entry];
-    const Block& block = blocks[matrix.column[entry] * stride];
+    const Channels& block = blocks[matrix.column[entry] * stride];
     for (int i = 0; i < kVectors; ++i) sum.part[i] += factor * block.part[i];
   }
   return sum;
 }
 
-// fill(sample, channel, count, blocks) gives the inputs [h][w]; finish(row, column, blocks, sample, channel, count)
-// takes the outputs, by windows of kWindow by kWindow.
+// Applies the matrices to every sample and block of channels. fill(sample, channel, count, blocks) loads the inputs
+// [h][w]; finish(row, column, blocks, sample, channel, count) stores the outputs, by windows of kWindow by kWindow.
 template <int kWindow, typename Fill, typename Finish>
 void transform(const Separable& matrices, const Extent& extent, Fill fill, Finish finish) {
   const SparseMatrix &down = matrices.down, &across = matrices.across;
@@ -137,8 +139,8 @@ void transform(const Separable& matrices, const Extent& extent, Fill fill, Finis
 #pragma omp parallel num_threads(extent.threads)
   {
     const Scratch scratch(down.columns * across.columns + down.rows * across.columns);
-    Block* const inputs = scratch.get();
-    Block* const halfway = inputs + down.columns * across.columns;  // [p][w]
+    Channels* const inputs = scratch.get();
+    Channels* const halfway = inputs + down.columns * across.columns;  // [p][w]
 #pragma omp for schedule(static)
     for (std::ptrdiff_t item = 0; item < extent.samples * blocks; ++item) {
       const std::ptrdiff_t sample = item / blocks, channel = item % blocks * kBlock;
@@ -152,7 +154,7 @@ void transform(const Separable& matrices, const Extent& extent, Fill fill, Finis
       }
       for (int row = 0; row < down.rows / kWindow; ++row) {
         for (int column = 0; column < across.rows / kWindow; ++column) {
-          Block window[kWindow * kWindow];
+          Channels window[kWindow * kWindow];
           for (int i = 0; i < kWindow * kWindow; ++i) {
             const int p = row * kWindow + i / kWindow, q = column * kWindow + i % kWindow;
             window[i] = combine(across, q, halfway + p * across.columns, 1);
@@ -164,106 +166,106 @@ void transform(const Separable& matrices, const Extent& extent, Fill fill, Finis
   }
 }
 
-// A `fill` for `transform`: all that its matrices take.
-auto everything(const FloatGrid& grid, const Separable& matrices) {
+// A `fill` for `transform` that loads the whole grid.
+auto load_all(const FloatGrid& grid, const Separable& matrices) {
   const int height = matrices.down.columns, width = matrices.across.columns;
-  return [=](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count, Block* inputs) {
-    for (int i = 0; i < height * width; ++i) inputs[i] = load(grid, i / width, i % width, sample, channel, count);
+  return [=](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count, Channels* blocks) {
+    for (int i = 0; i < height * width; ++i) blocks[i] = load(grid, i / width, i % width, sample, channel, count);
   };
 }
 
-void enter(Separable matrices, FloatGrid maps, bool rectify, FloatGrid entered, Extent extent) {
-  const int height = matrices.down.columns, width = matrices.across.columns;
+void input_transform(Separable matrices, FloatGrid maps, bool relu_input, FloatGrid inputs, Extent extent) {
+  const int positions = matrices.down.columns * matrices.across.columns;
   transform<1>(
       matrices, extent,
-      [=, fill = everything(maps, matrices)](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count,
-                                             Block* inputs) {
-        fill(sample, channel, count, inputs);
-        for (int i = 0; rectify && i < height * width; ++i) {
-          for (Floats& part : inputs[i].part) part = part < 0 ? kZero.part[0] : part;  // a NaN stays one
+      [=, fill = load_all(maps, matrices)](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count,
+                                           Channels* blocks) {
+        fill(sample, channel, count, blocks);
+        for (int i = 0; relu_input && i < positions; ++i) {
+          for (Floats& part : blocks[i].part) part = part < 0 ? kZero.part[0] : part;  // a NaN stays one
         }
       },
-      [=](int p, int q, const Block* output, std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count) {
-        store(*output, entered, p, q, sample, channel, count);
+      [=](int p, int q, const Channels* output, std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count) {
+        store(*output, inputs, p, q, sample, channel, count);
       });
 }
 
 template <int kPool>
-void leave_by_windows(const Separable& matrices, const FloatGrid& products, const float* bias, const FloatGrid& pooled,
-                      const RouteGrid& route, const Extent& extent) {
+void pooled_output_transform(const Separable& matrices, const FloatGrid& products, const float* bias,
+                             const FloatGrid& pooled, const ArgmaxGrid& argmax, const Extent& extent) {
   transform<kPool>(
       matrices, extent,
-      everything(products, matrices),
-      [=](int row, int column, const Block* window, std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count) {
+      load_all(products, matrices),
+      [=](int row, int column, const Channels* window, std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count) {
         float biases[kBlock] = {};
         std::memcpy(biases, bias + channel, count * sizeof(float));
-        Block result;
-        std::uint8_t routes[kBlock];
+        Channels result;
+        std::uint8_t positions[kBlock];
         for (int i = 0; i < kVectors; ++i) {
-          Floats best = window[0].part[i];
-          Ints which{};
+          Floats maximum = window[0].part[i];
+          Ints position{};
           for (int k = 1; k < kPool * kPool; ++k) {
             const Floats& other = window[k].part[i];
-            const Ints better = (other > best) | (other != other);
-            best = better ? other : best;
-            which = better ? Ints{} + k : which;
+            const Ints better = (other > maximum) | (other != other);
+            maximum = better ? other : maximum;
+            position = better ? Ints{} + k : position;
           }
           Floats added;
           std::memcpy(&added, biases + i * kLanes, sizeof added);
-          added += best;
-          const Ints closed = added <= 0;
-          result.part[i] = closed ? kZero.part[0] : added;
-          which = closed ? Ints{} + kClosed : which;
-          const Bytes bytes = __builtin_convertvector(which, Bytes);
-          std::memcpy(routes + i * kLanes, &bytes, sizeof bytes);
+          added += maximum;
+          const Ints inactive = added <= 0;
+          result.part[i] = inactive ? kZero.part[0] : added;
+          position = inactive ? Ints{} + kInactive : position;
+          const Bytes bytes = __builtin_convertvector(position, Bytes);
+          std::memcpy(positions + i * kLanes, &bytes, sizeof bytes);
         }
         store(result, pooled, row, column, sample, channel, count);
-        std::memcpy(at(route, row, column, sample, channel), routes, count);
+        std::memcpy(at(argmax, row, column, sample, channel), positions, count);
       });
 }
 
-void leave(Separable matrices, FloatGrid products, const float* bias, int pool, FloatGrid pooled, RouteGrid route,
-           Extent extent) {
-  const auto by_windows = pool == 2 ? leave_by_windows<2> : leave_by_windows<1>;
-  by_windows(matrices, products, bias, pooled, route, extent);
+void output_transform(Separable matrices, FloatGrid products, const float* bias, int pool, FloatGrid pooled,
+                      ArgmaxGrid argmax, Extent extent) {
+  const auto pooled_transform = pool == 2 ? pooled_output_transform<2> : pooled_output_transform<1>;
+  pooled_transform(matrices, products, bias, pooled, argmax, extent);
 }
 
-void leave_adjoint(Separable matrices, FloatGrid direction, RouteGrid route, int pool, FloatGrid products,
-                   Extent extent) {
+void output_transform_adjoint(Separable matrices, FloatGrid direction, ArgmaxGrid argmax, int pool, FloatGrid products,
+                              Extent extent) {
   const int height = matrices.down.columns, width = matrices.across.columns;
   transform<1>(
       matrices, extent,
-      [=](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count, Block* inputs) {
+      [=](std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count, Channels* blocks) {
         for (int h = 0; h < height; ++h) {
           for (int w = 0; w < width; ++w) {
             const int row = h / pool, column = w / pool, place = h % pool * pool + w % pool;
-            std::uint8_t routes[kBlock] = {};
-            std::memcpy(routes, at(route, row, column, sample, channel), count);
-            Block& block = inputs[h * width + w];
+            std::uint8_t positions[kBlock] = {};
+            std::memcpy(positions, at(argmax, row, column, sample, channel), count);
+            Channels& block = blocks[h * width + w];
             block = load(direction, row, column, sample, channel, count);
             for (int i = 0; i < kVectors; ++i) {
               Bytes bytes;
-              std::memcpy(&bytes, routes + i * kLanes, sizeof bytes);
+              std::memcpy(&bytes, positions + i * kLanes, sizeof bytes);
               const Ints here = __builtin_convertvector(bytes, Ints) == place;
               block.part[i] = here ? block.part[i] : kZero.part[0];
             }
           }
         }
       },
-      [=](int p, int q, const Block* output, std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count) {
+      [=](int p, int q, const Channels* output, std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count) {
         store(*output, products, p, q, sample, channel, count);
       });
 }
 
-void enter_adjoint(Separable matrices, FloatGrid entered, const FloatGrid* alive, FloatGrid maps, Extent extent) {
+void input_transform_adjoint(Separable matrices, FloatGrid inputs, const FloatGrid* mask, FloatGrid maps, Extent extent) {
   transform<1>(
       matrices, extent,
-      everything(entered, matrices),
-      [=](int row, int column, const Block* output, std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count) {
-        Block block = *output;
-        if (alive != nullptr) {
-          const Block mask = load(*alive, row, column, sample, channel, count);
-          for (int i = 0; i < kVectors; ++i) block.part[i] = mask.part[i] > 0 ? block.part[i] : kZero.part[0];
+      load_all(inputs, matrices),
+      [=](int row, int column, const Channels* output, std::ptrdiff_t sample, std::ptrdiff_t channel, std::size_t count) {
+        Channels block = *output;
+        if (mask != nullptr) {
+          const Channels values = load(*mask, row, column, sample, channel, count);
+          for (int i = 0; i < kVectors; ++i) block.part[i] = values.part[i] > 0 ? block.part[i] : kZero.part[0];
         }
         store(block, maps, row, column, sample, channel, count);
       });
@@ -271,6 +273,7 @@ void enter_adjoint(Separable matrices, FloatGrid entered, const FloatGrid* alive
 
 }  // namespace
 
-const Transforms FMCEFAST_TRANSFORMS{kInstructions, enter, leave, leave_adjoint, enter_adjoint};
+const Transforms FMCEFAST_TRANSFORMS{kInstructions, input_transform, output_transform, output_transform_adjoint,
+                                     input_transform_adjoint};
 
 }  // namespace fmcefast

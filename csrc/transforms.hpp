@@ -3,11 +3,11 @@
 #include <cstddef>
 #include <cstdint>
 
-// Transforms of Winograd's algebra on a CPU: to[p][q] = sum over h, w of down[p][h] * across[q][w] * from[h][w], for
-// every sample and channel. Values are read and written once, as float32 or bfloat16, and computed in float32.
+// Winograd transforms on a CPU: to[p][q] = sum over h, w of down[p][h] * across[q][w] * from[h][w], for every sample and
+// channel. Values are read and written once, as float32 or bfloat16, and computed in float32.
 namespace fmcefast {
 
-// A small matrix without its zeros: those of row i are entries begin[i] to begin[i + 1].
+// A small matrix without its zeros: row i has the entries begin[i] to begin[i + 1].
 struct SparseMatrix {
   const int* begin;
   const int* column;
@@ -30,16 +30,15 @@ struct Grid {
   std::ptrdiff_t stride;
 };
 
-// Of float32, or of bfloat16 where `half` is set and not `whole`.
+// float32 in `whole`, or bfloat16 in `half`; the other is null.
 struct FloatGrid {
   Grid<float> whole;
   Grid<std::uint16_t> half;
 };
 
-using RouteGrid = Grid<std::uint8_t>;
-
-// Where the ReLU lets nothing through; else the route is which of a window's four was the first maximum.
-constexpr std::uint8_t kClosed = 4;
+// Which of a window's values is the first maximum, or kInactive where the ReLU gives zero.
+using ArgmaxGrid = Grid<std::uint8_t>;
+constexpr std::uint8_t kInactive = 4;
 
 struct Extent {
   std::ptrdiff_t samples;
@@ -47,17 +46,19 @@ struct Extent {
   int threads;
 };
 
-// One set of the transforms, compiled for some instructions.
+// The transforms of a convolution block, compiled for one instruction set.
 struct Transforms {
   const char* instructions;
-  // Maps, rectified first if asked, into the algebra.
-  void (*enter)(Separable, FloatGrid maps, bool rectify, FloatGrid entered, Extent);
-  // Products out of the algebra, then the maximum of windows of `pool` by `pool`, bias and ReLU.
-  void (*leave)(Separable, FloatGrid products, const float* bias, int pool, FloatGrid pooled, RouteGrid, Extent);
-  // The adjoint of `leave` along the route.
-  void (*leave_adjoint)(Separable, FloatGrid direction, RouteGrid, int pool, FloatGrid products, Extent);
-  // The adjoint of `enter`, zero where `alive`, if there is one, is not positive.
-  void (*enter_adjoint)(Separable, FloatGrid entered, const FloatGrid* alive, FloatGrid maps, Extent);
+  // maps, after a ReLU with `relu_input`, -> inputs of the products.
+  void (*input_transform)(Separable, FloatGrid maps, bool relu_input, FloatGrid inputs, Extent);
+  // products -> output transform, max pooling by `pool`, bias and ReLU -> pooled and argmax.
+  void (*output_transform)(Separable, FloatGrid products, const float* bias, int pool, FloatGrid pooled,
+                           ArgmaxGrid argmax, Extent);
+  // Gradient at the pooled output -> gradient at the products.
+  void (*output_transform_adjoint)(Separable, FloatGrid direction, ArgmaxGrid argmax, int pool, FloatGrid products,
+                                   Extent);
+  // Gradient at the inputs of the products -> gradient at the maps, zero where `mask` is not positive; it may be null.
+  void (*input_transform_adjoint)(Separable, FloatGrid inputs, const FloatGrid* mask, FloatGrid maps, Extent);
 };
 
 extern const Transforms portable_transforms;

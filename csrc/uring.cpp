@@ -100,7 +100,7 @@ class KernelUring : public Uring {
                     params.cq_off.cqes + params.cq_entries * sizeof(io_uring_cqe));
   }
 
-  // Entries that the kernel took.
+  // Returns the number of entries that the kernel took.
   long enter(unsigned submit, unsigned complete) {
     const unsigned flags = complete > 0 ? IORING_ENTER_GETEVENTS : 0u;
     const long taken = ::syscall(__NR_io_uring_enter, ring_.number(), submit, complete, flags, nullptr, 0);
@@ -121,7 +121,7 @@ std::unique_ptr<Uring> Uring::open(unsigned depth) {
   io_uring_params params{};
   const long ring = ::syscall(__NR_io_uring_setup, depth, &params);
   if (ring < 0) return nullptr;
-  // The second came with plain writes (Linux 5.6).
+  // IORING_FEAT_RW_CUR_POS came with IORING_OP_WRITE (Linux 5.6).
   constexpr unsigned kNeeded = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_RW_CUR_POS;
   if ((params.features & kNeeded) != kNeeded) {
     ::close(static_cast<int>(ring));
@@ -129,7 +129,7 @@ std::unique_ptr<Uring> Uring::open(unsigned depth) {
   }
   try {
     auto opened = std::make_unique<KernelUring>(static_cast<int>(ring), params);
-    io_uring_sqe nothing{};  // a sandbox may allow the setup and forbid the use
+    io_uring_sqe nothing{};  // a sandbox may allow the setup but not the use
     nothing.opcode = IORING_OP_NOP;
     opened->submit(nothing);
     opened->wait();

@@ -6,7 +6,7 @@
 
 namespace fmcefast {
 
-// Writes that the kernel performs while the caller goes on (Linux io_uring), used by one thread.
+// Writes in the background by the kernel (Linux io_uring), for one thread.
 class Uring {
  public:
   struct Completion {
@@ -14,15 +14,15 @@ class Uring {
     int result;  // bytes written, or a negative error number
   };
 
-  // Null where the kernel does not know io_uring or a sandbox forbids it.
+  // Null where the kernel has no io_uring or a sandbox forbids it.
   static std::unique_ptr<Uring> open(unsigned depth);
   virtual ~Uring() = default;
 
-  // Both throw std::system_error when the kernel does not take or give entries any more.
-  // At most `depth` writes may be on their way. `data` must stay until the completion with this tag.
+  // At most `depth` writes at a time. `data` must stay valid until the completion with this tag. write() and wait()
+  // throw std::system_error if the kernel refuses.
   virtual void write(int file, const void* data, std::size_t size, std::uint64_t offset, std::uint64_t tag) = 0;
 
-  // Whether wait() will return at once.
+  // Whether wait() would return at once.
   virtual bool ready() = 0;
 
   // Waits for the next completion.

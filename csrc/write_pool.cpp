@@ -15,10 +15,10 @@
 namespace fmcefast {
 namespace {
 
-constexpr unsigned kWritesInFlight = 4;  // of one worker, through io_uring
+constexpr unsigned kWritesInFlight = 4;   // of one worker, with io_uring
 constexpr unsigned kJobsBeforeHelp = 64;  // taken in a row without a wait for the disk
 
-// A worker that wakes up must not take the processor from the thread that woke it.
+// A worker must not take the processor from the thread that wakes it.
 void leave_processor_to_producer() {
 #if defined(SCHED_BATCH)
   const sched_param unchanged{};
@@ -33,7 +33,7 @@ struct WritePool::Slot {
   std::unique_ptr<WriteJob> job;
   const unsigned char* data = nullptr;
   std::size_t written = 0;
-  bool refused = false;  // by O_DIRECT, once
+  bool refused = false;  // O_DIRECT, once
 
   // False when there is nothing to write.
   bool begin(std::unique_ptr<WriteJob> next) {
@@ -44,13 +44,13 @@ struct WritePool::Slot {
     return data != nullptr;
   }
 
-  // 0 when the write is whole, EAGAIN when the rest is to be written, or what went wrong.
+  // 0 if everything is written, EAGAIN if some is left, or an error number.
   int account(long result) {
     if (result < 0) {
       const int error = static_cast<int>(-result);
       if (error == EINTR || error == EAGAIN) return EAGAIN;
       if (error != EINVAL || std::exchange(refused, true)) return error;
-      // Another worker may have left it meanwhile: the second try tells.
+      // Another worker may have dropped O_DIRECT meanwhile: try once more.
       job->leave_direct();
       return EAGAIN;
     }
@@ -94,7 +94,7 @@ void WritePool::stop() {
 
 bool WritePool::reserve(std::size_t bytes, std::chrono::milliseconds patience) {
   std::unique_lock lock(mutex_);
-  // Without jobs nothing would ever give way: the rest waits for these bytes to fill a job.
+  // Without jobs nothing would ever be released: a job that is not full waits for these bytes.
   const auto has_room = [&] { return unfinished_jobs_ == 0 || reserved_bytes_ + bytes <= queue_bytes_; };
   if (!room_changed_.wait_for(lock, patience, has_room)) return false;
   reserved_bytes_ += bytes;
@@ -117,16 +117,16 @@ void WritePool::submit(std::unique_ptr<WriteJob> job) {
     queue_.push_back(std::move(job));
     ++unfinished_jobs_;
   }
-  // Waking costs the producer more than queueing: workers wake each other for the rest.
+  // Waking a worker is slow for the producer: the workers wake each other for the rest.
   if (first) work_arrived_.notify_one();
 }
 
 std::unique_ptr<WriteJob> WritePool::take(bool wait, bool helper) {
   std::unique_lock lock(mutex_);
-  const auto help_is_wanted = [&] { return !queue_.empty() && jobs_since_disk_wait_ >= kJobsBeforeHelp; };
+  const auto needs_help = [&] { return !queue_.empty() && jobs_since_disk_wait_ >= kJobsBeforeHelp; };
   if (helper) {
-    if (wait) help_wanted_.wait(lock, [&] { return stopping_ || help_is_wanted(); });
-    if (!help_is_wanted()) return nullptr;
+    if (wait) help_wanted_.wait(lock, [&] { return stopping_ || needs_help(); });
+    if (!needs_help()) return nullptr;
   } else if (wait) {
     work_arrived_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
   }
@@ -135,7 +135,7 @@ std::unique_ptr<WriteJob> WritePool::take(bool wait, bool helper) {
   queue_.pop_front();
   ++jobs_since_disk_wait_;
   if (!uses_uring_ && !queue_.empty()) work_arrived_.notify_one();
-  if (uses_uring_ && help_is_wanted()) help_wanted_.notify_one();
+  if (uses_uring_ && needs_help()) help_wanted_.notify_one();
   return job;
 }
 

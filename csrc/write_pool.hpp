@@ -14,15 +14,15 @@ namespace fmcefast {
 
 class Uring;
 
-// One piece of a file, made and written by a worker.
+// One part of a file, prepared and written by a worker.
 class WriteJob {
  public:
   virtual ~WriteJob() = default;
 
-  // The bytes to write: in `buffer` (kBytes, page-aligned), or lying elsewhere until finish(). Null to skip the write.
+  // The bytes to write: in `buffer` (kBytes, page-aligned), or in other memory that lasts until finish(). Null: skip.
   virtual const unsigned char* prepare(unsigned char* buffer) = 0;
 
-  // The file system refused O_DIRECT after all: the file goes on through the page cache.
+  // Called when the file system refuses a write with O_DIRECT: from here on the page cache is used.
   virtual void leave_direct() = 0;
 
   // Called once, with 0 or the error number of the failed write.
@@ -34,9 +34,9 @@ class WriteJob {
   std::size_t size = 0;
 };
 
-// Workers that prepare and write jobs, and the memory budget of what waits for them. Jobs are written through io_uring,
-// several at a time for each worker, or with pwrite where the kernel does not allow it. With io_uring the first worker
-// does it all while the disk is the limit; the others help when it is not.
+// Threads that prepare and write jobs, and a memory budget for what waits. Each worker writes several jobs at a time
+// through io_uring, or one at a time with pwrite where the kernel has no io_uring. With io_uring the first worker does
+// everything while the disk is the limit; the others help when it is not.
 class WritePool {
  public:
   WritePool(std::size_t memory_bytes, unsigned threads, bool use_uring);
@@ -44,8 +44,8 @@ class WritePool {
   WritePool(const WritePool&) = delete;
   WritePool& operator=(const WritePool&) = delete;
 
-  // False when there was still no room after `patience`. When no job is waiting any bytes get room: those that are held
-  // then are of a job that is not full yet, and larger ones than the budget would never get any.
+  // False if there is still no room after `patience`. While no job waits any size gets room: the reserved bytes then
+  // belong to a job that is not full yet, and sizes over the budget would never get any.
   bool reserve(std::size_t bytes, std::chrono::milliseconds patience);
   void release(std::size_t bytes);
 

@@ -21,9 +21,9 @@ _HOME_OF = {
     "FeatureMapDataset": "fmcefast.features.dataset",
     "FeatureMapLoader": "fmcefast.features.loader",
     "FeatureMapWriter": "fmcefast.features.writer",
-    "FusedFMCSLoss": "fmcefast.losses.fmcs",
+    "FusedFMCSLoss": "fmcefast.losses.fused",
     "Markers": "fmcefast.convergence.markers",
-    "RepresentationAuxiliaryLoss": "fmcefast.losses.fmcs",
+    "RepresentationAuxiliaryLoss": "fmcefast.losses.representation_auxiliary",
     "cqi": "fmcefast.convergence.cqi",
     "find_markers": "fmcefast.convergence.markers",
 }

@@ -1,18 +1,18 @@
-"""Files of feature maps, written and read by threads (csrc/). The GIL is released where something is waited for.
+"""Files of feature maps, written and read by threads (csrc/). Calls that wait release the GIL.
 
-OSError with number and path is raised for what the operating system refuses, ValueError for what does not fit.
+Raises OSError with number and path for failures of the operating system, ValueError for unfit arguments.
 """
 
 import numpy as np
 from typing_extensions import Buffer
 
-_Array = Buffer | np.ndarray  # before Python 3.12, arrays are no Buffer to type checkers
+_Memory = Buffer | np.ndarray  # before Python 3.12, arrays are no Buffer to type checkers
 
 class WritePool:
-    """Threads that convert, checksum and write for any number of shards, in `memory_bytes` at most.
+    """Threads that convert, checksum and write for any number of shards, with `memory_bytes` at most.
 
-    Larger batches than that are taken while nothing waits. `uses_uring` is false where the kernel has no io_uring, and
-    pwrite writes instead.
+    A larger batch is accepted while nothing waits. `uses_uring` is false where the kernel has no io_uring; pwrite
+    writes then.
     """
 
     def __init__(self, memory_bytes: int, threads: int, use_uring: bool) -> None: ...
@@ -20,7 +20,7 @@ class WritePool:
     def uses_uring(self) -> bool: ...
 
 class ShardWriter:
-    """A file of rows after a header of one page, `file_bytes` in all, past the page cache where that is possible.
+    """Writes a file of `file_bytes`: a header of one page, then rows; past the page cache where possible.
 
     The first failure, opening included, is raised by the next `submit` and by `close`. With `row_bytes` every row gets
     a checksum of its own.
@@ -29,30 +29,30 @@ class ShardWriter:
     def __init__(
         self, pool: WritePool, path: str, header: bytes, file_bytes: int, row_bytes: int = 0, direct: bool = True
     ) -> None: ...
-    def submit(self, maps: _Array, source: str, target: str) -> None:
-        """Queue a C-contiguous buffer of `source` ("float32", "bfloat16", "float16") to be stored as `target`; blocks
-        while the pool's memory is taken.
+    def submit(self, maps: _Memory, source: str, target: str) -> None:
+        """Queue C-contiguous rows of dtype `source` ("float32", "bfloat16", "float16") to be stored as `target`.
 
-        The buffer is held until it is written and must not be changed before `close`.
+        Blocks while the pool has no memory left. The buffer is held until it is written; do not change it before
+        `close`.
         """
 
     def close(self) -> None:
-        """Write what is queued, fsync and close the file."""
+        """Write all queued rows, fsync and close the file."""
 
     def abandon(self) -> None:
-        """Close the file as it is; what waits is not written."""
+        """Close the file without the rows that still wait."""
 
     @property
     def overflowed(self) -> int:
-        """Finite values that became infinite in float16, so far."""
+        """Finite values that became infinite in float16 so far."""
 
     @property
     def not_finite(self) -> int:
-        """Values that were infinite or NaN already, so far."""
+        """Values that were infinite or NaN before conversion so far."""
 
     @property
     def direct(self) -> bool:
-        """Whether it went past the page cache; valid after `close`, as are those below."""
+        """Whether the file bypassed the page cache. This and the properties below are valid after `close`."""
 
     @property
     def bytes(self) -> int:
@@ -71,21 +71,22 @@ class FeatureReader:
 
     def __init__(self, row_bytes: int, threads: int, direct: bool) -> None: ...
     def add(self, path: str, rows: int, header_bytes: int, row_checksums: list[int] | np.ndarray = ...) -> None:
-        """The next `rows` are in this file. With checksums, every row that is read is compared with its own."""
+        """Add a file of `rows` rows after a header. With checksums, every row is checked when it is read."""
 
-    def read(self, rows: np.ndarray, out: _Array) -> None:
-        """Rows, int64 (n,), into `out` of n * row_bytes; raises IndexError, or ValueError for a damaged row, and `out`
-        is undefined then.
+    def read(self, rows: np.ndarray, out: _Memory) -> None:
+        """Read rows, int64 (n,), into `out` of n * row_bytes.
+
+        Raises IndexError for an unknown row and ValueError for a damaged one; `out` is then undefined.
         """
 
     def checksum(self, index: int) -> int:
         """CRC-32C of the file added as number `index`, header included."""
 
-def crc32c(data: _Array, crc: int = 0) -> int:
+def crc32c(data: _Memory, crc: int = 0) -> int:
     """CRC-32C (Castagnoli) of a C-contiguous buffer, continuing from `crc`."""
 
 def float16_conversions() -> list[str]:
-    """The instruction sets that convert to float16 here, the fastest first."""
+    """Instruction sets that convert to float16 on this processor, fastest first."""
 
 def to_float16(values: np.ndarray, instructions: str) -> tuple[np.ndarray, int, int]:
-    """values, float32 (n,) -> their float16 bits, uint16 (n,), how many overflowed, and how many were not finite."""
+    """values, float32 (n,) -> float16 bits, uint16 (n,), and the numbers of overflowed and of not finite values."""

@@ -1,4 +1,4 @@
-"""Convolutions by filters of 3 with few multiplications: F(m, 3) of Winograd and Toom-Cook, as exact matrices.
+"""Winograd (Toom-Cook) convolution F(m, 3) by filters of 3, as exact matrices.
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), section 4.
 """
@@ -9,40 +9,43 @@ from math import prod
 
 import numpy as np
 
-# Where F(m, 3) evaluates its polynomials, besides infinity: small numbers and their inverses round least.
+# Interpolation points of F(m, 3), besides infinity: small numbers and their inverses round least.
 _POINTS = [Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-2), Fraction(2), Fraction(-1, 2)]
 
 
 @dataclass(frozen=True)
-class Filtering:
-    """Along one dimension: outputs = leave @ ((taps @ filter) * (enter @ inputs)), R products for each tile.
+class WinogradTransforms:
+    """One dimension of F(m, 3): output_transform @ ((filter_transform @ filter) * (input_transform @ inputs)).
 
-    enter: (R, tiles, inputs); taps: (R, 3); leave: (outputs, R, tiles); all float64.
+    input_transform: (R, tiles, inputs); filter_transform: (R, 3); output_transform: (outputs, R, tiles); all float64.
+    R is the number of products of a tile.
     """
 
-    enter: np.ndarray
-    taps: np.ndarray
-    leave: np.ndarray
+    input_transform: np.ndarray
+    filter_transform: np.ndarray
+    output_transform: np.ndarray
 
 
-def _minimal_filtering(outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """F(m, 3) for m = `outputs` neighbours out of m + 2 inputs, one tile: enter (R, m + 2), taps, leave (m, R)."""
+def _tile_transforms(outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """F(m, 3), m = `outputs`, of one tile: transforms of input (R, m + 2), filter (R, 3) and output (m, R)."""
     if outputs == 1:
         return np.eye(3), np.eye(3), np.ones((1, 3))
     points = _POINTS[: outputs + 1]
-    enter, taps = [], []
+    input_rows: list[list[Fraction | int]] = []
+    filter_rows: list[list[Fraction | int]] = []
     for point in points:
         others = [other for other in points if other != point]
-        enter.append([*_coefficients(others), 0])
-        taps.append([point**i / prod(point - other for other in others) for i in range(3)])
-    enter.append(_coefficients(points))
-    taps.append([0, 0, 1])
-    leave = [[*(point**i for point in points), int(i == outputs - 1)] for i in range(outputs)]
-    return tuple(np.array(matrix, dtype=np.float64) for matrix in (enter, taps, leave))
+        input_rows.append([*_coefficients(others), 0])
+        filter_rows.append([point**i / prod(point - other for other in others) for i in range(3)])
+    input_rows.append([*_coefficients(points)])
+    filter_rows.append([0, 0, 1])
+    output_rows = [[*(point**i for point in points), int(i == outputs - 1)] for i in range(outputs)]
+    input_transform, filter_transform = np.array(input_rows, np.float64), np.array(filter_rows, np.float64)
+    return input_transform, filter_transform, np.array(output_rows, np.float64)
 
 
 def _coefficients(roots: list[Fraction]) -> list[Fraction]:
-    """Of the polynomial with these roots, lowest power first."""
+    """Coefficients of the polynomial with these roots, lowest power first."""
     polynomial = [Fraction(1)]
     for root in roots:
         shifted, scaled = [Fraction(0), *polynomial], [*(root * value for value in polynomial), Fraction(0)]
@@ -50,25 +53,25 @@ def _coefficients(roots: list[Fraction]) -> list[Fraction]:
     return polynomial
 
 
-def padded_filtering(inputs: int, outputs: int, tile: int) -> Filtering:
-    """The first `outputs` of the `inputs` positions of a convolution padded by one zero on either side.
+def padded_transforms(inputs: int, outputs: int, tile: int) -> WinogradTransforms:
+    """Transforms of a convolution over `inputs` positions with a padding of 1; its first `outputs` positions.
 
     tile: outputs of a tile, 1..6; the last tile may reach over the end.
     """
-    enter_tile, taps, leave_tile = _minimal_filtering(tile)
+    tile_input, filter_transform, tile_output = _tile_transforms(tile)
     tiles = -(-outputs // tile)
-    enter = np.zeros((len(taps), tiles, tiles * tile + 2))
-    leave = np.zeros((tiles * tile, len(taps), tiles))
+    padded_input = np.zeros((len(filter_transform), tiles, tiles * tile + 2))
+    output_transform = np.zeros((tiles * tile, len(filter_transform), tiles))
     for number in range(tiles):
         first = number * tile
-        enter[:, number, first : first + tile + 2] = enter_tile
-        leave[first : first + tile, :, number] = leave_tile
-    # What lies outside is zero: left of the first input and right of the last.
-    inside = np.zeros((len(taps), tiles, inputs))
-    known = min(inputs, enter.shape[2] - 1)
-    inside[:, :, :known] = enter[:, :, 1 : known + 1]
-    used = inside.any(axis=(1, 2))
-    return Filtering(inside[used], taps[used], leave[:outputs, used])
+        padded_input[:, number, first : first + tile + 2] = tile_input
+        output_transform[first : first + tile, :, number] = tile_output
+    # The padding is zero: drop its columns.
+    input_transform = np.zeros((len(filter_transform), tiles, inputs))
+    covered = min(inputs, padded_input.shape[2] - 1)
+    input_transform[:, :, :covered] = padded_input[:, :, 1 : covered + 1]
+    used = input_transform.any(axis=(1, 2))
+    return WinogradTransforms(input_transform[used], filter_transform[used], output_transform[:outputs, used])
 
 
 def best_tile(outputs: int, largest: int) -> int:

@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss
 from fmcefast.bench.tools.arguments import SuiteParser
 from fmcefast.bench.tools.results import publish, ratios, row
-from fmcefast.kernels.fmce_head.cpu_stage import has_amx
-from fmcefast.losses.fused import FEW_MAPS
+from fmcefast.kernels.fmce_head.cpu_block import has_amx
+from fmcefast.losses.implementation import FEW_MAPS
 from fmcefast.runtime.allocator import keep_freed_memory
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
@@ -177,7 +177,7 @@ def product_seconds(size: int, dtype: torch.dtype, device: torch.device) -> floa
 
 
 def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> tuple[float, float]:
-    """FLOP of the plain head, and with F(6x6, 3x3) or F(2x2, 3x3), as FusedFMCSLoss chooses, for the first stage."""
+    """FLOP of the plain head, and with F(6x6, 3x3) or F(2x2, 3x3), as FusedFMCSLoss chooses, for the first block."""
     channels = net.settings["in_channels"]
     maps = torch.empty(batch, channels, 7, 7, device="meta", requires_grad=backward)
     with FlopCounterMode(display=False) as counter:

@@ -1,9 +1,5 @@
-"""Which implementation each stage will use, by the functions that choose it in a run."""
+"""Which implementation each stage will use, chosen by the functions that choose it in a run."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 
 import numpy as np
@@ -13,21 +9,21 @@ from fmcefast.doctor.result import Disk, StageChoice, one_line
 
 
 def find_choices(disk: Disk, notes: list[str]) -> list[StageChoice]:
-    """Of all stages; what could be faster is added to `notes`."""
-    found = []
+    """The choice of every stage. `notes` gets what could be faster."""
+    choices = []
     for stage, needs, choose in (
         ("train", "fmcefast.stages.train", _train),
         ("markers", "numba", _markers),
         ("extract", "fmcefast.stages.extract", lambda: _extract(disk)),
         ("fit", "fmcefast.stages.fit", _fit),
-        ("loss", "fmcefast.losses.fused", lambda: _loss(notes)),
+        ("loss", "fmcefast.losses.implementation", lambda: _loss(notes)),
     ):
         try:
-            import_module(needs)  # with all that it imports in turn
-            found.append(StageChoice(stage, *choose()))
+            import_module(needs)  # finds broken packages
+            choices.append(StageChoice(stage, *choose()))
         except Exception as error:
-            found.append(StageChoice(stage, None, one_line(error)))
-    return found
+            choices.append(StageChoice(stage, None, one_line(error)))
+    return choices
 
 
 def _train() -> tuple[str, str]:
@@ -73,46 +69,30 @@ def _fit() -> tuple[str, str]:
 
 
 def _precision() -> tuple[str, str]:
+    import torch
+
     from fmcefast.runtime.device import amp_type, describe, pick_device
 
     device = pick_device()
-    what = describe(device, amp_type("auto", device))
+    dtype = amp_type("auto", device)
     where = "GPU" if device.type == "cuda" else "CPU"
-    return what, f"the {where} has {'' if what.endswith('bf16') else 'no '}bf16"
+    return describe(device, dtype), f"the {where} has {'' if dtype == torch.bfloat16 else 'no '}bf16"
 
 
 def _loss(notes: list[str]) -> tuple[str, str]:
-    """By what FusedFMCSLoss tells the log when it computes its first map."""
+    """The implementation of FusedFMCSLoss, after it has computed one map."""
     import torch
 
-    from fmcefast.losses.fused import FusedHead
+    from fmcefast.losses.implementation import MapKind, make_head
     from fmcefast.models.fmce_net import FMCENet
     from fmcefast.runtime.device import amp_type, pick_device
 
     device = pick_device()
     dtype = amp_type("auto", device) or torch.float16
-    net = FMCENet(16).eval().requires_grad_(False)
-    with _kept_log() as told, warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        FusedHead(net, net, "auto")(torch.zeros(1, 16, 7, 7, dtype=dtype, device=device), differentiable=False)
-    if not told:
-        notes.append(one_line(warned[0].message))
-        return "PyTorch", "the Triton kernels do not run here"
-    uses, _, why = told[0].getMessage().partition(": ")[2].rstrip(")").partition(" (")
-    return uses, why or f"{dtype} maps on {device}"
-
-
-@contextmanager
-def _kept_log() -> Iterator[list[logging.LogRecord]]:
-    """What fmcefast tells the log meanwhile, kept from everybody else."""
-    told: list[logging.LogRecord] = []
-    log = logging.getLogger("fmcefast")
-    level = log.level
-    keep = told.append  # as a filter it lets nothing pass: it returns None
-    log.addFilter(keep)
-    log.setLevel(logging.INFO)
-    try:
-        yield told
-    finally:
-        log.setLevel(level)
-        log.removeFilter(keep)
+    net = FMCENet(16)
+    maps = torch.zeros(1, *net.map_shape, dtype=dtype, device=device)
+    head, implementation = make_head(net.head_weights(), MapKind.of(maps), "auto")
+    head(maps, differentiable=False)
+    if implementation.warning:
+        notes.append(one_line(implementation.warning))
+    return implementation.name, implementation.why or f"{dtype} maps on {device}"

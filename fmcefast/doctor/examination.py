@@ -1,4 +1,4 @@
-"""The facts put together, with what there is to say of them."""
+"""The whole examination of a machine."""
 
 import warnings
 from pathlib import Path
@@ -8,23 +8,24 @@ from fmcefast.doctor.machine import find_cpu, find_disk, find_driver, find_free_
 from fmcefast.doctor.packages import find_misfits, find_packages
 from fmcefast.doctor.result import DoctorResult
 
-# In this folder what may be missing or broken is imported where it is tried, and any exception is a finding.
+# This package imports other libraries late and catches every exception: either may be what is broken.
 
 
 def doctor(folder: Path) -> DoctorResult:
-    """Try what this machine has, for a few seconds, with `folder`, which need not exist, for the place of runs.
+    """Try the hardware and the packages of this machine, which takes a few seconds.
 
-    Raises nothing for what is missing or broken; nothing written is left.
+    folder: where runs are to be written; it need not exist, and nothing is left in it. Missing or broken parts are
+    reported, not raised.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries on their way in; what matters is found out below
+        warnings.simplefilter("ignore")  # of libraries during import; what matters is tried below
         return _examine(folder)
 
 
 def _examine(folder: Path) -> DoctorResult:
     notes: list[str] = []
     problems: list[str] = []
-    packages = find_packages(notes, problems)  # first, as they are the cause of what else goes wrong
+    packages = find_packages(notes, problems)  # first: their problems cause others
     driver = find_driver()
     gpus, no_gpu = find_gpus(driver, notes, problems)
     notes += find_misfits(packages, with_gpu=bool(gpus))
@@ -32,6 +33,6 @@ def _examine(folder: Path) -> DoctorResult:
     disk = find_disk(folder, problems)
     stages = find_choices(disk, notes)
     if not problems:
-        problems += [f"{each.stage} cannot run: {each.why}" for each in stages if each.uses is None]
+        problems += [f"{choice.stage} cannot run: {choice.why}" for choice in stages if choice.uses is None]
     facts = gpus, no_gpu, driver, jpeg_decoder, find_cpu(), find_free_memory(), disk, packages, stages
     return DoctorResult(*facts, notes, problems)

@@ -23,7 +23,7 @@ _BACKEND_HARDWARE, _ARCH_MISMATCH = 3, 7  # of nvjpeg.h
 
 
 def find_gpus(driver: str | None, notes: list[str], problems: list[str]) -> tuple[list[Gpu], str | None]:
-    """The GPUs that torch shows, or why there is none."""
+    """The GPUs that torch can use, or why there is none."""
     try:
         import torch
     except Exception:
@@ -33,9 +33,9 @@ def find_gpus(driver: str | None, notes: list[str], problems: list[str]) -> tupl
             warnings.simplefilter("always")
             available = torch.cuda.is_available()
         if available:
-            torch.ones(2, device="cuda").sum().item()  # fails where torch has no kernels for the GPU
-            found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-            return [Gpu(gpu.name, gpu.total_memory, f"{gpu.major}.{gpu.minor}") for gpu in found], None
+            torch.ones(2, device="cuda").sum().item()  # fails if torch has no kernels for the GPU
+            gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+            return [Gpu(gpu.name, gpu.total_memory, f"{gpu.major}.{gpu.minor}") for gpu in gpus], None
     except Exception as error:
         remedy = "set CUDA_VISIBLE_DEVICES= to do without it"
         problems.append(f"torch cannot compute on the GPU ({one_line(error)}): {remedy}")
@@ -46,7 +46,7 @@ def find_gpus(driver: str | None, notes: list[str], problems: list[str]) -> tupl
 
 
 def _why_no_gpu(driver: str | None, warning: str | None) -> tuple[str, str]:
-    """Why torch shows none, and what to do."""
+    """Why torch has no GPU, and the remedy."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -63,15 +63,15 @@ def _why_no_gpu(driver: str | None, warning: str | None) -> tuple[str, str]:
 
 def find_driver() -> str | None:
     try:
-        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=_DRIVER_SECONDS)
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DRIVER_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return next(iter(done.stdout.split()), None) if done.returncode == 0 else None
 
 
 def find_jpeg_decoder() -> str:
-    """What nvJPEG, which DALI decodes with, says of the current GPU."""
+    """The JPEG hardware of the current GPU, according to nvJPEG, with which DALI decodes."""
     handle, engines, cores = ctypes.c_void_p(), ctypes.c_uint(), ctypes.c_uint()
     try:
         nvjpeg = ctypes.CDLL(str(next(Path(import_module("nvidia").__path__[0]).glob("*/lib/libnvjpeg.so.*"))))
@@ -100,12 +100,12 @@ def find_cpu() -> Cpu:
         import torch
 
         has = {"AVX512_BF16": torch.cpu._is_avx512_bf16_supported, "AMX": torch.cpu._is_amx_tile_supported}
-        instructions += [name for name, ask in has.items() if ask()]
+        instructions += [name for name, is_supported in has.items() if is_supported()]
     return Cpu(model, count_cores(), instructions)
 
 
 def count_cores() -> int:
-    """Those that this process may use."""
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -133,12 +133,12 @@ def find_disk(folder: Path, problems: list[str]) -> Disk:
 
 
 def _write_in(folder: Path) -> tuple[bool, bool]:
-    """Write a short-lived file as feature maps are: whether that took io_uring, and O_DIRECT."""
+    """Write a temporary file in the way of feature maps; whether that used io_uring and O_DIRECT."""
     from fmcefast import _core
 
-    with tempfile.TemporaryDirectory(prefix=".fmcefast-doctor-", dir=folder) as place:
+    with tempfile.TemporaryDirectory(prefix=".fmcefast-doctor-", dir=folder) as trial:
         pool = _core.WritePool(_POOL_BYTES, 2, use_uring=True)
-        file = _core.ShardWriter(pool, str(Path(place) / "trial"), b"", 4096)
+        file = _core.ShardWriter(pool, str(Path(trial) / "trial"), b"", 4096)
         file.submit(np.ones(2048, np.float16), "float16", "float16")
         file.close()
         return pool.uses_uring, file.direct

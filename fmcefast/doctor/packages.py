@@ -1,4 +1,4 @@
-"""Which versions are installed, and whether they can be imported and fit."""
+"""Versions of the installed packages, and whether they can be imported and fit together."""
 
 import platform
 from contextlib import suppress
@@ -12,37 +12,37 @@ from packaging.version import InvalidVersion, Version
 from fmcefast import __version__
 from fmcefast.doctor.result import Package, one_line
 
-_DALI = "nvidia-dali-cuda"  # and the version of CUDA
+_DALI = "nvidia-dali-cuda"  # followed by the version of CUDA
 _IMPORTED = ("torch", "torchvision", "triton", _DALI, "numba")
 _FOR_SPEED = ("triton", _DALI)
 _OF_ONE_RELEASE = ("torch", "torchvision", "triton")
 
 
 def find_packages(notes: list[str], problems: list[str]) -> list[Package]:
-    """Those that are imported on trial, and of the others that fmcefast requires those with trouble."""
-    required = _requirements("fmcefast") or dict.fromkeys(_IMPORTED, SpecifierSet())  # a folder that pip does not know
-    found = [_package(name, needs) for name, needs in required.items()]
-    for each in found:
-        if each.trouble:
-            (notes if each.name.startswith(_FOR_SPEED) else problems).append(each.trouble)
+    """The packages that are tried by importing them, and other requirements of fmcefast that have trouble."""
+    required = _requirements("fmcefast") or dict.fromkeys(_IMPORTED, SpecifierSet())  # not installed by pip
+    packages = [_package(name, needs) for name, needs in required.items()]
+    for package in packages:
+        if package.trouble:
+            (notes if package.name.startswith(_FOR_SPEED) else problems).append(package.trouble)
     own = [Package("python", platform.python_version(), "", None), Package("fmcefast", __version__, "", None)]
-    return own + [each for each in found if each.trouble or each.name.startswith(_IMPORTED)]
+    return own + [package for package in packages if package.trouble or package.name.startswith(_IMPORTED)]
 
 
 def find_misfits(packages: list[Package], with_gpu: bool) -> list[str]:
-    """Versions that fmcefast takes, and that are not made for each other."""
+    """Notes on versions that are not made for each other, though fmcefast takes each of them."""
     versions = {package.name: package.version for package in packages if package.version}
-    found = []
+    misfits = []
     for name, part in (("torchvision", "torch"), ("torch", "triton")):
         needs = _requirements(name).get(part, SpecifierSet())
         if name in versions and part in versions and not _meets(versions[part], needs):
             this = f"{name} {versions[name]} is made for {part} {needs}, not {versions[part]}"
-            found.append(f"{this}: {install_command(name)}")
+            misfits.append(f"{this}: {install_command(name)}")
     fitting = _dali_for_torch()
     for name in versions:
         if with_gpu and name.startswith(_DALI) and name != fitting:
-            found.append(f"{name} and torch are made for different CUDAs: {install_command(fitting)}")
-    return found
+            misfits.append(f"{name} and torch are made for different CUDAs: {install_command(fitting)}")
+    return misfits
 
 
 def install_command(name: str, anew: bool = False) -> str:
@@ -71,16 +71,20 @@ def _package(name: str, needs: SpecifierSet) -> Package:
 
 
 def _requirements(distribution: str) -> dict[str, SpecifierSet]:
-    """Those on this system, without extras."""
+    """Requirements of a distribution on this system, without extras."""
     try:
-        wanted = [Requirement(line) for line in metadata.requires(distribution) or []]
+        requirements = [Requirement(line) for line in metadata.requires(distribution) or []]
     except metadata.PackageNotFoundError:
         return {}
-    return {each.name: each.specifier for each in wanted if not each.marker or each.marker.evaluate({"extra": ""})}
+    return {
+        requirement.name: requirement.specifier
+        for requirement in requirements
+        if not requirement.marker or requirement.marker.evaluate({"extra": ""})
+    }
 
 
 def _meets(version: str, needs: SpecifierSet) -> bool:
-    """By its numbers: somebody's own build of 2.11.0a0+git counts as 2.11.0."""
+    """Compares the release alone: 2.11.0a0+git counts as 2.11.0."""
     try:
         return Version(version).base_version in needs
     except InvalidVersion:
@@ -88,8 +92,8 @@ def _meets(version: str, needs: SpecifierSet) -> bool:
 
 
 def _dali() -> str:
-    """The name of the DALI that is installed, or of the one to install."""
-    names = (canonicalize_name(str(each.name)) for each in metadata.distributions())
+    """Name of the installed DALI, or of the one to install."""
+    names = (canonicalize_name(str(distribution.name)) for distribution in metadata.distributions())
     return max((name for name in names if name.startswith(_DALI)), default=_dali_for_torch())
 
 

@@ -1,4 +1,4 @@
-"""What was found, and how it is told."""
+"""The findings of `fmcefast doctor`, and their text."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Cpu:
-    """cores: that this process may use; instructions: of those that make a difference here."""
+    """cores: those that this process may use; instructions: the sets that fmcefast uses."""
 
     model: str
     cores: int
@@ -25,7 +25,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Disk:
-    """The nearest folder that exists, bytes free, and what the core could use to write there; None when it cannot."""
+    """folder: the nearest that exists; free: bytes; io_uring, direct: whether writes used them, None if they failed."""
 
     folder: str
     free: int
@@ -35,7 +35,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Package:
-    """needs: the version that fmcefast asks for; trouble: what is wrong, and what to do."""
+    """needs: the versions that fmcefast requires; trouble: what is wrong, and the remedy."""
 
     name: str
     version: str | None
@@ -45,7 +45,7 @@ class Package:
 
 @dataclass(frozen=True)
 class StageChoice:
-    """What a stage will use, None when it cannot run, and why."""
+    """uses: what the stage will use, None if it cannot run; why: the reason."""
 
     stage: str
     uses: str | None
@@ -54,8 +54,8 @@ class StageChoice:
 
 @dataclass(frozen=True)
 class DoctorResult:
-    """no_gpu: why there is none; jpeg_decoder: the hardware of the first GPU; memory: bytes free; notes: what could be
-    faster; problems: what fmcefast cannot do without. Both say what to do, a line each."""
+    """no_gpu: why there is none; jpeg_decoder: hardware of the first GPU; memory: free bytes; notes: what could be
+    faster; problems: what keeps fmcefast from running. Notes and problems are one line each, with the remedy."""
 
     gpus: list[Gpu]
     no_gpu: str | None
@@ -81,9 +81,9 @@ class DoctorResult:
             ("JPEG hardware", self.jpeg_decoder or "none without a GPU"),
             ("CPU", ", ".join([self.cpu.model, f"{self.cpu.cores} cores", *self.cpu.instructions])),
             ("memory", "unknown" if self.memory is None else f"{format_bytes(self.memory)} free"),
-            ("disk", f"{self.disk.folder}, {format_bytes(self.disk.free)} free, {_ways_to_write(self.disk)}"),
-            *((each.name, _version_line(each)) for each in self.packages),
-            *((each.stage, f"{each.uses or 'cannot run'} ({each.why})") for each in self.stages),
+            ("disk", f"{self.disk.folder}, {format_bytes(self.disk.free)} free, {_write_methods(self.disk)}"),
+            *((package.name, _version_line(package)) for package in self.packages),
+            *((choice.stage, f"{choice.uses or 'cannot run'} ({choice.why})") for choice in self.stages),
             *(("note", line) for line in self.notes),
             *(("problem", line) for line in self.problems),
         ]
@@ -93,12 +93,12 @@ class DoctorResult:
 
 
 def one_line(error: object) -> str:
-    """What an error or a warning says."""
+    """The text of an error or a warning in one line, an error with its type."""
     name = f"{type(error).__name__}: " if isinstance(error, Exception) and not isinstance(error, Warning) else ""
     return f"{name}{' '.join(str(error).split())[:300]}"
 
 
-def _ways_to_write(disk: Disk) -> str:
+def _write_methods(disk: Disk) -> str:
     if disk.direct is None:
         return "cannot be written"
     return f"{'' if disk.io_uring else 'no '}io_uring, {'' if disk.direct else 'no '}O_DIRECT"

@@ -6,7 +6,7 @@ from pathlib import Path
 from fmcefast.errors import InputError
 from fmcefast.finetuning.cell import Cell, Init, finished_cells
 from fmcefast.finetuning.cell_training import FinetuneResult, train_cell
-from fmcefast.losses.fmcs import check_raf
+from fmcefast.losses.representation_auxiliary import check_raf
 from fmcefast.models.weights import check_safetensors, read_weights
 from fmcefast.progress import Progress
 from fmcefast.run.config import check_value

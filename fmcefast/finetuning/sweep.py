@@ -12,7 +12,7 @@ from fmcefast.finetuning.local_engine import train_locally
 from fmcefast.finetuning.ray_engine import train_on_ray
 from fmcefast.finetuning.sweep_csv import SweepRow, read_table, table_of, write_table
 from fmcefast.finetuning.table import RafRow
-from fmcefast.losses.fmcs import check_raf
+from fmcefast.losses.representation_auxiliary import check_raf
 from fmcefast.progress import Progress, format_seconds
 from fmcefast.run.config import check_value
 from fmcefast.run.folder import RunFolder

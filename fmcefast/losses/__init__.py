@@ -1,1 +1,1 @@
-"""The score of a frozen FMCE-Net as a loss."""
+"""The score of a frozen FMCE-Net as a loss ([FMCE-Net++] equations 4 and 5)."""

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,6 +11,7 @@ from torch import nn
 
 from fmcefast import files
 from fmcefast.errors import InputError
+from fmcefast.kernels.fmce_head.layers import Affine, HeadWeights
 
 LEAST_CHANNELS = 4
 _MAX_CHANNELS = 1024
@@ -34,7 +36,7 @@ class FMCENet(nn.Module):
             )
         if reduce_kernel not in (1, 3):
             raise InputError(f"reduce_kernel must be 1 or 3, not {reduce_kernel}.")
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "in_channels": in_channels,
             "spatial": [height, width],
             "phases": phases,
@@ -57,7 +59,7 @@ class FMCENet(nn.Module):
 
     @property
     def map_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the feature maps that it takes."""
+        """(C, H, W) of its feature maps."""
         return self.settings["in_channels"], *self.settings["spatial"]
 
     @property
@@ -67,6 +69,13 @@ class FMCENet(nn.Module):
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.convolutions(feature_map).flatten(1))
+
+    def head_weights(self) -> HeadWeights:
+        """The weights for the kernels, detached and not copied."""
+        layers = [layer for layer in self.convolutions if isinstance(layer, nn.Conv2d)]
+        *reduce, first, second, classifier = map(_affine, [*layers, self.classifier])
+        height, width = self.settings["spatial"]
+        return HeadWeights(height, width, reduce[0] if reduce else None, first, second, classifier)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write weights and settings to one safetensors file."""
@@ -88,3 +97,8 @@ class FMCENet(nn.Module):
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{path} is not an FMCE-Net or is damaged: {error}") from error
         return net
+
+
+def _affine(layer: nn.Module) -> Affine:
+    weight, bias = layer.parameters()
+    return Affine(weight.detach(), bias.detach())

@@ -1,4 +1,4 @@
-"""Image classifiers of torchvision and timm by name, and how they are traced."""
+"""Image classifiers of torchvision and timm by name, and their tracer."""
 
 import sys
 
@@ -8,21 +8,21 @@ from torch import fx, nn
 from fmcefast.errors import InputError, unknown_name
 
 _TIMM = "timm:"
-# Of timm's layers, only these are looked into: they hold the pooling.
+# The only layers of timm that are traced into: they hold the pooling.
 _OPEN_LAYERS = ("timm.layers.classifier", "timm.layers.adaptive_avgmax_pool")
 
 
 def check_backbone(name: str) -> None:
-    """Raise InputError for a name that neither torchvision nor, after `timm:`, timm knows as an image classifier."""
+    """Raise InputError unless `name` is an image classifier of torchvision or, after `timm:`, of timm."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name.startswith(_TIMM):
-        known = [_TIMM + each for each in _timm().list_models()]
+        known = [_TIMM + model for model in _timm().list_models()]
     if name not in known:
         raise unknown_name("backbone", name, known)
 
 
 def make_network(name: str, classes: int) -> nn.Module:
-    """The whole classifier with fresh weights from torch's global generator. Raises InputError as check_backbone."""
+    """The whole classifier, with fresh weights from torch's global generator. Raises InputError like check_backbone."""
     check_backbone(name)
     if name.startswith(_TIMM):
         return _timm().create_model(name.removeprefix(_TIMM), pretrained=False, num_classes=classes)
@@ -30,7 +30,7 @@ def make_network(name: str, classes: int) -> nn.Module:
 
 
 class Tracer(fx.Tracer):
-    """Traces a network in training mode to a graph that is right in both modes."""
+    """Traces a network in training mode to a graph that is right in training and evaluation."""
 
     def __init__(self) -> None:
         timm = sys.modules.get("timm")
@@ -39,7 +39,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         home = module.__module__
-        # Tracing into these would fix their training flag.
+        # Traced into, these would keep their training flag for ever.
         depends_on_mode = home.startswith("torchvision.ops.stochastic") or (
             home.startswith("timm.layers") and not home.startswith(_OPEN_LAYERS)
         )

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fmcefast.data.loaders.base import Loader
 from fmcefast.evaluation.held_out import expected_scores, predict_scores, require_maps
-from fmcefast.losses.fmcs import RepresentationAuxiliaryLoss
+from fmcefast.losses.representation_auxiliary import RepresentationAuxiliaryLoss
 from fmcefast.models.backbones import Backbone
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.run.config import Config

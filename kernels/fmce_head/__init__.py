@@ -1,1 +1,1 @@
-"""The frozen head of FMCE-Net as a loss: -log q_K and its gradient with few multiplications, in PyTorch and Triton."""
+"""The frozen FMCE-Net head as a loss: -log q_K and its gradient by Winograd convolutions, beside naive layers."""

@@ -1,8 +1,8 @@
-"""The frozen head of FMCE-Net: -log q_K of every feature map, and the gradient, without autograd.
+"""The frozen FMCE-Net head: -log q_K of every feature map and its gradient, without autograd.
 
-The gradient of -log q_K at a map is its slope 1 - q_K times a direction that depends on the other phases only. They are
-kept apart: directions keep their precision in half types however small the slope becomes, and 1 / N and the incoming
-gradient go into the slope. Nothing between them has to be saved.
+The gradient of -log q_K is the slope 1 - q_K times a direction that depends on the other phases only. The two are kept
+apart: the direction keeps its precision in half types however small the slope is, and 1 / N and the incoming gradient
+go into the slope. `naive.naive_losses` is the reference.
 """
 
 from collections.abc import Callable
@@ -11,79 +11,70 @@ from typing import NamedTuple, Protocol
 import torch
 from torch.nn import functional as F
 
-
-class Affine(NamedTuple):
-    """weight: (O, C, k, k) of a convolution or (K, F) of a linear layer; bias: (O,) or (K,)."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
+from fmcefast.kernels.fmce_head.layers import Affine, HeadWeights, pool_size
 
 
-class HeadWeights(NamedTuple):
-    """The layers of an FMCE-Net for maps of height x width; `reduce` is None where it has none."""
+class Gradient(NamedTuple):
+    """slopes (N,) times directions: (N, F) at the features, (H * W, N, C) at the maps."""
 
-    height: int
-    width: int
-    reduce: Affine | None
-    first: Affine
-    second: Affine
-    classifier: Affine
+    slopes: torch.Tensor
+    directions: torch.Tensor
 
 
-class Stage(Protocol):
-    """A 3x3 convolution with padding 1, max pooling of 2 where H and W are 2 or more, and ReLU.
+# -log q_K (N,), and its gradient unless only the value is computed.
+Result = tuple[torch.Tensor, Gradient | None]
 
-    Maps are (H * W, N, C) here: positions first, channels side by side, in the type it computes in or that of the
-    user's maps.
+
+class ConvBlock(Protocol):
+    """A 3x3 convolution with padding 1, max pooling by 2 (none where H or W is 1), and ReLU.
+
+    Maps are (H * W, N, C), channels side by side, in the block's dtype or that of the user's maps.
     """
 
-    def forward(self, maps: torch.Tensor, rectify: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """maps, rectified first if asked, perhaps in place -> (h * w, N, O), and the route, uint8 of the same shape:
-        which of a window's four was the first maximum, or 4 where the ReLU is closed.
+    def forward(self, maps: torch.Tensor, relu_input: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """maps -> pooled (h * w, N, O) and argmax, uint8 of the same shape.
+
+        argmax: which of the window's 4 values is the first maximum; 4 (INACTIVE) where the ReLU gives zero.
+        relu_input: apply ReLU to the maps first, perhaps in place.
         """
 
     def backward(
-        self, direction: torch.Tensor, route: torch.Tensor, maps: torch.Tensor, rectify: bool = False
+        self, direction: torch.Tensor, argmax: torch.Tensor, maps: torch.Tensor, relu_input: bool = False
     ) -> torch.Tensor:
-        """The adjoint along the route of these maps: (h * w, N, O) -> (H * W, N, C), zero where they were rectified
-        away; of their type or the one it computes in.
+        """Gradient at the output, (h * w, N, O) -> gradient at `maps`, (H * W, N, C), of the dtype of either.
+
+        argmax: that of `forward`. relu_input: zero where the maps are not positive.
         """
 
 
-Score = Callable[[torch.Tensor, Affine, bool], tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]]
+Score = Callable[[torch.Tensor, Affine, bool], Result]
 
 
-def pooled_size(height: int, width: int) -> tuple[int, int]:
-    return (height // 2, width // 2) if min(height, width) >= 2 else (height, width)
-
-
-def score(
-    features: torch.Tensor, classifier: Affine, differentiable: bool
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """features (N, F) -> -log q_K (N,), and if differentiable its slope (N,) and direction (N, F)."""
+def score(features: torch.Tensor, classifier: Affine, differentiable: bool) -> Result:
+    """features (N, F) -> -log q_K (N,), and the gradient if `differentiable`."""
     logits = F.linear(features, *classifier)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    behind = logits[:, :-1].logsumexp(1) - logits[:, -1]
-    losses = F.softplus(behind, threshold=40)  # -log q_K
+    margin = logits[:, :-1].logsumexp(1) - logits[:, -1]
+    losses = F.softplus(margin, threshold=40)  # -log q_K
     if not differentiable:
-        return losses, None, None
+        return losses, None
     others = logits[:, :-1].softmax(1).to(features.dtype)
-    return losses, behind.sigmoid(), others @ classifier.weight[:-1] - classifier.weight[-1]
+    return losses, Gradient(margin.sigmoid(), others @ classifier.weight[:-1] - classifier.weight[-1])
 
 
-def score_with_slope(
-    features: torch.Tensor, classifier: Affine, differentiable: bool
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """`score` with the slope in the direction, for maps whose type rounds more than it underflows: bfloat16."""
-    losses, slopes, direction = score(features, classifier, differentiable)
-    if not differentiable:
-        return losses, None, None
-    return losses, torch.ones_like(slopes), direction * slopes[:, None]
+def score_with_slope(features: torch.Tensor, classifier: Affine, differentiable: bool) -> Result:
+    """`score` with the slope in the direction: bfloat16 rounds more than it underflows."""
+    losses, gradient = score(features, classifier, differentiable)
+    if gradient is None:
+        return losses, None
+    slopes, directions = gradient
+    return losses, Gradient(torch.ones_like(slopes), directions * slopes[:, None])
 
 
 class Head:
-    """Computes in `dtype` on `device`, the reduction in `reduce_dtype` if given; `make_stage(weight, bias, height,
-    width)` makes the stages.
+    """Computes in `dtype` on `device`; the reduction in `reduce_dtype` if given.
+
+    make_block: (weight, bias, height, width) -> ConvBlock.
     """
 
     def __init__(
@@ -91,59 +82,54 @@ class Head:
         weights: HeadWeights,
         dtype: torch.dtype,
         device: torch.device,
-        make_stage: Callable[..., Stage],
+        make_block: Callable[[torch.Tensor, torch.Tensor, int, int], ConvBlock],
         score: Score = score,
         reduce_dtype: torch.dtype | None = None,
     ):
         height, width = weights.height, weights.width
-        to = {"dtype": dtype, "device": device}
         self.score, self.size = score, (height, width)
-        reduce_to = {**to, "dtype": reduce_dtype or dtype}
-        self.reduce = weights.reduce and Affine(*(tensor.to(**reduce_to) for tensor in weights.reduce))
-        self.first = make_stage(*weights.first, height, width)
-        height, width = pooled_size(height, width)
-        self.second = make_stage(*weights.second, height, width)
-        height, width = pooled_size(height, width)
-        # (K, O * h * w), as the layer takes channels-first maps -> (K, h * w * O)
+        self.reduce = weights.reduce and weights.reduce.to(device=device, dtype=reduce_dtype or dtype)
+        self.first = make_block(weights.first.weight, weights.first.bias, height, width)
+        pool = pool_size(height, width)
+        height, width = height // pool, width // pool
+        self.second = make_block(weights.second.weight, weights.second.bias, height, width)
+        pool = pool_size(height, width)
+        height, width = height // pool, width // pool
+        # (K, O * h * w) of channels-first features -> (K, h * w * O)
         phases, channels = len(weights.classifier.bias), len(weights.second.bias)
         weight = weights.classifier.weight.view(phases, channels, height, width).permute(0, 2, 3, 1)
-        self.classifier = Affine(weight.reshape(phases, -1).to(**to), weights.classifier.bias.to(**to))
+        self.classifier = Affine(weight.reshape(phases, -1), weights.classifier.bias).to(device=device, dtype=dtype)
 
-    def __call__(
-        self, maps: torch.Tensor, differentiable: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """maps (N, C, H, W) -> -log q_K (N,), and if differentiable slopes (N,) and directions (H * W, N, C), of the
-        type it computes in.
-        """
+    def __call__(self, maps: torch.Tensor, differentiable: bool) -> Result:
+        """maps (N, C, H, W) -> -log q_K (N,), and the gradient if `differentiable`, in the head's dtype."""
         samples, channels, height, width = maps.shape
         rows = maps.permute(0, 2, 3, 1).contiguous().view(samples, height * width, channels)
-        reduced = None if self.reduce is None else self._reduce(rows)
-        positions = (rows if reduced is None else reduced).transpose(0, 1)
-        first_pooled, first_route = self.first.forward(positions, rectify=reduced is not None)
-        pooled, second_route = self.second.forward(first_pooled)
+        has_reduction = self.reduce is not None
+        positions = (rows if self.reduce is None else self._reduce(rows, self.reduce)).transpose(0, 1)
+        first_pooled, first_argmax = self.first.forward(positions, relu_input=has_reduction)
+        pooled, second_argmax = self.second.forward(first_pooled)
         features = pooled.transpose(0, 1).flatten(1)
-        losses, slopes, direction = self.score(features, self.classifier, differentiable)
-        if not differentiable:
-            return losses, None, None
-        direction = direction.view(samples, *pooled.shape[::2]).transpose(0, 1)
-        direction = self.second.backward(direction, second_route, first_pooled)
-        direction = self.first.backward(direction, first_route, positions, rectify=reduced is not None)
+        losses, gradient = self.score(features, self.classifier, differentiable)
+        if gradient is None:
+            return losses, None
+        direction = gradient.directions.view(samples, *pooled.shape[::2]).transpose(0, 1)
+        direction = self.second.backward(direction, second_argmax, first_pooled)
+        direction = self.first.backward(direction, first_argmax, positions, relu_input=has_reduction)
         if self.reduce is not None:
-            direction = self._reduce_adjoint(direction)
-        return losses, slopes, direction
+            direction = self._reduce_adjoint(direction, self.reduce.weight)
+        return losses, Gradient(gradient.slopes, direction)
 
-    def _reduce(self, rows: torch.Tensor) -> torch.Tensor:
+    def _reduce(self, rows: torch.Tensor, reduce: Affine) -> torch.Tensor:
         """(N, H * W, C) -> (N, H * W, 1024), before the ReLU."""
-        weight, bias = self.reduce
+        weight, bias = reduce
         rows = rows.to(weight.dtype)
         if weight.shape[2] == 1:
             return F.linear(rows, weight.flatten(1), bias)
         maps = rows.unflatten(1, self.size).permute(0, 3, 1, 2)
         return F.conv2d(maps, weight, bias, padding=1).permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
-    def _reduce_adjoint(self, direction: torch.Tensor) -> torch.Tensor:
+    def _reduce_adjoint(self, direction: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """(H * W, N, 1024) -> (H * W, N, C)."""
-        weight = self.reduce.weight
         if weight.shape[2] == 1:
             return direction @ weight.flatten(1)
         maps = direction.unflatten(0, self.size).permute(2, 3, 0, 1)

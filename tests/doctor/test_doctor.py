@@ -22,8 +22,8 @@ from fmcefast.doctor import examination, machine
 from fmcefast.doctor.examination import doctor
 from fmcefast.doctor.packages import find_misfits
 from fmcefast.doctor.result import Cpu, Disk, DoctorResult, Gpu, Package, StageChoice
-from fmcefast.kernels.fmce_head.triton_stage import TritonStage
-from fmcefast.losses import fused as fused_loss
+from fmcefast.kernels.fmce_head.triton_block import TritonBlock
+from fmcefast.losses import implementation
 from fmcefast.runtime.device import amp_type, describe, precision_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,8 +192,8 @@ def test_the_loss_is_said_to_be_computed_as_it_is(no_gpu, tmp_path, monkeypatch,
     def fail(*arguments, **settings):
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(fused_loss, "_hindrance_to_triton", lambda *arguments, **settings: "")
-    monkeypatch.setattr(TritonStage, "forward", fail)
+    monkeypatch.setattr(implementation, "triton_obstacle", lambda *arguments, **settings: None)
+    monkeypatch.setattr(TritonBlock, "forward", fail)
     found = doctor(tmp_path)
     assert stage(found, "loss").uses == "PyTorch" and found.usable
     assert [note for note in found.notes if "no C compiler" in note]
@@ -202,7 +202,7 @@ def test_the_loss_is_said_to_be_computed_as_it_is(no_gpu, tmp_path, monkeypatch,
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter")
 def test_the_loss_is_said_to_be_computed_by_triton(tmp_path, monkeypatch):
-    monkeypatch.setattr(fused_loss, "_hindrance_to_triton", lambda *arguments, **settings: "")
+    monkeypatch.setattr(implementation, "triton_obstacle", lambda *arguments, **settings: None)
     assert stage(doctor(tmp_path), "loss").uses == "Triton kernels"
 
 

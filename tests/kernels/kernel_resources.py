@@ -10,18 +10,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fmcefast.kernels.fmce_head import triton_kernels, triton_stage
+from fmcefast.kernels.fmce_head import triton_block, triton_kernels
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 HALF, FLOAT = "*fp16", "*fp32"
-SIZES = {"HEIGHT": 7, "WIDTH": 7, "BLOCK": triton_stage.CHANNEL_BLOCK}
-WARPS = triton_stage.CHANNEL_WARPS
+SIZES = {"HEIGHT": 7, "WIDTH": 7, "BLOCK": triton_block.CHANNEL_BLOCK}
+WARPS = triton_block.CHANNEL_WARPS
 
 
 def main() -> None:
     rows = []
     for capability in (80, 86, 90, 100, 120):
-        products = triton_stage.PRODUCTS_SM90 if capability in (90, 100) else triton_stage.PRODUCTS_SM80
+        products = triton_block.PRODUCTS_SM90 if capability in (90, 100) else triton_block.PRODUCTS_SM80
         for kernel, pointers, constants, warps, stages in shipped(products):
             rows.append({"capability": capability, **compiled(kernel, pointers, constants, capability, warps, stages)})
     print(json.dumps(rows))
@@ -30,17 +30,18 @@ def main() -> None:
 def shipped(products: tuple[int, ...]):
     rows, columns, depth, products_warps, stages = products
     for maps in (HALF, "*bf16"):
-        for rectify in (False, True):
-            constants = {"RECTIFY": rectify, "CHANNELS": 1024, **SIZES}
-            yield triton_kernels.enter_kernel, {"maps": maps, "products": HALF}, constants, WARPS, 3
-    pointers = {"products": FLOAT, "bias": FLOAT, "pooled": HALF, "route": "*u8"}
-    yield triton_kernels.leave_kernel, pointers, {"CHANNELS": 512, "BLOCK": SIZES["BLOCK"]}, WARPS, 3
-    pointers = {"direction": HALF, "route": "*u8", "filters": HALF, "products": HALF}
+        for relu_input in (False, True):
+            constants = {"RELU_INPUT": relu_input, "CHANNELS": 1024, **SIZES}
+            yield triton_kernels.input_transform_kernel, {"maps": maps, "inputs": HALF}, constants, WARPS, 3
+    pointers = {"products": FLOAT, "bias": FLOAT, "pooled": HALF, "argmax": "*u8"}
+    yield triton_kernels.output_transform_kernel, pointers, {"CHANNELS": 512, "BLOCK": SIZES["BLOCK"]}, WARPS, 3
+    pointers = {"direction": HALF, "argmax": "*u8", "filters": HALF, "inputs": HALF}
     constants = {"INNER": 512, "OUTER": 1024, "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}
     yield triton_kernels.backward_products_kernel, pointers, constants, products_warps, stages
     for masked in (False, True):
-        pointers = {"products": HALF, "alive": HALF, "maps": HALF}
-        yield triton_kernels.enter_adjoint_kernel, pointers, {"MASKED": masked, "CHANNELS": 1024, **SIZES}, WARPS, 3
+        pointers = {"inputs": HALF, "mask_maps": HALF, "maps": HALF}
+        constants = {"MASKED": masked, "CHANNELS": 1024, **SIZES}
+        yield triton_kernels.input_transform_adjoint_kernel, pointers, constants, WARPS, 3
     pointers = {"features": HALF, "weight": HALF, "bias": HALF, "losses": FLOAT, "slopes": FLOAT, "directions": HALF}
     yield triton_kernels.score_kernel, pointers, {"LENGTH": 256, "GRADIENT": True, "BLOCK": 256}, 4, 3
 

@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 
-from fmcefast.kernels.winograd import best_tile, padded_filtering
+from fmcefast.kernels.winograd import best_tile, padded_transforms
 
 
 @pytest.mark.parametrize("tile", range(1, 7))
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (2, 2), (3, 2), (5, 5), (7, 6), (14, 14)])
 def test_outputs_are_those_of_a_padded_convolution(rng, inputs, outputs, tile):
     signal, taps = rng.standard_normal(inputs), rng.standard_normal(3)
-    made = padded_filtering(inputs, outputs, tile)
-    products = (made.taps @ taps)[:, None] * (made.enter @ signal)
+    made = padded_transforms(inputs, outputs, tile)
+    products = (made.filter_transform @ taps)[:, None] * (made.input_transform @ signal)
     wanted = np.correlate(np.pad(signal, 1), taps, mode="valid")[:outputs]
-    np.testing.assert_allclose(np.einsum("ort,rt->o", made.leave, products), wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.einsum("ort,rt->o", made.output_transform, products), wanted, rtol=0, atol=1e-12)
 
 
 def test_a_tile_needs_two_products_more_than_it_has_outputs():
-    assert [padded_filtering(30, 12, tile).enter.shape[0] for tile in (2, 3, 4, 6)] == [4, 5, 6, 8]
+    assert [padded_transforms(30, 12, tile).input_transform.shape[0] for tile in (2, 3, 4, 6)] == [4, 5, 6, 8]
     assert [best_tile(outputs, 6) for outputs in (1, 2, 4, 6, 12, 14)] == [1, 2, 4, 6, 6, 5]
     assert best_tile(6, 2) == 2

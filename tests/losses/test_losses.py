@@ -12,12 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss, RepresentationAuxiliaryLoss
 from fmcefast.errors import InputError
-from fmcefast.kernels.fmce_head.cpu_stage import CPUStage, has_amx
+from fmcefast.kernels.fmce_head.cpu_block import CPUBlock, has_amx
 from fmcefast.kernels.fmce_head.head import Head
-from fmcefast.kernels.fmce_head.torch_stage import TorchStage, first_maximum
-from fmcefast.kernels.fmce_head.triton_stage import TritonStage
-from fmcefast.losses import fused as fused_loss
-from fmcefast.losses.fused import FEW_MAPS, FusedHead, Kind, fmcs
+from fmcefast.kernels.fmce_head.torch_block import TorchBlock, first_maximum
+from fmcefast.kernels.fmce_head.triton_block import TritonBlock
+from fmcefast.losses import implementation
+from fmcefast.losses.fused_head import FusedHead
+from fmcefast.losses.implementation import FEW_MAPS, MapKind, make_head
+from fmcefast.losses.operator import fmcs
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 IMPLS = [("torch", "cpu"), *(pytest.param(impl, "cuda", marks=pytest.mark.gpu) for impl in ("torch", "triton"))]
@@ -98,24 +100,24 @@ def test_more_than_1024_channels_are_reduced_first(reduce_kernel, samples):
     assert relative(loss, wanted_loss) <= 1e-12 and relative(gradient, wanted) <= 1e-12
 
 
-def recorded_routes(head):
-    """Fills a dictionary with the routes of the next call."""
-    routes = {}
+def recorded_argmax(head):
+    """A dictionary that the next call fills: argmax of the blocks, and where the reduced maps are positive."""
+    recorded = {}
     for name in ("first", "second"):
-        stage = getattr(head, name)
+        block = getattr(head, name)
 
-        def record(maps, rectify=False, name=name, forward=stage.forward):
-            if rectify:
-                routes["alive"] = maps > 0
-            pooled, routes[name] = forward(maps, rectify)
-            return pooled, routes[name]
+        def record(maps, relu_input=False, name=name, forward=block.forward):
+            if relu_input:
+                recorded["positive"] = maps > 0
+            pooled, recorded[name] = forward(maps, relu_input)
+            return pooled, recorded[name]
 
-        stage.forward = record
-    return routes
+        block.forward = record
+    return recorded
 
 
-def along_the_route(net, routes, maps):
-    """The gradient in float64 if every pooling and ReLU goes the way of `routes`."""
+def along_argmax(net, recorded, maps):
+    """The gradient in float64 if every pooling and ReLU goes the recorded way."""
     layers = [layer for layer in copy.deepcopy(net).double().convolutions if isinstance(layer, nn.Conv2d)]
     q = copy.deepcopy(net).double()(maps.detach().double().cpu()).softmax(1).detach()
     q[:, -1] -= 1
@@ -123,31 +125,31 @@ def along_the_route(net, routes, maps):
     gradient = (q @ net.classifier.weight.detach().double() / len(q)).view(len(q), -1, height // 4, width // 4)
     sizes = {"second": (height // 2, width // 2), "first": (height, width)}
     for name, layer in (("second", layers[-1]), ("first", layers[-2])):
-        route = routes[name].cpu().permute(1, 2, 0).reshape(gradient.shape)
+        argmax = recorded[name].cpu().permute(1, 2, 0).reshape(gradient.shape)
         conv = torch.zeros(*gradient.shape[:2], *sizes[name], dtype=torch.float64)
         for position in range(4):
             rows, columns = (
                 slice(position // 2, sizes[name][0] // 2 * 2, 2),
                 slice(position % 2, sizes[name][1] // 2 * 2, 2),
             )
-            conv[:, :, rows, columns] = gradient * (route == position)
+            conv[:, :, rows, columns] = gradient * (argmax == position)
         gradient = F.conv_transpose2d(conv, layer.weight.detach(), padding=1)
     if len(layers) == 3:
-        alive = routes["alive"].cpu().permute(1, 2, 0).reshape(gradient.shape)
-        gradient = F.conv_transpose2d(gradient * alive, layers[0].weight.detach(), padding=layers[0].padding)
+        positive = recorded["positive"].cpu().permute(1, 2, 0).reshape(gradient.shape)
+        gradient = F.conv_transpose2d(gradient * positive, layers[0].weight.detach(), padding=layers[0].padding)
     return gradient
 
 
 def errors(net, impl, maps, few=False):
-    """Of the loss, of the gradient, and of the gradient given the same route, as computed of few maps or of many."""
+    """Of the loss, of the gradient, and of the gradient given the same argmax; computed as few maps or as many."""
     fused = FusedFMCSLoss(net, impl)
-    kind = Kind.of(maps)
-    head = fused._head._heads[kind] = fused._head._make(kind._replace(few=few))
-    routes = recorded_routes(head)
+    kind = MapKind.of(maps)
+    head = fused._head._heads[kind] = make_head(fused._head.weights, kind._replace(few=few), impl)[0]
+    recorded = recorded_argmax(head)
     loss, gradient = value_and_gradient(fused, maps)
     wanted_loss, wanted = plain(net, maps)
-    same_route = along_the_route(net, routes, maps)
-    return relative(loss, wanted_loss), relative(gradient, wanted), relative(gradient, same_route)
+    same_argmax = along_argmax(net, recorded, maps)
+    return relative(loss, wanted_loss), relative(gradient, wanted), relative(gradient, same_argmax)
 
 
 def medians(rows):
@@ -162,12 +164,12 @@ def test_float32_is_as_good_as_it_can_be(channels, few, device):
     for seed in range(6):
         net = make_net(channels, seed=seed)
         rows.append(errors(net, "torch", make_maps(net, 2, torch.float32, device, seed), few))
-    loss, total, same_route = medians(rows)
-    assert loss <= 1e-5 and same_route <= 1e-5 and total <= 1e-2
+    loss, total, same_argmax = medians(rows)
+    assert loss <= 1e-5 and same_argmax <= 1e-5 and total <= 1e-2
 
 
 def median_errors(impl, device, dtype):
-    """Over six seeds: of the fused loss, gradient, gradient along its route; of the plain loss and gradient."""
+    """Over six seeds: of the fused loss, gradient, gradient along its argmax; of the plain loss and gradient."""
     rows, eager = [], []
     interpreted = (impl, device) == ("triton", "cpu")
     for seed in range(6):
@@ -185,11 +187,11 @@ def median_errors(impl, device, dtype):
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_types_are_no_worse_than_the_plain_head_in_the_same_type(impl, device, dtype):
-    (loss, total, same_route), (eager_loss, eager_total) = median_errors(impl, device, dtype)
+    (loss, total, same_argmax), (eager_loss, eager_total) = median_errors(impl, device, dtype)
     if AMX and (dtype, device, impl) == (torch.bfloat16, "cpu", "torch"):
-        assert loss <= eager_loss and total <= 1.6 * eager_total and same_route <= 1e-2  # products in bfloat16
+        assert loss <= eager_loss and total <= 1.6 * eager_total and same_argmax <= 1e-2  # products in bfloat16
     else:
-        assert loss <= 1e-3 and total <= 1.5 * eager_total and same_route <= 3e-3
+        assert loss <= 1e-3 and total <= 1.5 * eager_total and same_argmax <= 3e-3
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
@@ -201,13 +203,13 @@ def test_half_types_are_no_worse_than_the_plain_head_in_the_same_type(impl, devi
 def test_half_types_of_every_shape(impl, device, channels, spatial, samples, reduce_kernel, dtype):
     net = make_net(channels, spatial, phases=3, reduce_kernel=reduce_kernel)
     maps = make_maps(net, samples, dtype, device)
-    loss, total, same_route = errors(net, impl, maps)
+    loss, total, same_argmax = errors(net, impl, maps)
     if AMX and (dtype, device, impl) == (torch.bfloat16, "cpu", "torch"):
-        assert loss <= 3e-2 and total <= 0.3 and same_route <= 3e-2  # of single maps, far from the medians above
+        assert loss <= 3e-2 and total <= 0.3 and same_argmax <= 3e-2  # of single maps, far from the medians above
     else:
         # The reduction is in bfloat16, as that of the plain head.
         reduced = channels > 1024 and (dtype, device, impl) == (torch.bfloat16, "cpu", "torch")
-        assert loss <= 1e-2 and total <= 0.2 and same_route <= (8e-3 if reduced else 5e-3)
+        assert loss <= 1e-2 and total <= 0.2 and same_argmax <= (8e-3 if reduced else 5e-3)
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
@@ -238,10 +240,10 @@ def test_of_equal_values_the_first_gets_the_gradient():
     maps = torch.randint(0, 2, (6, 8, 7, 7), generator=generator).double().requires_grad_()
     fused = FusedFMCSLoss(net)
 
-    def stage(weight, bias, height, width):
-        return TorchStage(weight, bias, height, width, tile=2, dtype=torch.float64, device=torch.device("cpu"))
+    def make_block(weight, bias, height, width):
+        return TorchBlock(weight, bias, height, width, tile=2, dtype=torch.float64, device=torch.device("cpu"))
 
-    fused._head._heads[Kind.of(maps)] = Head(fused._head._weights, torch.float64, maps.device, stage)
+    fused._head._heads[MapKind.of(maps)] = Head(fused._head.weights, torch.float64, maps.device, make_block)
     loss, gradient = value_and_gradient(fused, maps)
     wanted_loss, wanted = plain(net, maps)
     assert relative(loss, wanted_loss) <= 1e-12 and relative(gradient, wanted) <= 1e-12
@@ -249,8 +251,8 @@ def test_of_equal_values_the_first_gets_the_gradient():
 
 def test_the_first_maximum_is_taken():
     windows = torch.tensor([[2.0, 2.0, 2.0, 2.0], [1.0, 3.0, 3.0, 0.0], [0.0, 0.0, 1.0, 1.0]]).T.view(4, 3, 1, 1)
-    best, route = first_maximum(windows)
-    assert best.flatten().tolist() == [2, 3, 1] and route.flatten().tolist() == [0, 1, 2]
+    best, argmax = first_maximum(windows)
+    assert best.flatten().tolist() == [2, 3, 1] and argmax.flatten().tolist() == [0, 1, 2]
     assert first_maximum(torch.full((4, 1, 1, 1), float("nan")))[0].isnan().all()
 
 
@@ -417,8 +419,8 @@ def test_no_gradient_at_all_is_no_difference(recwarn):
 
 @pytest.mark.parametrize("wrong", [0.0, float("nan")])
 def test_a_wrong_fused_loss_is_found_out(wrong, monkeypatch, recwarn):
-    backward = CPUStage.backward
-    monkeypatch.setattr(CPUStage, "backward", lambda *args, **kwargs: backward(*args, **kwargs) * wrong)
+    backward = CPUBlock.backward
+    monkeypatch.setattr(CPUBlock, "backward", lambda *args, **kwargs: backward(*args, **kwargs) * wrong)
     net = make_net(16, 4, phases=3)
     maps = make_maps(net, 6, torch.float32)
     fused = FusedFMCSLoss(net)
@@ -435,8 +437,8 @@ def test_pytorch_computes_where_triton_cannot(monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(fused_loss, "_hindrance_to_triton", lambda *args, **kwargs: "")
-    monkeypatch.setattr(TritonStage, "forward", fail)
+    monkeypatch.setattr(implementation, "triton_obstacle", lambda *args, **kwargs: None)
+    monkeypatch.setattr(TritonBlock, "forward", fail)
     net = make_net(16, 4, phases=3)
     maps = make_maps(net, 3, torch.float16)
     fused = FusedFMCSLoss(net)
@@ -496,19 +498,20 @@ def test_multiplications_are_as_few_as_promised():
             FMCSLoss(net)(maps).backward()
         assert counter.get_total_flops() / 1e9 == pytest.approx(plain_count, rel=0.05)
 
-        def stage(weight, bias, height, width):
-            return TorchStage(weight, bias, height, width, tile=2, dtype=torch.float32, device=torch.device("meta"))
+        def make_block(weight, bias, height, width):
+            return TorchBlock(weight, bias, height, width, tile=2, dtype=torch.float32, device=torch.device("meta"))
 
-        fused = FusedHead(FMCENet(channels), None, "torch")
-        head = Head(fused._weights, torch.float32, torch.device("meta"), stage)
+        fused = FusedHead(FMCENet(channels).head_weights(), "torch")
+        head = Head(fused.weights, torch.float32, torch.device("meta"), make_block)
         with FlopCounterMode(display=False) as counter:
             head(maps.detach(), True)
         counts = counter.get_flop_counts()["Global"]
         transforms = sum(
             2 * len(matrix) * matrix.shape[1] * columns
-            for stage in (head.first, head.second)
+            for block in (head.first, head.second)
             for matrix, columns in (
-                (stage.enter, 256 * stage.filters.shape[1]), (stage.leave, 256 * stage.filters.shape[2])
+                (block.input_transform, 256 * block.filters.shape[1]),
+                (block.output_transform, 256 * block.filters.shape[2]),
             )
             for _ in ("forward", "backward")
         )  # fmt: skip
