@@ -30,7 +30,11 @@ class ConvergenceCallback(TrainerCallback):
         self.run, self.stop = run, stop
         self._settings = settings
         self.recorder: ConvergenceRecorder | None = None  # in the first process
-        self._begin(0)
+        # Of the current epoch: its steps, the sum of their losses, the learning rate, whether it has ended.
+        self._first_step = self._logged_step = 0
+        self._sum = 0.0
+        self._lr: float | None = None
+        self._ended = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -87,9 +91,7 @@ class ConvergenceCallback(TrainerCallback):
     def _begin(self, step: int) -> None:
         """An epoch, after this step."""
         self._first_step = self._logged_step = step
-        self._sum = 0.0
-        self._lr: float | None = None
-        self._ended = False
+        self._sum, self._lr, self._ended = 0.0, None, False
 
     def _record(self, state: TrainerState, control: TrainerControl, model: Any) -> None:
         converged = [False]

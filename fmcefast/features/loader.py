@@ -17,9 +17,14 @@ MapBatches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 class Maps(Protocol):
     """Feature maps of all phases: a FeatureMapDataset, MapsInMemory or RecomputedMaps."""
 
-    samples: int
-    phases: int
-    shape: tuple[int, int, int]
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def phases(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
 
     def batches(self, order: np.ndarray, batch_size: int) -> MapBatches: ...
 
