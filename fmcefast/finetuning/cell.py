@@ -81,7 +81,7 @@ class Cell:
         differing = [name for name, value in origin.items() if saved.get(name) != value]
         if differing:
             raise InputError(
-                f"{self.place} was made with another {', '.join(differing)}. Give --force to train it again."
+                f"{self.place} was made with another {', '.join(differing)}. Give `force` to train it again."
             )
 
     def finish(self) -> None:

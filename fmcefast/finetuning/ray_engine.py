@@ -27,7 +27,7 @@ def train_on_ray(cells: list[Cell], jobs: int | None) -> Iterator[FinetuneResult
     try:
         import ray
     except ImportError as error:
-        raise InputError("Ray is not installed: pip install 'fmcefast[ray]'. Or use --engine local.") from error
+        raise InputError("Ray is not installed: pip install 'fmcefast[ray]'. Or use `engine=local`.") from error
     ours = not ray.is_initialized()
     if ours:
         _connect(ray)
@@ -84,7 +84,7 @@ def _connect(ray: Any) -> None:
         where = "on this machine" if address == "auto" else f"at {address}"
         raise InputError(
             f"There is no Ray cluster {where} ({str(error).splitlines()[0]}). Start one (ray start --head), set "
-            "RAY_ADDRESS=HOST:PORT, or use --engine local."
+            "RAY_ADDRESS=HOST:PORT, or use `engine=local`."
         ) from error
 
 

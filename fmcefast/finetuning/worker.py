@@ -24,5 +24,5 @@ def too_many_deaths(reason: object = "") -> FmcefastError:
     reason = " ".join(str(reason).split())
     return FmcefastError(
         f"A training process ended without an error message {DEATHS} times; perhaps it was killed for want of memory. "
-        f"Finished cells are kept. Try fewer at a time: --jobs N. {reason}".rstrip()
+        f"Finished cells are kept. Try fewer at a time: `jobs`. {reason}".rstrip()
     )

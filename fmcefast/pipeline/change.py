@@ -65,7 +65,7 @@ class Change:
     def refuse_loss(self, remedy: str | None = None) -> None:
         """Raise InputError when the new settings contradict results that took long to make.
 
-        remedy: what to do about it, instead of advice to use --force.
+        remedy: what to do about it, instead of advice to force it.
         """
         if not self.contradicted or not self.costly:
             return
@@ -73,7 +73,7 @@ class Change:
             again = " and ".join(stage.name for stage in self.costly if not stage.on_request)
             trained = any(stage.on_request for stage in self.costly)
             also = ", and to lose what was trained under its FMCE-Net," if trained else ""
-            remedy = f"Give --force to redo {again} there{also} or name another folder."
+            remedy = f"Give `force` to redo {again} there{also} or name another folder."
         raise InputError(f"{self.explain()} {remedy}")
 
     def check(self, *, resumes: bool) -> None:

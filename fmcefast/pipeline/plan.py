@@ -44,14 +44,14 @@ class PlanResult:
         verdict = (
             f"There is room: {free}."
             if self.fits
-            else f"There is not enough room: {free}. --store recompute keeps no feature maps (`run` chooses it "
-            "when only they do not fit), --fp16 halves those of --fp32, --subset N uses fewer images."
+            else f"There is not enough room: {free}. `store=recompute` keeps no feature maps (`run` chooses it "
+            "when only they do not fit), `dtype=float16` halves those of `dtype=float32`, `subset` uses fewer images."
         )
         memory = (
             f"Training needs at least {format_bytes(self.memory)} of memory; {format_bytes(self.free_memory)} are free."
         )
         if self.memory > self.free_memory:
-            memory += " Give a smaller --batch-size or --image-size."
+            memory += " Give a smaller `batch_size` or `image_size`."
         return "\n".join([f"plan: {self.hardware}", *lines, verdict, memory])
 
 

@@ -26,7 +26,7 @@ def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool 
     folder = folder_of(config.data, config.data_root)
     if folder is not None and run.split_json.exists():
         if not folder.is_dir():
-            moved = "name its place with --data-root" if config.data == folder.name else "link to it from there"
+            moved = "name its place with `data_root`" if config.data == folder.name else "link to it from there"
             raise InputError(f"The images of {run} are not in {folder} any more. Put them back, or {moved}.")
         return read_split(run.split_json, folder)
     source = load_source(
@@ -64,7 +64,7 @@ def evaluation_loader(config: Config, images: ImageSet, device: torch.device, ki
 
 
 def loader_of(run: RunFolder, images: ImageSet, device: torch.device) -> LoaderChoice:
-    """What `--loader` means for a run. `auto` stays with what the run was trained with, as loaders differ in rounding.
+    """The loader of a run. `auto` keeps the one that the run was trained with, as loaders differ in rounding.
 
     Raises InputError when the chosen loader cannot be used.
     """

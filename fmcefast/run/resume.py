@@ -80,7 +80,7 @@ def state_facts(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             return json.loads((file.metadata() or {})["state"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise FmcefastError(f"{path} is damaged: {error}. Start again with --force.") from error
+        raise FmcefastError(f"{path} is damaged: {error}. Start again with `force`.") from error
 
 
 @torch.no_grad()

@@ -278,9 +278,9 @@ def _require_room(views: list[RunFolder], images: int) -> None:
     need, free = sum(bytes_to_store(view, images) for view in views), free_disk(views)
     if need > free:
         config = run.config
-        half = "--fp16 needs half of it; " if config.dtype == "float32" else ""
+        half = "`dtype=float16` needs half of it; " if config.dtype == "float32" else ""
         raise DiskFullError(
             f"The feature maps of {run} need {format_bytes(need)} and the disk has {format_bytes(free)} free. {half}"
-            f"fmcefast fit {run} --store recompute needs no maps on the disk; fewer images need less (--subset N); or "
+            f"fmcefast fit {run} --store recompute needs no maps on the disk; fewer images need less (`subset`); or "
             "put the run folder on a larger disk."
         )

@@ -40,7 +40,7 @@ class FindMarkers(Stage[Markers]):
         else:
             raise InputError(
                 f"With these settings the training of {run} is not finished ({len(epochs)} epochs). Go on with them: "
-                f"fmcefast run {run} with the same settings and --force."
+                f"fmcefast run {run} with the same settings and `force`."
             )
 
     def run(self, run: RunFolder, progress: Progress) -> Markers:

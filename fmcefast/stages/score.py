@@ -109,13 +109,13 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         score.json for the report. Raises InputError for files that cannot be read or do not fit.
         """
         if not weights and not reference:
-            raise InputError("Nothing to score. Give --weights FILE, or --reference for the run's own epochs.")
+            raise InputError("Nothing to score. Give `weights=FILE`, or `reference` for the run's own epochs.")
         config, epochs = run.config, markers.load(run)
         net = FMCENet.from_pretrained(model) if model else fit.fmce_net(run)
         if reference and epochs.converged and net.phases != epochs.phases:
             raise InputError(
                 f"{model or run.fmce_net} distinguishes {net.phases} scores, and the run has {epochs.phases} phases: "
-                "its epochs are no reference for it. Leave --reference out."
+                "its epochs are no reference for it. Leave `reference` out."
             )
         device = pick_device()
         dtype = amp_type(config.amp, device)
@@ -129,7 +129,7 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         own_epochs = {run.weights_of(row.epoch): row.epoch for row in read_epochs(run.losses_csv)}
         references = [path for path in own_epochs if path.exists()] if reference else []
         if reference and not references:
-            raise InputError(f"{run} holds no weights of its epochs that could be a reference. Leave --reference out.")
+            raise InputError(f"{run} holds no weights of its epochs that could be a reference. Leave `reference` out.")
         true_classes = {} if model else {run.weights_of(epoch): k for k, epoch in enumerate(epochs.markers or [])}
         scores: list[Score] = []
         at_markers: dict[Path, tuple[np.ndarray, np.ndarray]] = {}  # a checkpoint that is given twice counts once

@@ -72,7 +72,7 @@ def committed_epochs(kind: type[Row], run: RunFolder) -> list[Row]:
     if len(epochs) < done:
         raise FmcefastError(
             f"{run.losses_csv} has {len(epochs)} epochs and the training state {done}: rows are missing. Put the "
-            "file back, or start again with --force."
+            "file back, or start again with `force`."
         )
     return epochs[:done]
 

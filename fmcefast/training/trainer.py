@@ -137,7 +137,7 @@ class Trainer:
         if first_bad < batches:
             raise FmcefastError(
                 f"The loss is not finite in epoch {epoch}, batch {first_bad + 1} of {batches}. {epoch - 1} epochs "
-                "are kept. Start again (--force) with a smaller `lr` or with `amp=off`."
+                "are kept. Start again (`force`) with a smaller `lr` or with `amp=off`."
             )
 
 

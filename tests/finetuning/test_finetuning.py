@@ -436,7 +436,7 @@ def test_workers_that_die_again_and_again_end_the_sweep(run, monkeypatch):
     monkeypatch.setattr(local_engine, "_train_side_by_side", dying)
     results = local_engine.train_locally(["a", "b"], 1)
     assert next(results) == "done"
-    with pytest.raises(FmcefastError, match=r"ended without an error message 3 times.*--jobs"):
+    with pytest.raises(FmcefastError, match=r"ended without an error message 3 times.*`jobs`"):
         next(results)
     assert tried == [["a", "b"], ["a", "b"], ["b"], ["b"]]
 

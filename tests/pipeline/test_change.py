@@ -65,7 +65,7 @@ def test_nothing_is_removed_when_nothing_differs(finished):
 def test_another_configuration_needs_force(finished, settings, lost, kept):
     name, value = next(iter(settings.items()))
     trained = ", and to lose what was trained under its FMCE-Net, or name another folder"
-    with pytest.raises(InputError, match=rf"{name} is .*, not {value}.*--force to redo {lost} there{trained}"):
+    with pytest.raises(InputError, match=rf"{name} is .*, not {value}.*`force` to redo {lost} there{trained}"):
         open_run(finished.path, settings)
     assert left(finished) == ALL
     assert getattr(read_run(finished.path).config, name) != value
