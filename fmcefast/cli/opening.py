@@ -10,7 +10,7 @@ from fmcefast.data.spec import DataSpec
 from fmcefast.errors import InputError
 from fmcefast.files import FolderLock
 from fmcefast.progress import Progress
-from fmcefast.run.config import RECORDED, SETTINGS, read_yaml
+from fmcefast.run.config import SETTINGS, read_yaml
 from fmcefast.run.folder import RunFolder, newest_run, read_run
 from fmcefast.runtime.ranks import current_ranks
 
@@ -101,7 +101,7 @@ def _refuse(change: "Change", stage: "Stage[Any]", modules: Sequence[str], *, cr
             f"These settings contradict what {first.name} made in {run}, and {click.get_current_context().info_name} "
             f"comes after it. Start there: fmcefast run {run} with the same settings and --force."
         )
-    if run.config.data == RECORDED and (create or first is extract):
+    if run.config.is_recorded and (create or first is extract):
         refuse_recorded(run.config)
     for module in modules:
         run.view(module)

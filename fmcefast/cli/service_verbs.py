@@ -12,7 +12,6 @@ from fmcefast.cli.options import common, settings
 from fmcefast.cli.running import finish, perform, print_json
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.progress import Progress
-from fmcefast.run.config import RECORDED
 from fmcefast.run.folder import newest_run, read_run
 
 
@@ -37,7 +36,7 @@ def plan(run: Path | None, **options: Any) -> int:
     change = compare(run or folder_of_data(options), given(options), options["config_file"])
     if change.removes_results:
         raise InputError(f"{change.explain()} Name a folder that is not there yet.")
-    if change.run.config.data != RECORDED:  # whose backbone may have any name
+    if not change.run.config.is_recorded:  # whose backbone may have any name
         check_backbone(change.run.config.backbone)
     result = perform(plan, change.run, Progress(quiet=options["quiet"]))
     return finish(change.run, result, options["as_json"])

@@ -18,7 +18,6 @@ from fmcefast.report.figures import confusion_figure, convergence_figure, save
 from fmcefast.report.finetuning_figures import progression_figure, raf_figure
 from fmcefast.report.maturity_figures import maturity_figure, other_runs_figure
 from fmcefast.run.command import command_of
-from fmcefast.run.config import RECORDED
 from fmcefast.run.epochs import Epoch, read_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.stages.fit import fit
@@ -67,7 +66,7 @@ def write_report(run: RunFolder) -> Path:
         timings=_timings(run, epochs),
         command=command_of(run),
         version=__version__,
-        recorded=run.config.data == RECORDED,
+        recorded=run.config.is_recorded,
         with_top1=not any(isnan(row.top1) for row in epochs),
         demonstration=run.config.data == "digits" or run.config.subset is not None,
     )

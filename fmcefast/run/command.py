@@ -2,7 +2,7 @@
 
 import shlex
 
-from fmcefast.run.config import RECORDED, SETTINGS, resolve
+from fmcefast.run.config import SETTINGS, resolve
 from fmcefast.run.folder import RunFolder
 
 
@@ -10,7 +10,7 @@ def command_of(run: RunFolder) -> str:
     """`fmcefast run` with what differs from the data set's preset as flags; for a recorded run, the recorder."""
     config = run.config
     preset = resolve({"data": config.data})
-    if config.data == RECORDED:
+    if config.is_recorded:
         settings = {"name": config.backbone, **{name: value for name, (value, _) in config.differences(preset).items()}}
         given = "".join(f", {name}={value!r}" for name, value in settings.items() if name != "backbone")
         return f"recorded by ConvergenceRecorder({str(run.path)!r}{given})"

@@ -129,6 +129,11 @@ class Config:
     fmce_batch_size: int = _setting(128, "fit", "Feature maps in a batch of FMCE-Net.", at_least=1)
     fmce_lr: float = _setting(5e-4, "fit", "Adam's learning rate for FMCE-Net.", above=0.0)
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the images and the training loop of the run are its owner's, not ours."""
+        return self.data == RECORDED
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

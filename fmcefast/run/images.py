@@ -11,7 +11,7 @@ from fmcefast.data.sources import folder_of, load_source
 from fmcefast.data.split import read_split, write_split
 from fmcefast.errors import InputError
 from fmcefast.progress import Progress
-from fmcefast.run.config import RECORDED, Config
+from fmcefast.run.config import Config
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.resume import state_facts
 
@@ -39,7 +39,7 @@ def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool 
 
 def refuse_recorded(config: Config) -> None:
     """Raise InputError for a recorded run, whose images and training loop are its owner's."""
-    if config.data == RECORDED:
+    if config.is_recorded:
         raise InputError(
             "The images and the training loop of a recorded run are its owner's. There, ConvergenceRecorder.epoch_end "
             "goes on and ConvergenceRecorder.extract makes the feature maps; then: fmcefast fit RUN"

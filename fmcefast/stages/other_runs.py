@@ -12,7 +12,6 @@ from fmcefast.evaluation.held_out import require_maps
 from fmcefast.evaluation.metrics import Metrics, measure, predict, split_maps
 from fmcefast.map_sources.choice import open_maps
 from fmcefast.progress import Progress
-from fmcefast.run.config import RECORDED
 from fmcefast.run.folder import RunFolder, read_run
 from fmcefast.runtime.device import amp_type, on_device, pick_device
 from fmcefast.stages.fit import fit
@@ -112,7 +111,7 @@ def _test_on(run: RunFolder, other: RunFolder, progress: Progress) -> OtherRun:
 
 
 def _has_same_images(run: RunFolder, other: RunFolder) -> bool:
-    if run.config.data == RECORDED:
+    if run.config.is_recorded:
         return False  # their owner knows
 
     def images(run: RunFolder) -> tuple:

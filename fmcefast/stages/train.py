@@ -14,7 +14,7 @@ from fmcefast.models.backbones import make_backbone
 from fmcefast.models.networks import check_backbone
 from fmcefast.models.weights import check_safetensors
 from fmcefast.progress import Progress
-from fmcefast.run.config import RECORDED, Config
+from fmcefast.run.config import Config
 from fmcefast.run.epochs import Epoch, read_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import loader_of, open_source
@@ -148,7 +148,7 @@ train = Train()
 
 def is_trained(config: Config, epochs: list[Epoch]) -> bool:
     """Whether these epochs are all that a training under `config` has."""
-    if config.data == RECORDED:
+    if config.is_recorded:
         return bool(epochs)
     return len(epochs) >= config.epochs or (config.until_converged and has_converged(config, epochs))
 

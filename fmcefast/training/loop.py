@@ -6,7 +6,6 @@ from typing import TypeVar
 
 from fmcefast.errors import FmcefastError
 from fmcefast.progress import Progress, format_seconds
-from fmcefast.run.config import RECORDED
 from fmcefast.run.epochs import Epoch, read_epochs_of, write_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.history import HistoryEntry
@@ -67,7 +66,7 @@ def committed_epochs(kind: type[Row], run: RunFolder) -> list[Row]:
     Raises FmcefastError when rows are missing.
     """
     epochs, done = read_epochs_of(kind, run.losses_csv), state_facts(run.resume)["epoch"]
-    if run.config.data == RECORDED:
+    if run.config.is_recorded:
         return epochs
     if len(epochs) < done:
         raise FmcefastError(
