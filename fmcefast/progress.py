@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -34,15 +34,20 @@ class Progress:
     with progress.task("extract", total=1437, unit="images") as task:
         task.advance(256, note="phase 1 of 10")
     progress.line("4 values were too large for float16")
+
+    wording: what to do with the text of a line before it is printed.
     """
 
-    def __init__(self, quiet: bool = False, file: TextIO | None = None):
-        self.quiet = quiet
+    def __init__(
+        self, quiet: bool = False, file: TextIO | None = None, wording: Callable[[str], str] = lambda text: text
+    ):
+        self.quiet, self._wording = quiet, wording
         self.file = sys.stderr if file is None else file
         self._bar: Any = None  # of rich, while one is shown
 
     def line(self, text: str) -> None:
         """Print one line that stays."""
+        text = self._wording(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif not self.quiet:

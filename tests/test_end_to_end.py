@@ -140,7 +140,7 @@ def test_a_second_run_changes_nothing(finished):
 def test_another_configuration_is_refused_and_forced(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     refused = fmcefast("run", "run", "--fmce-epochs", "1", cwd=tmp_path, code=2)
-    assert "fmce_epochs is 2, not 1" in refused.stderr and "--force to redo fit" in refused.stderr
+    assert "fmce_epochs was 2, now 1" in refused.stderr and "--force to redo fit" in refused.stderr
     assert refused.stdout == ""
     before = contents(tmp_path / "run")
     fmcefast("run", "run", "--fmce-epochs", "1", "--force", cwd=tmp_path)
@@ -165,10 +165,10 @@ def test_stage_by_stage_interrupted_equals_one_go_to_the_byte(finished, tmp_path
             break
     out, err = training.communicate(timeout=60)
     assert training.returncode == 1 and out == ""
-    assert re.search(r"Interrupted\. run keeps [23] epochs\. Go on: fmcefast train run", err)
+    assert re.search(r"Interrupted\. run keeps [23] epochs\. Continue: fmcefast train run", err)
 
     again = fmcefast("train", "run", cwd=tmp_path)
-    assert re.search(r"going on after epoch [23]", again.stderr)
+    assert re.search(r"continuing after epoch [23]", again.stderr)
     fmcefast("markers", "run", "--keep", "markers", cwd=tmp_path)
     fmcefast("extract", "run", cwd=tmp_path)
     fitting = subprocess.Popen(
@@ -196,7 +196,7 @@ def test_force_does_not_destroy_what_it_cannot_make_again(finished, tmp_path):
     before = contents(tmp_path / "run")
     for verb in ("fit", "report"):
         refused = fmcefast(verb, "run", "--config", "seed.yaml", "--force", cwd=tmp_path, code=2)
-        assert "contradict what train made" in refused.stderr and "fmcefast run run" in refused.stderr
+        assert "contradict the results of train" in refused.stderr and "fmcefast run run" in refused.stderr
     refused = fmcefast("markers", "run", "--mu", "1e-5", "--force", cwd=tmp_path, code=2)
     assert "is not finished" in refused.stderr
     for settings in (["--mu", "1e-5"], ["--phases", "5"]):

@@ -43,7 +43,6 @@ from fmcefast.run.config import read_yaml
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder, read_run
 from fmcefast.runtime.allocator import keep_freed_memory
-from fmcefast.stages.markers import marker_settings
 
 SEEDS = (0, 1)
 FIGURES = ("convergence", "confusion", "maturity", "other-runs", "rafs-run")
@@ -242,7 +241,7 @@ def run_at(path: Path, settings: dict) -> RunFolder:
 
 def markers_at(run: RunFolder, mu: float, smoothing: str) -> Markers:
     losses = [epoch.loss for epoch in read_epochs(run.losses_csv)]
-    return find_markers(losses, **{**marker_settings(run.config), "mu": mu, "smoothing": smoothing})
+    return find_markers(losses, **{**run.config.marker_settings, "mu": mu, "smoothing": smoothing})
 
 
 def with_markers(run: RunFolder, mu: float, progress: Progress) -> RunFolder:

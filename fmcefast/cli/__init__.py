@@ -12,6 +12,7 @@ from fmcefast.cli.pipeline_verbs import extract, fit, report, run, train
 from fmcefast.cli.service_verbs import bench, doctor, plan, verify
 from fmcefast.cli.wording import with_flags
 from fmcefast.errors import FmcefastError, unknown_name
+from fmcefast.run.command import store_advice
 from fmcefast.runtime.allocator import keep_freed_memory
 
 
@@ -50,7 +51,7 @@ def main() -> None:
         path = error.ctx.command_path if error.ctx else "fmcefast"
         code = _fail(f"{error.format_message()} See: {path} --help", 2, debug)
     except FmcefastError as error:
-        code = _fail(str(error), error.exit_code, debug)
+        code = _fail(f"{error}{store_advice(error)}", error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("Interrupted.", 1, debug)
     except OSError as error:

@@ -8,9 +8,8 @@ import click
 
 from fmcefast.cli.opening import given, open_existing
 from fmcefast.cli.options import common, settings
-from fmcefast.cli.running import perform, print_json, print_text
+from fmcefast.cli.running import perform, print_json, print_text, terminal_progress
 from fmcefast.errors import InputError
-from fmcefast.progress import Progress
 from fmcefast.run.config import SETTINGS, check_name, check_value, read_yaml
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def _markers_of_log(
     }
     if plot is not None and (plot.suffix.lower() not in _PICTURES or not plot.parent.is_dir()):
         raise InputError(f"--plot {plot} must be a {', '.join(_PICTURES)} file in a folder that exists.")
-    progress = Progress(quiet=options["quiet"])
+    progress = terminal_progress(options["quiet"])
     log = read_losses(source, column, skip_bad=skip_bad, every=every)
     progress.line(log.explain())
     markers = replace(find_markers(log.losses, **marker_settings), source=log.source)

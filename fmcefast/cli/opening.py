@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from fmcefast.cli.running import terminal_progress
 from fmcefast.data.spec import DataSpec
 from fmcefast.errors import InputError
 from fmcefast.files import FolderLock
@@ -86,7 +87,7 @@ def _open(
     if not existed:
         context.with_resource(FolderLock(path))
     ranks.barrier()
-    return Opened(run, Progress(quiet=options["quiet"]), options["as_json"])
+    return Opened(run, terminal_progress(options["quiet"]), options["as_json"])
 
 
 def _refuse(change: "Change", stage: "Stage[Any]", modules: Sequence[str], *, create: bool, force: bool) -> None:
@@ -97,9 +98,10 @@ def _refuse(change: "Change", stage: "Stage[Any]", modules: Sequence[str], *, cr
 
     run, first = change.run, change.first
     if first is not None and STAGES.index(first) < STAGES.index(stage):
+        command = click.get_current_context().info_name
         raise InputError(
-            f"These settings contradict what {first.name} made in {run}, and {click.get_current_context().info_name} "
-            f"comes after it. Start there: fmcefast run {run} with the same settings and --force."
+            f"These settings contradict the results of {first.name} in {run}, which comes before {command}. Start there: "
+            f"fmcefast run {run} with the same settings and --force."
         )
     if run.config.is_recorded and (create or first is extract):
         refuse_recorded(run.config)
@@ -109,7 +111,6 @@ def _refuse(change: "Change", stage: "Stage[Any]", modules: Sequence[str], *, cr
         make_extractor(run.config.backbone, 2, modules).shapes(run.config.image_size)
     if not force:
         change.refuse_loss()
-    if change.removes_results:
-        change.check(resumes=create)
-    elif create and not train.is_begun(run):
+    change.check(resumes=create)
+    if create and not train.is_begun(run):
         train.check(run, resumes=create)

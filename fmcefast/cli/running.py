@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -25,17 +26,15 @@ def perform(stage: Callable[..., Result], run: RunFolder, progress: Progress, **
     try:
         return stage(run, progress, **options)
     except KeyboardInterrupt:
-        raise FmcefastError(f"Interrupted. {run} keeps {_kept(run)}. Go on: {again}") from None
+        raise FmcefastError(f"Interrupted. {run} keeps {_kept(run)}. Continue: {again}") from None
     except DiskFullError as error:
-        raise DiskFullError(f"{error} Free some space, then go on: {again}") from error
-    except FmcefastError as error:
-        raise _with_command(error, run) from error
+        raise DiskFullError(f"{error} Free some space, then continue: {again}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFullError(
-            f"The disk is full: {error.filename} cannot be written. {run} keeps {_kept(run)}. Free some space, then go "
-            f"on: {again}"
+            f"The disk is full: {error.filename} cannot be written. {run} keeps {_kept(run)}. Free some space, then "
+            f"continue: {again}"
         ) from error
 
 
@@ -51,22 +50,25 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def print_text(text: str) -> None:
-    """Settings in the text become flags."""
-    verbs = click.get_current_context().find_root().command
-    click.echo(with_flags(text, verbs.commands.values() if isinstance(verbs, click.Group) else ()))
+    click.echo(in_flags(text))
+
+
+def terminal_progress(quiet: bool) -> Progress:
+    """Progress whose lines show settings as flags."""
+    return Progress(quiet=quiet, wording=partial(with_flags, verbs=_verbs()))
+
+
+def in_flags(text: str) -> str:
+    """The text with settings as flags."""
+    return with_flags(text, _verbs())
+
+
+def _verbs() -> list[click.Command]:
+    cli = click.get_current_context().find_root().command
+    return list(cli.commands.values()) if isinstance(cli, click.Group) else []
 
 
 def _kept(run: RunFolder) -> str:
     from fmcefast.pipeline.stages import STAGES
 
     return " and ".join(filter(None, (stage.explain(run) for stage in STAGES)))
-
-
-def _with_command(error: FmcefastError, run: RunFolder) -> FmcefastError:
-    """An error about a feature store of the run, with the command that mends it."""
-    if error.store is None:
-        return error
-    from fmcefast.pipeline.stages import extract
-
-    advice = "".join(extract.advice(error, view) for view in run.views())
-    return type(error)(f"{error}{advice}")

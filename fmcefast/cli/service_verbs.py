@@ -1,7 +1,7 @@
 """The verbs about runs and machines: what will it cost, is it whole, what can be used, how fast is it."""
 
 import importlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ import click
 
 from fmcefast.cli.opening import folder_of_data, given
 from fmcefast.cli.options import common, settings
-from fmcefast.cli.running import finish, perform, print_json
+from fmcefast.cli.running import finish, in_flags, perform, print_json, terminal_progress
 from fmcefast.errors import InputError, unknown_name
-from fmcefast.progress import Progress
 from fmcefast.run.folder import newest_run, read_run
 
 
@@ -38,7 +37,7 @@ def plan(run: Path | None, **options: Any) -> int:
         raise InputError(f"{change.explain()} Name a folder that is not there yet.")
     if not change.run.config.is_recorded:  # whose backbone may have any name
         check_backbone(change.run.config.backbone)
-    result = perform(plan, change.run, Progress(quiet=options["quiet"]))
+    result = perform(plan, change.run, terminal_progress(options["quiet"]))
     return finish(change.run, result, options["as_json"])
 
 
@@ -57,7 +56,8 @@ def verify(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
     from fmcefast.pipeline.verify import verify
 
     folder = read_run(run or newest_run())
-    result = perform(verify, folder, Progress(quiet=quiet))
+    result = perform(verify, folder, terminal_progress(quiet))
+    result = replace(result, problems=[in_flags(problem) for problem in result.problems])
     finish(folder, result, as_json)
     return 0 if result.sound else 1
 

@@ -43,6 +43,12 @@ def require_maps(fmce_net: FMCENet, shape: tuple[int, int, int], whose: str) -> 
     if fmce_net.map_shape != tuple(shape):
         takes, makes = "x".join(map(str, fmce_net.map_shape)), "x".join(map(str, shape))
         raise InputError(
-            f"The FMCE-Net takes feature maps of {takes} (channels, height, width), {whose} makes {makes}. An FMCE-Net "
-            "scores the backbone, module and image size that it was fitted to."
+            f"The FMCE-Net takes feature maps of {takes} (channels, height, width), but {whose} makes {makes}. It can "
+            "only score the backbone, module and image size that it was fitted to."
         )
+
+
+def require_phases(fmce_net: FMCENet, name: str, phases: int, run: str, remedy: str) -> None:
+    """Raise InputError unless the FMCE-Net called `name` predicts as many scores as `run` has phases."""
+    if fmce_net.phases != phases:
+        raise InputError(f"{name} predicts {fmce_net.phases} scores, but {run} has {phases} phases. {remedy}")

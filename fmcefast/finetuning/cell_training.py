@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fmcefast.errors import InputError
+from fmcefast.evaluation.held_out import require_phases
 from fmcefast.finetuning.cell import Cell
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.models.weights import read_weights
@@ -87,11 +87,7 @@ def train_cell(cell: Cell, progress: Progress, force: bool = False) -> FinetuneR
 def load_net(cell: Cell) -> FMCENet:
     """The FMCE-Net of a cell. Raises InputError when it is missing or of another number of phases."""
     net, phases = FMCENet.from_pretrained(cell.fmce_net), len(markers.epochs(cell.run))
-    if net.phases != phases:
-        raise InputError(
-            f"{cell.fmce_net} distinguishes {net.phases} scores, and the run has {phases} phases. Fit it again: "
-            f"fmcefast fit {cell.run} --force"
-        )
+    require_phases(net, str(cell.fmce_net), phases, "the run", f"Fit it again: fmcefast fit {cell.run} --force")
     return net
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fmcefast.errors import InputError
 from fmcefast.finetuning.cell import finished_cells
-from fmcefast.finetuning.table import RafRow, by_raf, compare
+from fmcefast.finetuning.table import RafRow, by_raf, compare_rafs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.tables import read_rows, write_rows
 
@@ -69,4 +69,4 @@ def swept_kinds(run: RunFolder) -> list[str]:
 
 def table_of(rows: Sequence[SweepRow], fmce_net: str) -> list[RafRow]:
     """[FMCE++] Table I of the cells under one kind of FMCE-Net."""
-    return compare(by_raf((row.raf, row.seed, row.top1) for row in rows if row.fmce_net == fmce_net))
+    return compare_rafs(by_raf((row.raf, row.seed, row.top1) for row in rows if row.fmce_net == fmce_net))

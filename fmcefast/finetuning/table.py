@@ -31,7 +31,7 @@ class RafRow:
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
-def compare(top1: Mapping[float, Mapping[int, float]]) -> list[RafRow]:
+def compare_rafs(top1: Mapping[float, Mapping[int, float]]) -> list[RafRow]:
     """{raf: {seed: top-1}} -> a row for each RAF, the largest first. Differences are of seeds in pairs."""
     baseline = top1.get(1.0, {})
     rows = []

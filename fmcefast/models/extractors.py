@@ -34,13 +34,17 @@ class FeatureExtractor(nn.Module):
         """(C, H, W) of each map. Raises InputError when the images do not fit or an output is no feature map."""
         raise NotImplementedError
 
-    def take(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
-        """Copy tensors of the weights file `path`. Raises InputError unless all that the maps need are there."""
+    def take(self, tensors: dict[str, torch.Tensor], path: Path, *, any_classifier: bool = False) -> None:
+        """Copy tensors of the weights file `path`.
+
+        any_classifier: the classifier may be of other classes where the maps do not need it. Raises InputError unless
+        all others fit.
+        """
         raise NotImplementedError
 
-    def load(self, path: Path) -> None:
-        """Read weights. Raises InputError when the file is missing, damaged or of another network."""
-        self.take(read_weights(path), path)
+    def load(self, path: Path, *, any_classifier: bool = False) -> None:
+        """Read weights, as `take`. Raises InputError also when the file is missing or damaged."""
+        self.take(read_weights(path), path, any_classifier=any_classifier)
 
 
 def make_extractor(backbone: str, classes: int, modules: Sequence[str | None] = (None,)) -> FeatureExtractor:
@@ -70,9 +74,12 @@ class FinalMap(FeatureExtractor):
     def shapes(self, image_size: int) -> tuple[tuple[int, int, int], ...]:
         return (self.backbone.feature_shape(image_size),)
 
-    def take(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
-        """The classifier may be of other classes."""
-        self.classifies = self.backbone.take_features(tensors, path)
+    def take(self, tensors: dict[str, torch.Tensor], path: Path, *, any_classifier: bool = False) -> None:
+        if any_classifier:
+            self.classifies = self.backbone.take_features(tensors, path)
+        else:
+            self.backbone.take(tensors, path)
+            self.classifies = True
 
 
 class ModuleMaps(FeatureExtractor):
@@ -115,7 +122,7 @@ class ModuleMaps(FeatureExtractor):
                 )
         return tuple((output.shape[1], output.shape[2], output.shape[3]) for output in maps)
 
-    def take(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def take(self, tensors: dict[str, torch.Tensor], path: Path, *, any_classifier: bool = False) -> None:
         """All tensors must fit, since any module may be meant."""
         names = {name: name for name in self.network.state_dict()}
         copy_weights(self.network, weights_of_network(tensors, path, names, names), path, names)

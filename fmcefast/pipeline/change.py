@@ -1,4 +1,4 @@
-"""Other settings for a run: what they contradict, what that costs, and how they are applied.
+"""Changed settings of a run: what they contradict, what that costs, and how they are applied.
 
 Nothing is removed until a Change is applied.
 """
@@ -18,11 +18,11 @@ from fmcefast.stages.stage import Stage
 
 @dataclass(frozen=True)
 class Change:
-    """The difference between a run's folder and the run that is wanted.
+    """The difference between a run on disk and the requested run.
 
-    run: as it will be. saved: the configuration in the folder, None when there is no folder yet. contradicted: the
-    first stage whose results the new settings contradict. redone: a stage whose results are to be made again anyway,
-    of `modules` alone if there are some.
+    run: as it will be. saved: the configuration in the folder, None when there is none yet. contradicted: the first
+    stage whose results the new settings contradict. redone: a stage to redo in any case. modules: those that the
+    command works on, if not on the final feature map; without a contradiction, only their results are removed.
     """
 
     run: RunFolder
@@ -59,7 +59,7 @@ class Change:
         if self.saved is None:
             return f"{self.run} is new."
         differences = self.saved.differences(self.run.config).items()
-        listed = ", ".join(f"{name} is {saved}, not {wanted}" for name, (saved, wanted) in differences)
+        listed = ", ".join(f"{name} was {saved}, now {new}" for name, (saved, new) in differences)
         return f"{self.run} was made with another configuration: {listed}."
 
     def refuse_loss(self, remedy: str | None = None) -> None:
@@ -70,22 +70,25 @@ class Change:
         if not self.contradicted or not self.costly:
             return
         if remedy is None:
-            again = " and ".join(stage.name for stage in self.costly if not stage.on_request)
+            again = " and ".join(stage.name for stage in self.costly if not stage.on_request) or "it"
             trained = any(stage.on_request for stage in self.costly)
-            also = ", and to lose what was trained under its FMCE-Net," if trained else ""
+            also = " (what was trained under its FMCE-Net is lost)," if trained else ""
             remedy = f"Give `force` to redo {again} there{also} or name another folder."
         raise InputError(f"{self.explain()} {remedy}")
 
     def check(self, *, resumes: bool) -> None:
         """Refuse what could not be made again; see Stage.check. Raises InputError."""
         if self.first is not None:
-            for view in self.views:
-                self.first.check(view, resumes=resumes)
+            for name in self.modules or (None,):
+                self.first.check(self.run.view(name), resumes=resumes)
 
     def apply(self) -> RunFolder:
-        """Remove what must go, write the configuration, and return the run."""
-        run = self.run
+        """Remove what must go, write the configuration, and return the run. Raises InputError for a folder that exists
+        and is not a run."""
+        run, path = self.run, self.run.path
         if self.saved is None:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise InputError(f"{path} exists and is not a run folder (no config.yaml in it). Choose another name.")
             run.path.mkdir(parents=True, exist_ok=True)
         elif self.first is not None:
             for view in self.views:
@@ -103,23 +106,20 @@ def compare(
     redo: Stage[Any] | None = None,
     modules: Sequence[str] = (),
 ) -> Change:
-    """What becomes of the run at `path` under its saved settings, changed by those of `config_file` and `settings`.
+    """The change from the run at `path` to its saved settings overridden by `config_file` and `settings`.
 
-    redo: a stage whose results are to be made again; of `modules` alone if there are some. Nothing is made, checked or
-    removed. Raises InputError for settings that are no settings, a damaged configuration, and a folder that is not a
-    run.
+    redo, modules: see Change. Nothing is created, checked or removed. Raises InputError for invalid settings and a
+    damaged configuration.
     """
     layers = [settings, *([read_yaml(config_file)] if config_file else [])]
     saved_file = path / "config.yaml"
     if not saved_file.exists():
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} exists and is not a run folder (no config.yaml in it). Choose another name.")
         return Change(RunFolder(path, resolve(*layers)), None, None)
     saved = read_run(path).config
-    wanted = resolve(*layers, read_yaml(saved_file))
-    if wanted.data != saved.data:
-        wanted = resolve(*layers)  # another data set brings its own preset
-    return Change(RunFolder(path, wanted), saved, _first_contradicted(saved, wanted), redo, tuple(modules))
+    new = resolve(*layers, read_yaml(saved_file))
+    if new.data != saved.data:
+        new = resolve(*layers)  # another data set brings its own preset
+    return Change(RunFolder(path, new), saved, _first_contradicted(saved, new), redo, tuple(modules))
 
 
 def open_run(
@@ -138,6 +138,6 @@ def open_run(
     return change.apply()
 
 
-def _first_contradicted(saved: Config, wanted: Config) -> Stage[Any] | None:
-    names = {name for name in saved.differences(wanted) if SETTINGS[name].invalidates_results}
+def _first_contradicted(saved: Config, new: Config) -> Stage[Any] | None:
+    names = {name for name in saved.differences(new) if SETTINGS[name].invalidates_results}
     return next((stage for stage in STAGES if names & set(stage.settings)), None)

@@ -12,7 +12,8 @@ from fmcefast.progress import Progress, format_bytes, format_seconds
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import open_source
 from fmcefast.runtime.device import amp_type, describe, free_memory, pick_device
-from fmcefast.stages.cost import Cost, Rates
+from fmcefast.stages.rates import Rates
+from fmcefast.stages.stage import Cost
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from fmcefast.recorder.state import as_safetensors, class_of
 from fmcefast.run.config import RECORDED, SETTINGS
 from fmcefast.run.epochs import Epoch, read_epochs, write_epochs
 from fmcefast.run.folder import RunFolder
-from fmcefast.stages.train import has_converged
+from fmcefast.stages.train import is_converged
 
 _REMEDY = "Record into another folder, or remove what is in the way: features/, fmce_net.safetensors and fit.json."
 _SETTINGS = tuple(name for name, setting in SETTINGS.items() if setting.stage != "train")
@@ -80,13 +80,12 @@ class ConvergenceRecorder:
         """The Convergence Quantification Indicator of the last epoch ([FMCE] IV-B); NaN before the second one."""
         if not self._epochs:
             return nan
-        config, losses = self.run.config, [row.loss for row in self._epochs]
-        return float(cqi(losses, alpha=config.alpha, window=config.window, smoothing=config.smoothing)[-1])
+        return float(cqi([row.loss for row in self._epochs], **self.run.config.cqi_settings)[-1])
 
     @property
     def converged(self) -> bool:
         """Whether the CQI of a full window was at most mu in the last epoch or one before."""
-        return has_converged(self.run.config, self._epochs)
+        return is_converged(self.run.config, self._epochs)
 
     def epoch_end(
         self,

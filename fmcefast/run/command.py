@@ -1,7 +1,9 @@
-"""The command that makes a run."""
+"""The commands that make a run and its feature stores."""
 
 import shlex
+from pathlib import Path
 
+from fmcefast.errors import FmcefastError
 from fmcefast.run.config import SETTINGS, resolve
 from fmcefast.run.folder import RunFolder
 
@@ -26,3 +28,19 @@ def command_of(run: RunFolder) -> str:
         else:
             words += [flag, str(value)]
     return shlex.join(words)
+
+
+def store_advice(error: FmcefastError) -> str:
+    """The command that mends the feature store that an error is about, if it is that of a run; else nothing."""
+    view = None if error.store is None else _view_of_store(error.store)
+    if view is None:
+        return ""
+    return f" In this run: fmcefast extract {view}{' --force' if error.rewrite else ''}"
+
+
+def _view_of_store(features: Path) -> str | None:
+    """The command-line argument of the run and module whose store it is: the reverse of RunFolder.features."""
+    place = features.parent
+    if place.parent.name == "modules" and (place.parent.parent / "config.yaml").exists():
+        return f"{place.parent.parent} --module {place.name}"
+    return str(place) if (place / "config.yaml").exists() else None

@@ -134,6 +134,16 @@ class Config:
         """Whether the images and the training loop of the run are its owner's, not ours."""
         return self.data == RECORDED
 
+    @property
+    def cqi_settings(self) -> dict[str, Any]:
+        """The keyword arguments of `fmcefast.cqi`."""
+        return {"alpha": self.alpha, "window": self.window, "smoothing": self.smoothing}
+
+    @property
+    def marker_settings(self) -> dict[str, Any]:
+        """The keyword arguments of `fmcefast.find_markers`."""
+        return {"phases": self.phases, "mu": self.mu, "start": self.start, **self.cqi_settings}
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -17,15 +17,16 @@ from fmcefast.map_sources.choice import recomputes_maps
 from fmcefast.map_sources.sizes import bytes_to_store, free_disk, is_stored, maps_to_store
 from fmcefast.models.extractors import make_extractor
 from fmcefast.progress import Progress, format_bytes
+from fmcefast.run.command import store_advice
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.history import HistoryEntry
 from fmcefast.run.images import evaluation_loader, loader_of, open_source
 from fmcefast.runtime.device import amp_type, autocast, describe, on_device, pick_device, precision_name
 from fmcefast.runtime.ranks import Ranks, current_ranks
-from fmcefast.stages.cost import Cost, Rates
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
-from fmcefast.stages.stage import Stage
+from fmcefast.stages.rates import Rates
+from fmcefast.stages.stage import Cost, Stage
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class Extract(Stage[ExtractResult]):
     def is_done(self, run: RunFolder) -> bool:
         return is_stored(run)
 
+    def require_inputs(self, run: RunFolder) -> None:
+        markers.epochs(run)
+
     def reason_to_skip(self, run: RunFolder) -> str | None:
         if not markers.load(run).converged:
             return "the loss has not converged"
@@ -85,7 +89,7 @@ class Extract(Stage[ExtractResult]):
 
     def run(self, run: RunFolder, progress: Progress) -> ExtractResult:
         """Run the training images through the backbone at every marker, in eval mode, data set order and without
-        augmentation; goes on after the committed shards.
+        augmentation; continues after the committed shards.
 
         Raises NotConvergedError without markers, DiskFullError before it starts when the disk has not enough room, and
         what FeatureMapWriter raises.
@@ -109,7 +113,7 @@ class Extract(Stage[ExtractResult]):
         if run.config.strict and not_finite:
             raise FmcefastError(
                 f"The feature maps of {run} hold {not_finite:,} values that are NaN or infinite. Train with `amp=off`, "
-                "or go on without `strict`."
+                "or continue without `strict`."
             )
         return ExtractResult(
             manifest.samples,
@@ -126,19 +130,13 @@ class Extract(Stage[ExtractResult]):
             return None
         return f"{read_committed(run.features).rows:,} feature maps"
 
-    def advice(self, error: FmcefastError, view: RunFolder) -> str:
-        """The command that mends the feature store of this view, after an error about it; nothing after others."""
-        if error.store is None or error.store != view.features:
-            return ""
-        return f" In this run: fmcefast extract {view.argument}{' --force' if error.rewrite else ''}"
-
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         for view in run.views():
             if view.features.exists():
                 size = sum(path.stat().st_size for path in view.features.glob("*.npy"))
                 with progress.task("verify", total=size, unit="bytes") as task:
                     for error in verify_store(view.features, task.advance):
-                        yield f"{error}{self.advice(error, view)}"
+                        yield f"{error}{store_advice(error)}"
 
     def cost(self, run: RunFolder, images: int, rates: Rates) -> Cost:
         if run.config.store == "recompute":
@@ -245,8 +243,8 @@ def _writer(
 
 
 def _blocks(spans: list[Span], batch_size: int, images: int) -> Iterator[Span]:
-    """The rows of all spans in whole batches from the start of the data set, so that a store does not depend on who
-    writes what of it."""
+    """The rows of all spans in whole batches from the start of the data set, so that the store is the same whichever
+    process writes a row."""
     for score in sorted({span.score for span in spans}):
         batches = sorted(
             {
@@ -266,8 +264,8 @@ def _blocks(spans: list[Span], batch_size: int, images: int) -> Iterator[Span]:
 def _report_flaws(writer: FeatureMapWriter, overflowed: int, progress: Progress) -> None:
     if not writer.past_page_cache:
         progress.line(
-            f"extract: the file system of {writer.folder} has no direct writes (O_DIRECT); the maps went through the "
-            "page cache, which can be slower."
+            f"extract: the file system of {writer.folder} does not support direct writes (O_DIRECT); the maps went "
+            "through the page cache, which can be slower."
         )
     if overflowed:
         progress.line(f"extract: {overflowed:,} values were too large for float16 and became infinite. Use --fp32.")
@@ -278,9 +276,9 @@ def _require_room(views: list[RunFolder], images: int) -> None:
     need, free = sum(bytes_to_store(view, images) for view in views), free_disk(views)
     if need > free:
         config = run.config
-        half = "`dtype=float16` needs half of it; " if config.dtype == "float32" else ""
+        half = "`dtype=float16` (half the size), " if config.dtype == "float32" else ""
         raise DiskFullError(
-            f"The feature maps of {run} need {format_bytes(need)} and the disk has {format_bytes(free)} free. {half}"
-            f"fmcefast fit {run} --store recompute needs no maps on the disk; fewer images need less (`subset`); or "
-            "put the run folder on a larger disk."
+            f"The feature maps of {run} need {format_bytes(need)}, but the disk has {format_bytes(free)} free. Use "
+            f"{half}a smaller `subset`, a larger disk for the run folder, or store no maps: fmcefast fit {run} --store "
+            "recompute"
         )

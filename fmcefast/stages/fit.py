@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from fmcefast import files
 from fmcefast.errors import FmcefastError, InputError
-from fmcefast.evaluation.metrics import TRAIN_PART, Metrics, measure, predict, split_maps, to_device
+from fmcefast.evaluation.feature_maps import TRAIN_PART, predict, split_maps, to_device
+from fmcefast.evaluation.metrics import Metrics, measure
 from fmcefast.features.loader import FeatureMapLoader
 from fmcefast.map_sources.choice import check_maps, open_maps
 from fmcefast.map_sources.sizes import fits_in_memory
@@ -20,9 +21,9 @@ from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.resume import TrainingState, load_state, state_facts
 from fmcefast.runtime.device import amp_type, autocast, describe, on_device, pick_device
-from fmcefast.stages.cost import Cost, Rates
 from fmcefast.stages.markers import markers
-from fmcefast.stages.stage import Stage, problem
+from fmcefast.stages.rates import Rates
+from fmcefast.stages.stage import Cost, Stage, problem
 
 
 class Fit(Stage[Metrics]):
@@ -37,6 +38,9 @@ class Fit(Stage[Metrics]):
     def is_done(self, run: RunFolder) -> bool:
         return run.fit_json.exists() and run.fmce_net.exists()
 
+    def require_inputs(self, run: RunFolder) -> None:
+        markers.epochs(run)
+
     def reason_to_skip(self, run: RunFolder) -> str | None:
         return None if markers.load(run).converged else "the loss has not converged"
 
@@ -45,7 +49,7 @@ class Fit(Stage[Metrics]):
             check_maps(run)
 
     def run(self, run: RunFolder, progress: Progress) -> Metrics:
-        """Train with Adam and cross-entropy on three quarters of the maps and test on the rest; goes on after the last
+        """Train with Adam and cross-entropy on three quarters of the maps and test on the rest; continue after the last
         finished epoch.
 
         Raises NotConvergedError without markers, InputError when the maps are neither stored nor can be recomputed.
@@ -136,7 +140,7 @@ class Fit(Stage[Metrics]):
             extraction_rate, extraction_text = rates.measured("extract", rates.forward)
             once = fits_in_memory(run, images, rates.device)
             seconds += (config.phases * images if once else config.fmce_epochs * maps) / extraction_rate
-            text += f", made {'once' if once else 'again and again'} at {extraction_text}"
+            text += f", recomputed {'once' if once else 'in every epoch'} at {extraction_text}"
         return Cost(self.name, f"{config.fmce_epochs} epochs of {maps:,} maps", seconds, rates=text)
 
 

@@ -10,7 +10,6 @@ from fmcefast.convergence.markers import Markers, find_markers
 from fmcefast.errors import InputError, NotConvergedError
 from fmcefast.models.weights import check_safetensors
 from fmcefast.progress import Progress
-from fmcefast.run.config import Config
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.stages.stage import Stage, problem
@@ -39,20 +38,20 @@ class FindMarkers(Stage[Markers]):
             _require_weights(run, range(1, len(epochs) + 1))
         else:
             raise InputError(
-                f"With these settings the training of {run} is not finished ({len(epochs)} epochs). Go on with them: "
+                f"Under these settings the training of {run} is not finished ({len(epochs)} epochs). Continue it: "
                 f"fmcefast run {run} with the same settings and `force`."
             )
 
     def run(self, run: RunFolder, progress: Progress) -> Markers:
         """Find the markers. Raises InputError when the training is not finished, or when its losses cannot be divided
         into phases."""
-        markers = _find(run)
-        text = files.json_text(asdict(markers))
+        result = _find(run)
+        text = files.json_text(asdict(result))
         if not run.markers_json.exists() or run.markers_json.read_text(encoding="utf-8") != text:
             files.write_text(run.markers_json, text)
-        if markers.converged and run.config.keep == "markers":
-            _drop_other_weights(run, markers)
-        return markers
+        if result.markers is not None and run.config.keep == "markers":
+            _drop_other_weights(run, result.markers)
+        return result
 
     def load(self, run: RunFolder) -> Markers:
         """The markers of a run, converged or not."""
@@ -86,20 +85,17 @@ class FindMarkers(Stage[Markers]):
 markers = FindMarkers()
 
 
-def marker_settings(config: Config) -> dict[str, Any]:
-    """The keyword arguments of `find_markers` that a configuration holds."""
-    return {name: getattr(config, name) for name in ("phases", "mu", "alpha", "window", "smoothing", "start")}
-
-
 def _find(run: RunFolder) -> Markers:
     epochs = read_epochs(run.losses_csv)
     if not train.is_done(run):
-        raise InputError(f"The training of {run} is not finished ({len(epochs)} epochs). Go on: fmcefast train {run}")
+        raise InputError(
+            f"The training of {run} is not finished ({len(epochs)} epochs). Continue: fmcefast train {run}"
+        )
     losses = [row.loss for row in epochs]
-    markers = replace(find_markers(losses, **marker_settings(run.config)), source="losses.csv")
-    if markers.markers is not None:
-        _require_weights(run, markers.markers)
-    return markers
+    result = replace(find_markers(losses, **run.config.marker_settings), source="losses.csv")
+    if result.markers is not None:
+        _require_weights(run, result.markers)
+    return result
 
 
 def _require_weights(run: RunFolder, epochs: Iterable[int]) -> None:
@@ -107,13 +103,13 @@ def _require_weights(run: RunFolder, epochs: Iterable[int]) -> None:
     if missing:
         raise InputError(
             f"The weights of the epochs {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''} of {run} are "
-            f"gone (with `keep=markers` only those of the old markers stay). Train again: fmcefast train {run} "
+            f"gone (`keep=markers` keeps only those of the old markers). Train again: fmcefast train {run} "
             "--force, or for a recorded run, into another folder."
         )
 
 
-def _drop_other_weights(run: RunFolder, markers: Markers) -> None:
-    needed = {run.weights_of(epoch) for epoch in markers.markers or []}
+def _drop_other_weights(run: RunFolder, epochs: Iterable[int]) -> None:
+    needed = {run.weights_of(epoch) for epoch in epochs}
     for file in run.weights.glob("epoch-*.safetensors"):
         if file not in needed:
             file.unlink()

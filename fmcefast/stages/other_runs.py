@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from fmcefast import files
-from fmcefast.errors import InputError
-from fmcefast.evaluation.held_out import require_maps
-from fmcefast.evaluation.metrics import Metrics, measure, predict, split_maps
+from fmcefast.evaluation.feature_maps import predict, split_maps
+from fmcefast.evaluation.held_out import require_maps, require_phases
+from fmcefast.evaluation.metrics import Metrics, measure
 from fmcefast.map_sources.choice import open_maps
 from fmcefast.progress import Progress
 from fmcefast.run.folder import RunFolder, read_run
@@ -51,7 +51,7 @@ class OtherRunsResult:
         return "\n".join(lines)
 
 
-class TestOnOtherRuns(Stage[OtherRunsResult]):
+class ScoreOtherRuns(Stage[OtherRunsResult]):
     """Leaves test-runs.json."""
 
     name = "other-runs"
@@ -75,21 +75,23 @@ class TestOnOtherRuns(Stage[OtherRunsResult]):
         return OtherRunsResult(own, tests)
 
     def load(self, run: RunFolder) -> OtherRunsResult:
-        remedy = f"Make it again: fmcefast fit {run.argument} --test-run OTHER"
-        tests = files.read_json(
-            run.test_runs_json,
-            lambda content: [OtherRun(**{**test, "metrics": Metrics(**test["metrics"])}) for test in content],
-            remedy,
-        )
-        return OtherRunsResult(fit.load(run), tests)
+        return OtherRunsResult(fit.load(run), _read_tests(run))
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         for view in run.views():
             if self.is_done(view):
-                yield from problem(self.load, view)
+                yield from problem(_read_tests, view)
 
 
-other_runs = TestOnOtherRuns()
+other_runs = ScoreOtherRuns()
+
+
+def _read_tests(run: RunFolder) -> list[OtherRun]:
+    return files.read_json(
+        run.test_runs_json,
+        lambda content: [OtherRun(**{**test, "metrics": Metrics(**test["metrics"])}) for test in content],
+        f"Make it again: fmcefast fit {run.argument} --test-run OTHER",
+    )
 
 
 def _test_on(run: RunFolder, other: RunFolder, progress: Progress) -> OtherRun:
@@ -97,8 +99,8 @@ def _test_on(run: RunFolder, other: RunFolder, progress: Progress) -> OtherRun:
     net = fit.fmce_net(run)
     epochs = markers.epochs(other)
     phases = len(epochs)
-    if net.phases != phases:
-        raise InputError(f"The FMCE-Net of {run} distinguishes {net.phases} scores, and {other} has {phases} phases.")
+    remedy = f"Find as many: fmcefast markers {other} --phases {net.phases}"
+    require_phases(net, f"The FMCE-Net of {run}", phases, str(other), remedy)
     dtype = amp_type(config.amp, device)
     maps = open_maps(other, epochs, device, dtype, progress, read_once=True)
     require_maps(net, maps.shape, str(other))

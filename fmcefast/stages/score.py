@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from fmcefast import files
 from fmcefast.errors import InputError
-from fmcefast.evaluation.held_out import Network, expected_scores, predict_scores, require_maps
+from fmcefast.evaluation.held_out import Network, expected_scores, predict_scores, require_maps, require_phases
 from fmcefast.models.extractors import FeatureExtractor, make_extractor
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.progress import Progress
@@ -112,11 +112,9 @@ class ScoreCheckpoints(Stage[ScoreResult]):
             raise InputError("Nothing to score. Give `weights=FILE`, or `reference` for the run's own epochs.")
         config, epochs = run.config, markers.load(run)
         net = FMCENet.from_pretrained(model) if model else fit.fmce_net(run)
-        if reference and epochs.converged and net.phases != epochs.phases:
-            raise InputError(
-                f"{model or run.fmce_net} distinguishes {net.phases} scores, and the run has {epochs.phases} phases: "
-                "its epochs are no reference for it. Leave `reference` out."
-            )
+        if reference and epochs.converged:
+            remedy = "Its epochs cannot be a reference: leave `reference` out."
+            require_phases(net, str(model or run.fmce_net), epochs.phases, "the run", remedy)
         device = pick_device()
         dtype = amp_type(config.amp, device)
         source = open_source(run)
@@ -129,14 +127,14 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         own_epochs = {run.weights_of(row.epoch): row.epoch for row in read_epochs(run.losses_csv)}
         references = [path for path in own_epochs if path.exists()] if reference else []
         if reference and not references:
-            raise InputError(f"{run} holds no weights of its epochs that could be a reference. Leave `reference` out.")
+            raise InputError(f"{run} holds no epoch weights to use as a reference. Leave `reference` out.")
         true_classes = {} if model else {run.weights_of(epoch): k for k, epoch in enumerate(epochs.markers or [])}
         scores: list[Score] = []
         at_markers: dict[Path, tuple[np.ndarray, np.ndarray]] = {}  # a checkpoint that is given twice counts once
         paths = [*references, *weights]
         with progress.task("score", total=len(paths) * len(source.test), unit="images") as task:
             for path in paths:
-                extractor.load(path)
+                extractor.load(path, any_classifier=True)
                 probabilities, top1 = predict_scores(network, fmce_net, loader)
                 true_class = true_classes.get(path)
                 scores.append(_score(path, own_epochs.get(path), probabilities, top1, true_class))
@@ -229,7 +227,7 @@ def _line(phases: int, score: Score | None = None) -> str:
     """A row of the table, or its head."""
     if score is None:
         parts = "  ".join(f"{k:>4}" for k in range(1, phases + 1))
-        return f"{'checkpoint':{_WIDTH}}{'FMCS':>6}{'std':>6}{'sure':>7}{'top-1':>8}   % of images by score: {parts}"
+        return f"{'checkpoint':{_WIDTH}}{'FMCS':>6}{'std':>6}{'conf':>7}{'top-1':>8}   % of images by score: {parts}"
     parts = "  ".join(f"{100 * part:4.0f}" for part in score.distribution)
     top1 = "-" if score.top1 is None else f"{score.top1:.4f}"
     name = score.weights if len(score.weights) < _WIDTH else "..." + score.weights[4 - _WIDTH :]

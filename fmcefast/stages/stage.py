@@ -3,6 +3,7 @@
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -12,7 +13,7 @@ from fmcefast.run.config import SETTINGS
 from fmcefast.run.folder import RunFolder
 
 if TYPE_CHECKING:
-    from fmcefast.stages.cost import Cost, Rates
+    from fmcefast.stages.rates import Rates
 
 
 class Explained(Protocol):
@@ -23,15 +24,26 @@ class Explained(Protocol):
     def explain(self) -> str: ...
 
 
+@dataclass(frozen=True)
+class Cost:
+    """The remaining cost of a stage: work, seconds, bytes to write, and the rates behind the estimate."""
+
+    stage: str
+    work: str
+    seconds: float = 0.0
+    bytes: int = 0
+    rates: str = ""
+
+
 Result = TypeVar("Result", bound=Explained)
 
 
 class Stage(ABC, Generic[Result]):
-    """One stage of a run. Called, it gives its results: read from the run when they are there, else made.
+    """One stage of a run. Calling it returns its results, loaded if they exist and computed otherwise.
 
-    costly: the results take long to make, so they are not removed without consent. on_request: not a part of `fmcefast
-    run`; it has options of its own and always runs when it is called. parallel: torchrun may run it in several
-    processes.
+    costly: the results take long to compute, so they are not removed without consent. on_request: not a part of
+    `fmcefast run`; it has options of its own and always runs when it is called. parallel: torchrun may run it in
+    several processes.
     """
 
     name: ClassVar[str]
@@ -40,6 +52,7 @@ class Stage(ABC, Generic[Result]):
     parallel: ClassVar[bool] = False
 
     def __call__(self, run: RunFolder, progress: Progress, **options: Any) -> Result:
+        self.require_inputs(run)
         if not self.on_request and self.is_done(run):
             return self.load(run)
         return self.run(run, progress, **options)
@@ -51,11 +64,11 @@ class Stage(ABC, Generic[Result]):
 
     @abstractmethod
     def outputs(self, run: RunFolder) -> list[Path]:
-        """What the stage leaves in the folder, whether it is there or not, in the order in which it is removed."""
+        """The paths that the stage writes, existing or not, in the order of removal."""
 
     @abstractmethod
     def is_done(self, run: RunFolder) -> bool:
-        """Whether all results are there, made from the run's configuration."""
+        """Whether all results exist."""
 
     @abstractmethod
     def run(self, run: RunFolder, progress: Progress, *args: Any, **kwargs: Any) -> Result:
@@ -66,6 +79,9 @@ class Stage(ABC, Generic[Result]):
     def load(self, run: RunFolder) -> Result:
         """Read the results. Raises InputError when they are missing or damaged."""
 
+    def require_inputs(self, run: RunFolder) -> None:
+        """Raise InputError or NotConvergedError when results of earlier stages are missing or damaged."""
+
     def is_begun(self, run: RunFolder) -> bool:
         """Whether the stage has left anything."""
         return any(path.exists() for path in self.outputs(run))
@@ -75,20 +91,20 @@ class Stage(ABC, Generic[Result]):
         return None
 
     def check(self, run: RunFolder, *, resumes: bool) -> None:
-        """Refuse, before anything is removed, to make the results anew when that could not be finished.
+        """Raise InputError, before anything is removed, if the results could not be computed again.
 
-        resumes: whether the same command first finishes the stages before this one. Raises InputError.
+        resumes: whether the same command first finishes the stages before this one.
         """
 
     def explain(self, run: RunFolder) -> str | None:
-        """What the run keeps of this stage if it is interrupted, in a few words; None for nothing."""
+        """What an interruption leaves of this stage, in a few words; None for nothing."""
         return None
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         """What is wrong with the results that are there, a line each."""
         return iter(())
 
-    def cost(self, run: RunFolder, images: int, rates: "Rates") -> "Cost | None":
+    def cost(self, run: RunFolder, images: int, rates: "Rates") -> Cost | None:
         """What the rest of the stage costs for this many training images; None for next to nothing."""
         return None
 

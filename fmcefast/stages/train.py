@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fmcefast.convergence.cqi import cqi
-from fmcefast.convergence.cqi import has_converged as loss_has_converged
+from fmcefast.convergence.cqi import cqi, has_converged
 from fmcefast.data.image_set import Source
 from fmcefast.data.sources import load_source
 from fmcefast.data.split import read_split
-from fmcefast.errors import FmcefastError
+from fmcefast.errors import FmcefastError, InputError
 from fmcefast.models.backbones import make_backbone
 from fmcefast.models.networks import check_backbone
 from fmcefast.models.weights import check_safetensors
@@ -21,8 +20,8 @@ from fmcefast.run.images import loader_of, open_source
 from fmcefast.run.resume import load_state
 from fmcefast.runtime.device import describe, pick_device
 from fmcefast.runtime.ranks import current_ranks
-from fmcefast.stages.cost import Cost, Rates
-from fmcefast.stages.stage import Stage, problem
+from fmcefast.stages.rates import Rates
+from fmcefast.stages.stage import Cost, Stage, problem
 from fmcefast.training.loop import committed_epochs, train_epochs
 from fmcefast.training.trainer import Trainer
 
@@ -105,15 +104,13 @@ class Train(Stage[TrainResult]):
             may_end_early=config.until_converged,
         )
         ranks.barrier()
-        return self.load(run)
+        return _result(run, epochs)
 
     def load(self, run: RunFolder) -> TrainResult:
         epochs = _epochs(run)
         if not epochs:
-            raise FmcefastError(f"{run} is not trained yet. Train it: fmcefast train {run}")
-        left_out = len(read_split(run.split_json, run.path).left_out) if run.split_json.exists() else 0
-        seconds, last = sum(row.seconds for row in epochs), epochs[-1]
-        return TrainResult(len(epochs), last.loss, last.top1, has_converged(run.config, epochs), seconds, left_out)
+            raise InputError(f"{run} is not trained yet. Train it: fmcefast train {run}")
+        return _result(run, epochs)
 
     def explain(self, run: RunFolder) -> str:
         return f"{len(committed_epochs(Epoch, run))} epochs"
@@ -150,38 +147,45 @@ def is_trained(config: Config, epochs: list[Epoch]) -> bool:
     """Whether these epochs are all that a training under `config` has."""
     if config.is_recorded:
         return bool(epochs)
-    return len(epochs) >= config.epochs or (config.until_converged and has_converged(config, epochs))
+    return len(epochs) >= config.epochs or (config.until_converged and is_converged(config, epochs))
 
 
-def has_converged(config: Config, epochs: list[Epoch]) -> bool:
+def is_converged(config: Config, epochs: list[Epoch]) -> bool:
     """Whether the CQI of a full window was at most mu in one of the epochs."""
-    return loss_has_converged(
-        [row.loss for row in epochs],
-        mu=config.mu,
-        alpha=config.alpha,
-        window=config.window,
-        smoothing=config.smoothing,
-        start=config.start,
-    )
+    return has_converged([row.loss for row in epochs], mu=config.mu, start=config.start, **config.cqi_settings)
 
 
 def _epochs(run: RunFolder) -> list[Epoch]:
-    """The epochs that count. A finished training needs no state to resume from, so that file may have been removed."""
-    return committed_epochs(Epoch, run) if run.resume.exists() else read_epochs(run.losses_csv)
+    """The epochs that count. A finished training needs no state to resume from: that file may be gone or damaged."""
+    if not run.resume.exists():
+        return read_epochs(run.losses_csv)
+    try:
+        return committed_epochs(Epoch, run)
+    except FmcefastError:
+        epochs = read_epochs(run.losses_csv)
+        if not is_trained(run.config, epochs):
+            raise
+        return epochs
+
+
+def _result(run: RunFolder, epochs: list[Epoch]) -> TrainResult:
+    left_out = len(read_split(run.split_json, run.path).left_out) if run.split_json.exists() else 0
+    seconds, last = sum(row.seconds for row in epochs), epochs[-1]
+    return TrainResult(len(epochs), last.loss, last.top1, is_converged(run.config, epochs), seconds, left_out)
 
 
 def _introduction(config: Config, source: Source, trainer: Trainer, epochs: list[Epoch]) -> str:
     left_out = f" ({len(source.left_out):,} that cannot be decoded left out)" if source.left_out else ""
     processes = f", {trainer.ranks.size} processes" if trainer.ranks.size > 1 else ""
-    going_on = f"; going on after epoch {len(epochs)}" if epochs else ""
+    continued = f"; continuing after epoch {len(epochs)}" if epochs else ""
     return (
         f"train: {config.backbone} on {config.data}, {len(source.train):,} images of {config.image_size} px, "
-        f"{len(source.test):,} held out{left_out}; {describe(trainer.device, trainer.dtype)}{processes}{going_on}"
+        f"{len(source.test):,} held out{left_out}; {describe(trainer.device, trainer.dtype)}{processes}{continued}"
     )
 
 
 def _loss_and_cqi(config: Config, epochs: list[Epoch]) -> str:
     losses = [row.loss for row in epochs]
-    value = cqi(losses, alpha=config.alpha, window=config.window, smoothing=config.smoothing)[-1]
+    value = cqi(losses, **config.cqi_settings)[-1]
     shown = f"{value:.2e}" if len(losses) > 1 else "-"
     return f"loss {losses[-1]:.4f}  CQI {shown} (mu {config.mu:g})"

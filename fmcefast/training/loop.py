@@ -1,4 +1,4 @@
-"""Training epoch after epoch: each is made durable beside the next, and an interrupted training goes on."""
+"""Trains epoch by epoch; each epoch is saved while the next one runs, and interrupted training resumes."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -70,7 +70,7 @@ def committed_epochs(kind: type[Row], run: RunFolder) -> list[Row]:
         return epochs
     if len(epochs) < done:
         raise FmcefastError(
-            f"{run.losses_csv} has {len(epochs)} epochs and the training state {done}: rows are missing. Put the "
+            f"{run.losses_csv} has {len(epochs)} epochs, but the training state has {done}: rows are missing. Put the "
             "file back, or start again with `force`."
         )
     return epochs[:done]

@@ -102,6 +102,6 @@ def test_cifar_10_as_files_is_trained_as_cifar_10_and_stops_when_the_time_is_up(
     table = tmp_path / "bench-results" / "reproduce-cifar10-s-long" / "losses.csv"
     epochs = len(table.read_text().splitlines()) - 1
     again = bench(*words, cwd=tmp_path)
-    assert epochs > 0 and f"going on after epoch {epochs}" in again.stderr
+    assert epochs > 0 and f"continuing after epoch {epochs}" in again.stderr
     refused = bench("reproduce", "mnist-s", "--jpegs", jpegs, cwd=tmp_path)
     assert refused.returncode == 2 and "--jpegs is for the rows of CIFAR-10" in refused.stderr

@@ -184,6 +184,36 @@ def test_nothing_is_removed_for_what_cannot_be_made_again(fmcefast, run, monkeyp
     assert files_of(run) == before
 
 
+def test_the_module_that_a_command_works_on_is_checked_before_anything_is_removed(fmcefast, run):
+    before = files_of(run)
+    for words in (["--module", "stage2", "--fmce-epochs", "1"], ["--module", "stage2"]):
+        code, _, err = fmcefast("fit", run.path, *words, "--force")
+        assert code == 2 and f"fmcefast extract {run.path} --module stage2" in err
+        assert files_of(run) == before
+
+
+def test_settings_that_cannot_be_are_not_saved(fmcefast, run):
+    for path in (run.markers_json, run.features, run.fit_json, run.fmce_net):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = files_of(run)
+    code, _, err = fmcefast("markers", run.path, "--phases", "50")
+    assert code == 2 and "Choose fewer --phases" in err
+    assert files_of(run) == before
+
+
+def test_an_error_of_another_runs_store_names_that_run(fmcefast, run, runs):
+    shard = next((runs / "seed-1" / "features").glob("score-*.npy"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    code, _, err = fmcefast("fit", run.path, "--test-run", runs / "seed-1")
+    assert code == 1 and err.endswith(f"In this run: fmcefast extract {runs / 'seed-1'} --force\n")
+
+
+def test_debug_shows_the_cause(fmcefast, run):
+    run.config_yaml.write_text("epochs: many\n")
+    code, _, err = fmcefast("fit", run.path, "--debug")
+    assert code == 2 and "direct cause of the following exception" in err
+
+
 def test_a_fit_without_maps_removes_nothing(fmcefast, run):
     shutil.rmtree(run.features)
     before = files_of(run)
@@ -208,7 +238,7 @@ def test_stages_out_of_order_name_the_missing_one(fmcefast, tmp_path):
     from fmcefast.pipeline.change import open_run
 
     open_run(tmp_path / "runs" / "x", {}, create=True)
-    assert "Go on: fmcefast train" in fmcefast("markers")[2]
+    assert "Continue: fmcefast train" in fmcefast("markers")[2]
     assert "Make them: fmcefast markers" in fmcefast("extract", "runs/x")[2]
     assert "Make them: fmcefast markers" in fmcefast("fit")[2]
     assert "Make them: fmcefast markers" in fmcefast("report")[2]
@@ -230,7 +260,7 @@ def test_a_full_disk_says_what_is_kept_and_how_to_go_on(fmcefast, monkeypatch):
     code, out, err = fmcefast("train", "r", *flags)
     assert code == 1 and out == ""
     assert "The disk is full: r/weights/epoch-0001.safetensors cannot be written. r keeps 0 epochs. Free some" in err
-    assert "go on: fmcefast train r" in err and not list(Path("r").glob("weights/*"))
+    assert "continue: fmcefast train r" in err and not list(Path("r").glob("weights/*"))
 
 
 def test_the_module_runs_as_a_program(log):

@@ -5,7 +5,8 @@ import pytest
 import sklearn.metrics
 
 from fmcefast.errors import InputError
-from fmcefast.evaluation.metrics import measure, split_maps
+from fmcefast.evaluation.feature_maps import split_maps
+from fmcefast.evaluation.metrics import measure
 
 
 def test_metrics_are_scikit_learns(rng):

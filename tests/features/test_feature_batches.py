@@ -19,7 +19,7 @@ from fmcefast.features.buffers import Buffers
 from fmcefast.features.integrity import verify_store
 from fmcefast.map_sources.in_memory import MapsInMemory
 from fmcefast.map_sources.recomputed import RecomputedMaps
-from fmcefast.models.backbones import make_backbone
+from fmcefast.models.extractors import make_extractor
 
 SHAPE = (3, 2, 8)
 SAMPLES, PHASES = 23, 3
@@ -208,7 +208,7 @@ def test_maps_made_again_are_the_backbones(cpu):
     backbones = []
     for seed in range(3):
         torch.manual_seed(seed)
-        backbones.append(make_backbone("shufflenet_v2_x0_5", 10).eval())
+        backbones.append(make_extractor("shufflenet_v2_x0_5", 10).eval())
     maps = RecomputedMaps(
         source.train, backbones, LoaderSettings(recipe_of("digits"), 32, 8, cpu), dtype=None, stored=torch.float16
     )
@@ -217,7 +217,7 @@ def test_maps_made_again_are_the_backbones(cpu):
     images = torch.nn.functional.interpolate(pixels, (32, 32), mode="bilinear", antialias=True)
     images = ((images - 0.3053) / 0.3759).expand(-1, 3, -1, -1)
     with torch.no_grad():
-        expected = torch.cat([backbone.features(images) for backbone in backbones])
+        expected = torch.cat([backbone.maps(images)[0] for backbone in backbones])
     order = np.random.default_rng(0).permutation(90)
     seen = 0
     for found, targets in maps.batches(order, 4):
@@ -238,7 +238,7 @@ def test_files_of_the_resident_loader_are_decoded_once(tmp_path, rng, cpu):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     maps = RecomputedMaps(
         ImageSet(np.zeros(6, np.int64), paths=paths),
-        [make_backbone("shufflenet_v2_x0_5", 2).eval()],
+        [make_extractor("shufflenet_v2_x0_5", 2).eval()],
         LoaderSettings(recipe_of("cifar10"), 32, 4, cpu, workers=1, loader="resident"),
         dtype=None,
         stored=torch.float16,

@@ -31,7 +31,7 @@ from fmcefast.finetuning.finetune import finetune
 from fmcefast.finetuning.ray_engine import share_of_node
 from fmcefast.finetuning.sweep import sweep
 from fmcefast.finetuning.sweep_csv import read_table
-from fmcefast.finetuning.table import compare
+from fmcefast.finetuning.table import compare_rafs
 from fmcefast.pipeline.change import open_run
 from fmcefast.pipeline.seeds import fmce_net_of_seed
 from fmcefast.pipeline.verify import verify
@@ -268,7 +268,7 @@ def test_cells_of_something_else_are_refused(run, fmcefast, tmp_path):
         (["--raf", "0.5", "--epochs", "9"], "--epochs must lie in 1..8"),
         (["--raf", "0.5", "--init", "absent.pt"], "no weights at absent.pt"),
         (["--raf", "0.5", "--seed", "-1"], "--seed must be at least 0"),
-        (["--raf", "0.5", "--config", "fit.yaml", "--force"], "These settings contradict what fit made"),
+        (["--raf", "0.5", "--config", "fit.yaml", "--force"], "These settings contradict the results of fit"),
     ):
         code, out, err = fmcefast("finetune", run.path, *words)
         assert code == 2 and out == "" and complaint in err
@@ -279,7 +279,7 @@ def test_cells_of_something_else_are_refused(run, fmcefast, tmp_path):
     assert code == 2 and "was made with another fmce_net. Give --force" in err
     FMCENet(1024, 1, phases=5).save_pretrained(run.fmce_net)
     code, _, err = fmcefast("sweep", run.path, "--rafs", "0.5", "--seeds", "1")
-    assert code == 2 and "tells 5 scores apart and the run has 3 phases" in err
+    assert code == 2 and "predicts 5 scores, but the run has 3 phases" in err
     cell = run.finetune / "raf-0.50-seed-0-epochs-1" / "cell.json"
     cell.write_text("{}")
     code, _, err = fmcefast("sweep", run.path, "--rafs", "0.5", "--seeds", "1")
@@ -406,7 +406,7 @@ def test_statistics_are_those_of_pandas_and_scipy(rng):
         0.0: {0: 0.1, 7: 0.2},
     }
     frame = pandas.DataFrame(top1)
-    table = {row.raf: row for row in compare(top1)}
+    table = {row.raf: row for row in compare_rafs(top1)}
     assert list(table) == [1.0, 0.8, 0.5, 0.0]
     for raf, row in table.items():
         assert (row.mean, row.std) == pytest.approx((frame[raf].mean(), frame[raf].std()))
@@ -417,8 +417,8 @@ def test_statistics_are_those_of_pandas_and_scipy(rng):
         assert table[raf].differs == (test.pvalue < 0.05)
     assert (table[0.0].difference, table[0.0].low) == (pytest.approx(0.1 - top1[1.0][0]), None)
     assert table[1.0].difference is None and not table[1.0].differs
-    assert compare({0.5: {0: 0.3}})[0].difference is None
-    alike = compare({1.0: {0: 0.90, 1: 0.91}, 0.5: {0: 0.91, 1: 0.92, 2: 0.99}})[1]  # nothing varies
+    assert compare_rafs({0.5: {0: 0.3}})[0].difference is None
+    alike = compare_rafs({1.0: {0: 0.90, 1: 0.91}, 0.5: {0: 0.91, 1: 0.92, 2: 0.99}})[1]  # nothing varies
     assert (alike.pairs, alike.seeds, alike.low, alike.differs) == (2, 3, None, False)
 
 

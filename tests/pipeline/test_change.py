@@ -64,8 +64,8 @@ def test_nothing_is_removed_when_nothing_differs(finished):
 )
 def test_another_configuration_needs_force(finished, settings, lost, kept):
     name, value = next(iter(settings.items()))
-    trained = ", and to lose what was trained under its FMCE-Net, or name another folder"
-    with pytest.raises(InputError, match=rf"{name} is .*, not {value}.*`force` to redo {lost} there{trained}"):
+    trained = r" \(what was trained under its FMCE-Net is lost\), or name another folder"
+    with pytest.raises(InputError, match=rf"{name} was .*, now {value}.*`force` to redo {lost} there{trained}"):
         open_run(finished.path, settings)
     assert left(finished) == ALL
     assert getattr(read_run(finished.path).config, name) != value
@@ -89,7 +89,7 @@ def test_a_comparison_changes_nothing(finished, tmp_path):
 def test_what_a_change_says(finished, tmp_path):
     change = compare(finished.path, {"backbone": "resnet18"})
     assert change.removes_results and change.contradicted is train
-    assert change.explain().endswith("backbone is shufflenet_v2_x0_5, not resnet18.")
+    assert change.explain().endswith("backbone was shufflenet_v2_x0_5, now resnet18.")
     shutil.rmtree(finished.path / "features")
     undo(finished, train)
     assert not compare(finished.path, {"backbone": "resnet18"}).removes_results

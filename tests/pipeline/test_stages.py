@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fmcefast.errors import InputError
+from fmcefast.errors import FmcefastError, InputError
 from fmcefast.pipeline.plan import plan
 from fmcefast.pipeline.stages import STAGES, complete, extract, fit, markers, report, train
 from fmcefast.progress import Progress
@@ -89,3 +89,19 @@ def test_results_that_are_missing_name_the_command(run):
         path.unlink(missing_ok=True)
         with pytest.raises(InputError, match=rf"{command} {run.path}"):
             stage.load(run)
+
+
+def test_a_finished_training_may_have_a_damaged_state(run):
+    run.resume.write_bytes(b"nonsense")
+    assert train.is_done(run) and markers(run, quiet()).converged
+    lines = run.losses_csv.read_text().splitlines(keepends=True)
+    run.losses_csv.write_text("".join(lines[:-1]))
+    with pytest.raises(FmcefastError, match="damaged"):
+        train.is_done(run)
+
+
+def test_stages_need_the_markers_even_when_they_are_done(run):
+    run.markers_json.write_text("{")
+    for stage in (extract, fit):
+        with pytest.raises(InputError, match=rf"markers\.json is damaged.*fmcefast markers {run.path}"):
+            stage(run, quiet())

@@ -12,7 +12,7 @@ from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
-from fmcefast.evaluation.metrics import split_maps
+from fmcefast.evaluation.feature_maps import split_maps
 from fmcefast.models.backbones import make_backbone
 from fmcefast.models.networks import make_network
 from fmcefast.pipeline.change import open_run
@@ -102,7 +102,7 @@ def test_bad_input_is_refused(run, runs, fmcefast, tmp_path):
         (["--weights", "resnet.pt"], "are of another network"),
         (["--weights", "absent.pt"], "no weights at absent.pt"),
         ([*own, "--model", "narrow.safetensors"], "takes feature maps of 512x1x1"),
-        (["--reference", "--model", "four.safetensors"], "distinguishes 4 scores, and the run has 3 phases"),
+        (["--reference", "--model", "four.safetensors"], "predicts 4 scores, but the run has 3 phases"),
         ([*own, "--model", "resnet.pt"], "is not an FMCE-Net"),
         ([*own, "--force"], "leave it out"),
     ):
@@ -152,4 +152,4 @@ def test_other_runs_that_do_not_fit_are_refused(run, runs, fmcefast, tmp_path):
     code, _, _ = fmcefast("markers", runs / "seed-1", "--phases", "2", "--force", "--quiet")
     assert code == 0
     code, _, err = fmcefast("fit", run.path, "--test-run", runs / "seed-1")
-    assert code == 2 and "distinguishes 3 scores" in err and "has 2 phases" in err
+    assert code == 2 and "predicts 3 scores" in err and "has 2 phases" in err

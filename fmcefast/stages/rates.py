@@ -1,10 +1,9 @@
-"""What a stage costs in time and disk space, from rates that this machine is measured to have."""
+"""How fast this machine computes each stage: as the run has measured it, or in a short trial."""
 
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +20,6 @@ _TRIAL_SECONDS = 2.0
 _TRIAL_IMAGES = 64
 _TRIAL_BYTES = 32 << 20
 _TRIAL_WRITES = 16
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What is left of a stage: its work, seconds, bytes to write, and the rates that say so."""
-
-    stage: str
-    work: str
-    seconds: float = 0.0
-    bytes: int = 0
-    rates: str = ""
 
 
 class Rates:
@@ -72,8 +60,8 @@ class Rates:
         dtype = amp_type(self.run.config.amp, self.device, self.backbone)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(self.device, dtype):
             self.backbone(self._images)
-        of_batch = (sum(kept.values()) + self._images.nbytes) * self.run.config.batch_size // len(self._images)
-        return of_batch + 4 * sum(parameter.nbytes for parameter in self.backbone.parameters())
+        batch_bytes = (sum(kept.values()) + self._images.nbytes) * self.run.config.batch_size // len(self._images)
+        return batch_bytes + 4 * sum(parameter.nbytes for parameter in self.backbone.parameters())
 
     def train(self) -> float:
         optimizer = torch.optim.Adam(self.backbone.parameters(), fused=True)
