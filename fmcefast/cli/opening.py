@@ -100,8 +100,8 @@ def _refuse(change: "Change", stage: "Stage[Any]", modules: Sequence[str], *, cr
     if first is not None and STAGES.index(first) < STAGES.index(stage):
         command = click.get_current_context().info_name
         raise InputError(
-            f"These settings contradict the results of {first.name} in {run}, which comes before {command}. Start there: "
-            f"fmcefast run {run} with the same settings and --force."
+            f"These settings contradict the results of {first.name} in {run}, which comes before {command}. Start "
+            f"there: fmcefast run {run} with the same settings and --force."
         )
     if run.config.is_recorded and (create or first is extract):
         refuse_recorded(run.config)

@@ -50,7 +50,7 @@ def test_extraction_that_cannot_fit_is_refused_before_it_starts(extracted, monke
     need = 2 * (60 * 2 * 2 * 1024 * 2 + 4096)
     monkeypatch.setattr(choice, "free_disk", lambda views: need - 1)
     monkeypatch.setattr(stage_extract, "free_disk", lambda views: need - 1)
-    with pytest.raises(DiskFullError, match=r"need 991 kB and the disk has 991 kB free.*--store recompute"):
+    with pytest.raises(DiskFullError, match=r"need 991 kB, but the disk has 991 kB free.*--store recompute"):
         extract(extracted, quiet())
     assert not extracted.features.exists()
     assert choice.recomputes_maps(extracted)

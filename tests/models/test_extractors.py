@@ -50,7 +50,10 @@ def test_the_final_map_is_what_the_backbone_pools():
         (maps,), logits = extractor.maps_and_logits(images)
         assert torch.equal(maps, extractor.backbone.features(images)) and torch.equal(maps, extractor.maps(images)[0])
         assert torch.equal(logits, extractor.backbone(images))
-        extractor.take(make_network("resnet18", 4).state_dict(), Path("four.pt"))  # a classifier of other classes
+        of_four_classes = make_network("resnet18", 4).state_dict()
+        with pytest.raises(InputError, match="of another network"):
+            extractor.take(of_four_classes, Path("four.pt"))
+        extractor.take(of_four_classes, Path("four.pt"), any_classifier=True)
         assert extractor.maps_and_logits(images)[1] is None
     assert extractor.shapes(64) == ((512, 2, 2),)
 
@@ -105,7 +108,7 @@ def test_modules_are_extracted_in_one_pass_and_fitted(run, fmcefast, cpu, monkey
     whole = FeatureMapDataset(run.features).batch(np.arange(300))[0]
     passes = []
     load = ModuleMaps.load
-    monkeypatch.setattr(ModuleMaps, "load", lambda self, path: (passes.append(path), load(self, path)))
+    monkeypatch.setattr(ModuleMaps, "load", lambda self, path, **how: (passes.append(path), load(self, path, **how)))
     code, out, _ = fmcefast("extract", run.path, "--module", "stage2", "--module", "stage3.0", "--json", "--quiet")
     assert code == 0 and [each["module"] for each in json.loads(out)["modules"]] == ["stage2", "stage3.0"]
     assert len(passes) == 3  # one for each phase, not for each module
@@ -160,11 +163,11 @@ def test_an_interrupted_pass_over_several_modules_ends_the_same(run, runs, monke
         undo(run.view(module), extract)
     load, calls = ModuleMaps.load, []
 
-    def interrupted(self, path):
+    def interrupted(self, path, **how):
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        load(self, path)
+        load(self, path, **how)
 
     monkeypatch.setattr(ModuleMaps, "load", interrupted)
     with pytest.raises(KeyboardInterrupt):
