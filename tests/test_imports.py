@@ -88,6 +88,17 @@ def test_heavy_libraries_are_imported_late():
     assert done.stdout == "[]\n"
 
 
+def test_stages_import_late_what_few_of_them_need():
+    """Every command imports the list of stages."""
+    import subprocess
+    import sys
+
+    late = ("sklearn", "scipy", "matplotlib", "jinja2", "ray", "nvidia.dali", "timm")
+    script = f"import sys, fmcefast.pipeline.stages; print([name for name in {late} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout == "[]\n"
+
+
 def test_every_public_name_resolves():
     import fmcefast
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 
 from fmcefast.errors import InputError
 from fmcefast.features.loader import Maps
@@ -18,6 +17,8 @@ def split_maps(samples: int, phases: int, split: str, seed: int) -> tuple[np.nda
     split: "image" puts an image on the same side in every phase; "map" divides every phase on its own.
     Returns two sorted int64 arrays of `score_index * samples + image`. Raises InputError for fewer than four images.
     """
+    from sklearn.model_selection import train_test_split  # takes seconds to import
+
     if samples < 4:
         raise InputError(f"{samples} images are too few to split 3:1. Use a larger `subset`.")
     train, test = [], []

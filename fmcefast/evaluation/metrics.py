@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,9 @@ class Metrics:
 
 def measure(true: np.ndarray, predicted: np.ndarray, phases: int, split: str, train_maps: int, epochs: int) -> Metrics:
     """Accuracy, macro-averaged precision, recall and F1, and the confusion matrix of classes 0 .. K-1."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # takes seconds to import
+
     labels = np.arange(phases)
     precision, recall, f1, _ = precision_recall_fscore_support(
         true, predicted, labels=labels, average="macro", zero_division=0

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import t
 
 CONFIDENCE = 0.95
 
@@ -52,6 +51,8 @@ def paired_interval(differences: np.ndarray) -> tuple[float | None, float | None
     """The 95% Student interval of the mean of differences (n,); None, None for fewer than two that differ."""
     if len(differences) < 2 or np.ptp(differences) < 1e-12:
         return None, None
+    from scipy.stats import t  # takes a second to import
+
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     half = t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * error
     return float(differences.mean() - half), float(differences.mean() + half)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
 from fmcefast import files
 from fmcefast.errors import InputError
@@ -220,6 +219,8 @@ def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
 def _correlation(scores: list[Score]) -> float | None:
     if len({score.fmcs for score in scores}) < 2:
         return None
+    from scipy.stats import spearmanr  # takes a second to import
+
     return float(spearmanr([score.epoch for score in scores], [score.fmcs for score in scores]).statistic)
 
 
