@@ -10,14 +10,13 @@ from fmcefast import FeatureMapDataset, files
 from fmcefast.convergence.markers import find_markers
 from fmcefast.data.sources import load_source
 from fmcefast.errors import DiskFullError, FmcefastError
-from fmcefast.map_sources import choice, sizes
+from fmcefast.map_sources import choice, sizes, storing
 from fmcefast.map_sources.in_memory import MapsInMemory
 from fmcefast.map_sources.recomputed import RecomputedMaps
 from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Progress
 from fmcefast.run.config import resolve
 from fmcefast.run.folder import RunFolder
-from fmcefast.stages import extract as stage_extract
 from fmcefast.stages.extract import extract
 from fmcefast.stages.markers import markers
 
@@ -49,12 +48,12 @@ def epochs_of(run):
 def test_extraction_that_cannot_fit_is_refused_before_it_starts(extracted, monkeypatch):
     need = 2 * (60 * 2 * 2 * 1024 * 2 + 4096)
     monkeypatch.setattr(choice, "free_disk", lambda views: need - 1)
-    monkeypatch.setattr(stage_extract, "free_disk", lambda views: need - 1)
+    monkeypatch.setattr(storing, "free_disk", lambda views: need - 1)
     with pytest.raises(DiskFullError, match=r"need 991 kB, but the disk has 991 kB free.*--store recompute"):
         extract(extracted, quiet())
     assert not extracted.features.exists()
     assert choice.recomputes_maps(extracted)
-    monkeypatch.setattr(stage_extract, "free_disk", lambda views: need)
+    monkeypatch.setattr(storing, "free_disk", lambda views: need)
     assert extract(extracted, quiet()).bytes == need
     assert not choice.recomputes_maps(extracted)
 
