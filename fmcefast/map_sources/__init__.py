@@ -1,1 +1,1 @@
-"""Where FMCE-Net's feature maps come from: the feature store, memory, or the backbones themselves."""
+"""FMCE-Net's feature maps: extracted to the feature store, kept in memory, or recomputed by the backbones."""
