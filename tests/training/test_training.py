@@ -231,11 +231,11 @@ def test_auto_stays_with_the_loader_of_the_training(tmp_path, cpu, monkeypatch):
     assert loader_of(run, images, cpu).loader == "resident"
     network = torch.nn.Linear(3, 2)
     TrainingState.capture(1, network, torch.optim.Adam(network.parameters()), loader="dali").write(run.resume)
-    assert loader_of(run, images, cpu) == ("dali", "as in the training before")
+    assert loader_of(run, images, cpu) == ("dali", "as before in this run")
     monkeypatch.setattr(choose, "_dali_is_missing", lambda: "DALI is not installed")
     assert loader_of(run, images, cpu).loader == "resident"
     asked = open_run(tmp_path / "run", {"loader": "torchvision"})
-    assert loader_of(asked, images, cpu) == ("torchvision", "as asked for")
+    assert loader_of(asked, images, cpu) == ("torchvision", "as requested")
 
 
 def test_a_state_saved_without_a_scaler_is_taken_up_with_one(tmp_path):
