@@ -297,5 +297,5 @@ def test_tables_of_a_release_as_people_keep_them(release, tmp_path):
         load_source("mini-imagenet", tmp_path, skip_bad=True)
     for file in (release / "images").iterdir():
         file.unlink()
-    with pytest.raises(InputError, match="No image of .* can be decoded"):
+    with pytest.raises(InputError, match=r"No image of .* can be decoded"):
         load_source("mini-imagenet", tmp_path, skip_bad=True)
