@@ -534,7 +534,7 @@ print(interrupted, attempt)
 
 def test_two_writers_of_one_store_are_kept_apart(tmp_path, maps):
     first = open_writer(tmp_path)
-    with pytest.raises(FmcefastError, match="Another fmcefast is at work"):
+    with pytest.raises(FmcefastError, match="Another fmcefast process is using"):
         open_writer(tmp_path)
     with pytest.raises(InputError):
         first.close()

@@ -279,7 +279,7 @@ def test_cells_of_something_else_are_refused(run, fmcefast, tmp_path):
     assert code == 2 and "was trained with a different fmce_net. Give --force" in err
     FMCENet(1024, 1, phases=5).save_pretrained(run.fmce_net)
     code, _, err = fmcefast("sweep", run.path, "--rafs", "0.5", "--seeds", "1")
-    assert code == 2 and "tells 5 scores apart and the run has 3 phases" in err
+    assert code == 2 and "distinguishes 5 scores, and the run has 3 phases" in err
     cell = run.finetune / "raf-0.50-seed-0-epochs-1" / "cell.json"
     cell.write_text("{}")
     code, _, err = fmcefast("sweep", run.path, "--rafs", "0.5", "--seeds", "1")

@@ -125,7 +125,7 @@ def test_a_run_keeps_its_split(photos, tmp_path):
     assert f"{listed['train'][3][0]} cannot be read: it does not exist" in missed.stderr
     photos.rename(tmp_path / "moved")
     fmcefast("train", "run", cwd=tmp_path)  # it is done and needs no images
-    assert "are not in" in fmcefast("fit", "run", "--store", "recompute", "--force", cwd=tmp_path, code=2).stderr
+    assert "are no longer in" in fmcefast("fit", "run", "--store", "recompute", "--force", cwd=tmp_path, code=2).stderr
     (run / "split.json").write_text((run / "split.json").read_text().replace("cat/", "cow/", 1))
     assert "split.json is damaged" in fmcefast("verify", "run", cwd=tmp_path, code=1).stdout
 
