@@ -443,7 +443,7 @@ def test_what_cannot_be_extracted_is_refused(run, trained, tmp_path):
                 r"features returned a tensor of shape \(20, 2\)",
             ),
             (lambda batch: None, pairs, "features returned a NoneType"),
-            (lambda batch: net["backbone"](batch)[:7], pairs, "7 maps of 20 images"),
+            (lambda batch: net["backbone"](batch)[:7], pairs, "7 maps for 20 images"),
         ):
             with pytest.raises(InputError, match=complaint):
                 recorder.extract(net, features, loader, quiet=True)
