@@ -72,7 +72,7 @@ class FolderLock:
         except BlockingIOError as error:
             self.release()
             raise FmcefastError(
-                f"Another fmcefast is at work in {folder}. Wait for it, or name another folder."
+                f"Another fmcefast process is using {folder}. Wait for it, or name another folder."
             ) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):

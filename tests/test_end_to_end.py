@@ -232,7 +232,7 @@ def test_fmce_net_is_the_same_from_disk_and_memory_and_nearly_so_without_a_store
         if store == "recompute":
             shutil.rmtree(tmp_path / "run" / "features")
         done = fmcefast("fit", "run", "--store", store, "--force", cwd=tmp_path)
-        assert f"fit: --store {store}, as asked for" in done.stderr
+        assert f"fit: --store {store}, as requested" in done.stderr
         nets[store] = (tmp_path / "run" / "fmce_net.safetensors").read_bytes()
     assert nets["disk"] == nets["memory"] == (finished[0] / "fmce_net.safetensors").read_bytes()
     accuracy = json.loads((tmp_path / "run" / "fit.json").read_text())["accuracy"]

@@ -96,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--config", type=Path, help="YAML with other settings of all trainings")
     parser.add_argument("--rafs", type=float, nargs="+", help="instead of RAF 1 and the paper's best")
-    parser.add_argument("--seeds", type=int, default=5, help="of the RAFs")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each RAF")
     parser.add_argument("--jobs", type=int, help="RAFs and seeds at a time, as for fmcefast sweep")
-    parser.add_argument("--minutes", type=float, help="for this call")
+    parser.add_argument("--minutes", type=float, help="time limit of this call")
     parser.add_argument("--store", help="as for fmcefast fit; recompute keeps no maps on the disk")
     parser.add_argument("--compile", action="store_true", help="as for fmcefast train")
     parser.add_argument("--plan", action="store_true", help="say what it will take, and stop")
@@ -146,10 +146,10 @@ def reproduce(name: str, arguments: argparse.Namespace, progress: Progress, ends
     complete = False
     try:
         with time_limit(ends):
-            for made in steps(PAPERS[name], first, arguments, progress):
-                rows.append(made)
-                beside = f"paper {made['paper']}" if made.get("paper") is not None else ""
-                print(f"{of}: {made['name']:56}{made['value']:10.4f}  {beside}", flush=True)
+            for entry in steps(PAPERS[name], first, arguments, progress):
+                rows.append(entry)
+                beside = f"paper {entry['paper']}" if entry.get("paper") is not None else ""
+                print(f"{of}: {entry['name']:56}{entry['value']:10.4f}  {beside}", flush=True)
             complete = True
     finally:
         keep_files(first, arguments.results / result_name("reproduce", of))
@@ -207,8 +207,8 @@ def raf_rows(table: Sequence[RafRow], paper: Paper) -> Iterator[dict]:
     for cells in table:
         facts = {"std": cells.std, "difference": cells.difference, "low": cells.low, "high": cells.high}
         gain = paper.gain if cells.raf == paper.raf else None
-        made = row(f"top-1 at RAF {cells.raf:g}", [cells.mean], "fraction", **facts, paper_gain_in_points=gain)
-        yield made | {"n": cells.seeds}
+        entry = row(f"top-1 at RAF {cells.raf:g}", [cells.mean], "fraction", **facts, paper_gain_in_points=gain)
+        yield entry | {"n": cells.seeds}
 
 
 def first_run(name: str, arguments: argparse.Namespace) -> RunFolder:
@@ -227,9 +227,9 @@ def settings_of(paper: Paper, arguments: argparse.Namespace) -> dict:
         if paper.data != "cifar10":
             raise InputError("--jpegs is for the rows of CIFAR-10; the others read --data-root.")
         place = {"data": f"folder:{arguments.jpegs.resolve()}", "recipe": paper.data, "loader": "resident"}
-    given = read_yaml(arguments.config) if arguments.config else {}
+    settings = read_yaml(arguments.config) if arguments.config else {}
     how = {"compile": arguments.compile} | ({"store": arguments.store} if arguments.store else {})
-    return {**place, "backbone": paper.backbone, "epochs": paper.epochs, "mu": paper.mu, **given, **how}
+    return {**place, "backbone": paper.backbone, "epochs": paper.epochs, "mu": paper.mu, **settings, **how}
 
 
 def run_at(path: Path, settings: dict) -> RunFolder:

@@ -89,23 +89,23 @@ def parser() -> SuiteParser:
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--gpu", action="store_true", help="sizes for a large NVIDIA GPU, and its tests")
     sizes.add_argument("--quick", action="store_true", help="sizes that measure nothing")
-    parser.add_argument("--only", nargs="+", metavar="SUITE", help="these suites")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="for this call")
+    parser.add_argument("--only", nargs="+", metavar="SUITE", help="run only these suites")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="time limit of this call")
     parser.add_argument("--again", action="store_true", help="try again what failed")
     parser.add_argument("--jpegs", type=Path, help="a folder of large JPEGs, for decode and train")
     parser.add_argument("--small", type=Path, help="a folder of small JPEGs, for decode")
     parser.add_argument("--mnist", type=Path, help="torchvision's MNIST, for decode and extract")
     parser.add_argument("--wheels", type=Path, help="a folder with the wheels of DALI")
-    parser.add_argument("--tests", type=Path, default=Path("tests"), help="of the clone, for gpu-tests")
+    parser.add_argument("--tests", type=Path, default=Path("tests"), help="tests/ of the clone, for gpu-tests")
     return parser
 
 
 def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
     """The most valuable ones first, in case time is short."""
-    given = {name: path.resolve() for name in ("jpegs", "small", "mnist") if (path := getattr(arguments, name))}
-    folders = {name: f" --{name} {shlex.quote(str(path))}" for name, path in given.items()}
+    images = {name: path.resolve() for name in ("jpegs", "small", "mnist") if (path := getattr(arguments, name))}
+    folders = {name: f" --{name} {shlex.quote(str(path))}" for name, path in images.items()}
     jpegs, all_folders = folders.get("jpegs", ""), "".join(folders.values())
-    no_images = "" if given else "give --jpegs, --small or --mnist"
+    no_images = "" if images else "give --jpegs, --small or --mnist"
     backbones = ("shufflenet_v2_x1_0", "resnet50")
     if arguments.quick:
         few = "--image-size 32 --rounds 1 --batch"
@@ -122,7 +122,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
         ]
     on_gpu = arguments.gpu
     disk_and_logs = [
-        Piece("extract", 4, f"--images 5120 --rounds 3{folders['mnist']}" if on_gpu and "mnist" in given else ""),
+        Piece("extract", 4, f"--images 5120 --rounds 3{folders['mnist']}" if on_gpu and "mnist" in images else ""),
         Piece("writer", 4, "--batches 80 --rounds 3") if on_gpu else Piece("writer", 8),
         Piece("reader", 4),
         Piece("cqi", 4, "--losses 3e7 --rounds 3") if on_gpu else Piece("cqi", 8, "--rounds 3"),

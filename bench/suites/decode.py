@@ -199,15 +199,15 @@ def speed_rows(name: str, contestants: Contestants, rounds: int) -> list[dict]:
             rates[contestant].append(images_per_second(batches()))
     rows = []
     for contestant, values in rates.items():
-        made = row(f"{name}: {contestant}", values, "images/s")
+        entry = row(f"{name}: {contestant}", values, "images/s")
         if contestant.startswith("fmcefast"):
             # Of each round: the machine's speed changes slowly.
-            made["ratio"] = {
+            entry["ratio"] = {
                 other: float(np.median(np.array(values) / rates[other])) for other in rates if other[:8] != "fmcefast"
             }
-        rows.append(made)
-        ratio = made.get("ratio", {}).get("torchvision, PIL")
-        print(f"{made['name']:38}{made['value']:12,.0f} images/s", f"{ratio:6.2f}x torchvision, PIL" if ratio else "")
+        rows.append(entry)
+        ratio = entry.get("ratio", {}).get("torchvision, PIL")
+        print(f"{entry['name']:38}{entry['value']:12,.0f} images/s", f"{ratio:6.2f}x torchvision, PIL" if ratio else "")
     return rows
 
 

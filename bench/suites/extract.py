@@ -114,8 +114,8 @@ def check(run: RunFolder) -> None:
     with_fmcefast(run)
     dataset = FeatureMapDataset(run.features)
     batches = dataset.batches(np.arange(len(dataset)), BATCH)
-    for (stored, _), made in zip(batches, forward(run), strict=True):
-        assert torch.equal(stored, made.cpu().half()), "the stored maps are not the backbone's"
+    for (stored, _), maps in zip(batches, forward(run), strict=True):
+        assert torch.equal(stored, maps.cpu().half()), "the stored maps are not the backbone's"
 
 
 def speed_rows(run: RunFolder, folder: Path, images: int, rounds: int) -> list[dict]:

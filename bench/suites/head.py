@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             check(net, losses, arguments.batch[0], dtype, device)
             roofline = peak(dtype, device)
             for batch in arguments.batch:
-                made = speed_rows(net, losses, batch, dtype, device, roofline, arguments.rounds)
-                print(table(made), flush=True)
-                rows += made
+                speeds = speed_rows(net, losses, batch, dtype, device, roofline, arguments.rounds)
+                print(table(speeds), flush=True)
+                rows += speeds
     publish(arguments, "head", rows)
 
 
@@ -110,14 +110,14 @@ def speed_rows(net, losses, batch, dtype, device, roofline, rounds) -> list[dict
         plain, fewest = operations(net, batch, dtype, backward)
         title = f"{channels} channels, N = {batch}, {str(dtype).removeprefix('torch.')}"
         for name, seconds in taken.items():
-            made = fewest if name == "fmcefast" else plain
+            performed = fewest if name == "fmcefast" else plain
             rows.append(
                 row(
                     f"{title}, {'forward and backward' if backward else 'forward'}: {name}",
                     [value * 1e3 for value in seconds],
                     "ms",
                     tflops=plain / median(seconds) / 1e12,
-                    part_of_roofline=made / median(seconds) / roofline,
+                    part_of_roofline=performed / median(seconds) / roofline,
                     saved_mb=saved_bytes(losses[name], maps) / 1e6 if backward else 0,
                     **ratios(name, taken),
                 )

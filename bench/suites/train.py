@@ -197,8 +197,8 @@ def seconds_of_training(config: Config, waits: list[float]) -> float:
 def trained(config: Config) -> HistoryEntry:
     """What the run's history says of a training in a folder of its own."""
     with tempfile.TemporaryDirectory(dir=".", prefix="train-bench-") as folder:
-        given = {name: value for name, value in config.as_dict().items() if value is not None}
-        run = open_run(Path(folder) / "run", given, create=True)
+        settings = {name: value for name, value in config.as_dict().items() if value is not None}
+        run = open_run(Path(folder) / "run", settings, create=True)
         train(run, Progress(quiet=True))
         return run.history.entries()[-1]
 

@@ -78,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         *(lambda pause=pause: held_up_rows(maps, pause, rounds, folder) for pause in PRODUCER_SECONDS),
         lambda: [memory_row(batches, rounds, folder)],
     ):
-        made = measure()
-        print(table(made), flush=True)
-        rows += made
+        measured = measure()
+        print(table(measured), flush=True)
+        rows += measured
     publish(arguments, "writer", rows, peers=("zarr", "safetensors"), batches=batches)
 
 

@@ -13,10 +13,12 @@ class SuiteParser(argparse.ArgumentParser):
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(f"fmcefast bench {suite}", description=description, formatter_class=formatter)
         self.add_argument(
-            "--results", type=Path, default=Path("bench-results"), metavar="FOLDER", help="for JSON and figures"
+            "--results", type=Path, default=Path("bench-results"), metavar="FOLDER", help="folder for JSON and figures"
         )
-        self.add_argument("--commit", default=None, help="of fmcefast, to record in the result; known in a clone")
-        self.add_argument("--json", action="store_true", help="the result on standard output, nothing else there")
+        self.add_argument("--commit", default=None, help="commit of fmcefast to record; detected in a clone")
+        self.add_argument(
+            "--json", action="store_true", help="print one JSON object, and nothing else, on standard output"
+        )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         arguments = super().parse_args(args, namespace)

@@ -21,9 +21,9 @@ class ConvergenceCallback(TrainerCallback):
 
     run, settings: as for ConvergenceRecorder. stop: end the training when the loss has converged.
 
-    The loss of an epoch is the mean over its steps of what the Trainer logs, whatever the logging strategy: at the end
-    of an epoch it is asked to log what is left. A training that goes on from a checkpoint goes on in the folder after
-    that checkpoint's epoch. Raises InputError when no loss is logged, and what ConvergenceRecorder raises.
+    The loss of an epoch is the mean logged loss of its steps, with any logging strategy: at the end of an epoch the
+    Trainer is asked to log the remaining steps. A training resumed from a checkpoint continues in the folder after that
+    checkpoint's epoch. Raises InputError when no loss is logged, and what ConvergenceRecorder raises.
     """
 
     def __init__(self, run: str | Path, stop: bool = False, **settings: Any):

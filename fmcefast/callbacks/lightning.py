@@ -27,8 +27,8 @@ class ConvergenceCallback(Callback):
     self.log("train_loss", loss, on_epoch=True), and sync_dist=True where several processes train. stop: end the
     training when the loss has converged.
 
-    A training that goes on from a checkpoint goes on in the folder after that checkpoint's epoch; a `fast_dev_run`
-    leaves nothing. Raises InputError when `monitor` was not logged, and what ConvergenceRecorder raises.
+    A training resumed from a checkpoint continues in the folder after that checkpoint's epoch; a `fast_dev_run` leaves
+    nothing. Raises InputError when `monitor` was not logged, and what ConvergenceRecorder raises.
     """
 
     def __init__(self, run: str | Path, monitor: str = "train_loss", stop: bool = False, **settings: Any):

@@ -20,7 +20,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         command = super().get_command(ctx, name)
         if command is None:
-            raise unknown_name("verb", name, self.commands)
+            raise unknown_name("command", name, self.commands)
         return command
 
 
@@ -36,8 +36,8 @@ def cli() -> None:
     fmcefast score runs/mine --weights my.pt   how mature is a checkpoint?
     fmcefast sweep runs/mine --rafs 1,0.9,0.5  does FMCE-Net++ help?
 
-    RUN is a run folder; left out, it is the newest one under runs/. A verb that is run again goes on where it
-    was interrupted. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 not converged.
+    RUN is a run folder, by default the newest one under runs/. A command that is run again continues where it was
+    interrupted. Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 not converged.
     """
 
 

@@ -20,7 +20,12 @@ _WHERE = ("data_root", "workers", "loader")
     "--raf", type=float, required=True, metavar="X", help="Weight of classification, 0 to 1; 1 is plain training."
 )
 @click.option("--seed", type=int, metavar="N", help="Seed of weights, order and augmentation. [default: the run's]")
-@click.option("--epochs", type=int, metavar="N", help="Epochs of the run's schedule. [default: up to the last marker]")
+@click.option(
+    "--epochs",
+    type=int,
+    metavar="N",
+    help="Train the first N epochs of the run's schedule. [default: up to the last marker]",
+)
 @click.option(
     "--init", metavar="FILE", type=click.Path(path_type=Path), help="Weights to start from, instead of fresh ones."
 )
@@ -53,10 +58,12 @@ def finetune(
     "--engine", default="local", metavar="local|ray", help="Processes here, or a Ray cluster. [default: local]"
 )
 @click.option(
-    "--jobs", type=int, metavar="N", help="Cells at a time on a machine. [default: one for each GPU, one on a CPU]"
+    "--jobs", type=int, metavar="N", help="Trainings at a time on a machine. [default: one for each GPU, one on a CPU]"
 )
 @click.option(
-    "--fmce-per-seed", is_flag=True, help="Fit an FMCE-Net to each seed's own training, instead of the run's."
+    "--fmce-per-seed",
+    is_flag=True,
+    help="Fit one FMCE-Net per seed, to that seed's own training, instead of using the run's.",
 )
 @settings(also=(*_WHERE, "compile"))
 @common
@@ -75,7 +82,7 @@ def sweep(
     fmcefast sweep runs/mnist --rafs 1,0.95,0.8,0.5,0 --seeds 5
     RAY_ADDRESS=head:6379 fmcefast sweep runs/mnist --engine ray
 
-    Leaves RUN/sweep.csv. Finished cells are never trained again; more RAFs or seeds are added to them.
+    Leaves RUN/sweep.csv. Finished cells (one RAF, one seed) are never trained again; further RAFs and seeds are added.
     """
     from fmcefast.finetuning.sweep import PAPER_RAFS
     from fmcefast.pipeline.seeds import fmce_net_of_seed

@@ -20,7 +20,7 @@ _PICTURES = (".png", ".pdf", ".svg")
 
 @click.command()
 @click.argument("source", required=False, metavar="[RUN|LOG]", type=click.Path(path_type=Path))
-@click.option("--column", metavar="NAME", help="Column of a LOG that holds the loss. [default: by convention]")
+@click.option("--column", metavar="NAME", help="Column of a LOG that holds the loss. [default: recognised by its name]")
 @click.option("--skip-bad", is_flag=True, help="Drop rows of a LOG whose loss is not a positive finite number.")
 @click.option(
     "--every", metavar="N", type=int, default=1, help="Rows of a LOG (steps) averaged into one epoch, after --skip-bad."
@@ -40,7 +40,7 @@ def markers(
     tail -n +2 losses.txt | fmcefast markers -
 
     LOG is CSV, TSV, JSON Lines, JSON (trainer_state.json), parquet, .npy, TensorBoard events, one number a line,
-    gzip of these, or - for standard input. The column is found by the conventions of timm, Lightning, Keras,
+    any of these gzipped, or - for standard input. The column is found by the conventions of timm, Lightning, Keras,
     Hugging Face, W&B and TensorBoard; --mu is 1e-4 when not given.
     """
     if source is not None and (str(source) == "-" or (source.exists() and not source.is_dir())):

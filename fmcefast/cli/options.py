@@ -26,7 +26,7 @@ def settings(*stages: str, also: tuple[str, ...] = ()) -> Callable:
 def _option(setting: Setting) -> Callable:
     flag = "--" + setting.name.replace("_", "-")
     if setting.name == "dtype":
-        return click.option("--fp16/--fp32", "fp16", default=None, help="Stored feature maps. [default: fp16]")
+        return click.option("--fp16/--fp32", "fp16", default=None, help=f"{setting.help} [default: fp16]")
     if setting.kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", setting.name, default=None, help=setting.help)
     metavar = "|".join(setting.choices) if setting.choices else _METAVARS[setting.kind]
@@ -41,15 +41,25 @@ module_option = click.option(
 )
 
 
+def output_options(quiet_help: str = "No progress on standard error.") -> Callable:
+    """Options for what a verb prints."""
+
+    def decorate(command: Callable) -> Callable:
+        json_help = "Print one JSON object, and nothing else, on standard output."
+        command = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(command)
+        command = click.option("--quiet", "-q", is_flag=True, help=quiet_help)(command)
+        return click.option("--json", "as_json", is_flag=True, help=json_help)(command)
+
+    return decorate
+
+
 def common(command: Callable) -> Callable:
     """The options of every verb that works on a run."""
     for option in (
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-        click.option("--quiet", "-q", is_flag=True, help="No progress on standard error."),
-        click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there."),
+        output_options(),
         click.option("--force", is_flag=True, help="Redo this, and every result that changed settings invalidate."),
         click.option(
-            "--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings; flags win over it."
+            "--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings; flags override it."
         ),
     ):
         command = option(command)

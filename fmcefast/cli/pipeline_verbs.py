@@ -21,7 +21,7 @@ def run(run: Path | None, **options: Any) -> int:
     \b
     fmcefast run runs/mnist --data mnist --data-root ~/data --subset 2000 --epochs 40 --mu 1e-2
 
-    RUN left out is runs/DATA. Run again, it goes on where it was interrupted.
+    RUN defaults to runs/DATA. Run the command again to continue after an interruption.
     """
     from fmcefast.pipeline.stages import complete, train
 
@@ -45,7 +45,7 @@ def train(run: Path | None, **options: Any) -> int:
     fmcefast train runs/cifar --data cifar10 --backbone resnet50 --epochs 150 --seed 1
     torchrun --nproc-per-node 8 -m fmcefast train runs/mini --data mini-imagenet --backbone resnet50
 
-    RUN left out is runs/DATA.
+    RUN defaults to runs/DATA.
     """
     from fmcefast.pipeline.stages import train
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fmcefast.cli.opening import folder_of_data, given
-from fmcefast.cli.options import common, settings
+from fmcefast.cli.options import common, output_options, settings
 from fmcefast.cli.running import finish, in_flags, perform, print_json, terminal_progress
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.run.folder import newest_run, read_run
@@ -19,12 +19,12 @@ from fmcefast.run.folder import newest_run, read_run
 @settings()
 @common
 def plan(run: Path | None, **options: Any) -> int:
-    """What a run will take, in seconds and bytes, and whether the disk has room; measures for a few seconds.
+    """Estimate a run's time and disk space, and whether the disk has room; measures for a few seconds.
 
     \b
     fmcefast plan runs/mine --data folder:my/images --backbone resnet50
 
-    The run need not exist, and is not made. Left out, it is the newest one, or runs/DATA with --data.
+    RUN need not exist and is not created. It defaults to the newest run, or to runs/DATA with --data.
     """
     from fmcefast.models.networks import check_backbone
     from fmcefast.pipeline.change import compare
@@ -43,12 +43,10 @@ def plan(run: Path | None, **options: Any) -> int:
 
 @click.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress on standard error.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
+@output_options()
 def verify(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
-    """Check every file of a run: are feature maps as they were written, and weights and tables whole? Exit code 1 if
-    not.
+    """Check every file of a run: feature maps against their checksums, weights and tables for completeness. Exit code 1
+    if one fails.
 
     \b
     fmcefast verify runs/mnist
@@ -64,16 +62,14 @@ def verify(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
 
 @click.command()
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress on standard error; there is none.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
+@output_options(quiet_help="Accepted for uniformity; doctor shows no progress.")
 def doctor(folder: Path, quiet: bool, as_json: bool, debug: bool) -> int:
     """What this machine can do, what each stage will use on it and why. Exit code 1 if fmcefast cannot run here.
 
     \b
     fmcefast doctor /data/runs
 
-    FOLDER is where runs are to lie, by default the current one; it need not exist, and nothing is left there.
+    FOLDER is where runs will be stored, by default the current one; it need not exist, and no files are left in it.
     """
     from fmcefast.doctor.examination import doctor
 
@@ -88,13 +84,13 @@ def doctor(folder: Path, quiet: bool, as_json: bool, debug: bool) -> int:
 @click.argument("suite", default="--help")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(suite: str, arguments: tuple[str, ...]) -> None:
-    """Measure this machine: first whether results are right, then how fast they come, beside other software.
+    """Benchmark this machine: check results first, then compare the speed with other software.
 
     \b
     fmcefast bench head --batch 32 64
 
-    SUITE takes arguments of its own: fmcefast bench SUITE --help. All take --results FOLDER, where a JSON file with the
-    figures, the hardware and the versions is left, and --json.
+    SUITE takes arguments of its own: fmcefast bench SUITE --help. All take --json and --results FOLDER, which
+    receives a JSON file with measurements, hardware and versions.
     """
     from fmcefast.bench import SUITES
 

@@ -90,7 +90,7 @@ def _decode(path: Path) -> np.ndarray:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image of a known kind"
+        return "it is not an image of a known format"
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
     return " ".join(str(error).split()) or type(error).__name__

@@ -122,7 +122,7 @@ class ImageFiles:
         images = images.take(np.delete(np.arange(len(paths)), sorted(bad)))
         empty = [name for label, name in enumerate(classes) if label not in images.labels]
         if empty:
-            raise InputError(f"Of {', '.join(empty[:5])} in {self.root} no image can be decoded.")
+            raise InputError(f"No image of {', '.join(empty[:5])} in {self.root} can be decoded.")
         return images
 
 

@@ -129,7 +129,7 @@ def _split(images: ImageSet, classes: list[str]) -> tuple[ImageSet, ImageSet]:
     try:
         kept, held_out = train_test_split(rows, stratify=images.labels, test_size=_TEST_PART, random_state=_SPLIT_SEED)
     except ValueError as error:
-        reason = f"{', '.join(single[:5])} have one image only" if single else str(error)
+        reason = f"{', '.join(single[:5])} have only one image" if single else str(error)
         raise InputError(
             f"The images cannot be divided with every class on both sides: {reason}. Add images, or divide them into "
             "PATH/train and PATH/val."

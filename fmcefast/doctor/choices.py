@@ -37,9 +37,9 @@ def _train() -> tuple[str, str]:
     arrays = choose_loader(ImageSet(one, pixels=np.zeros((1, 1, 1, 1), np.uint8)), device)
     files = choose_decoder(device)
     what, why = _precision()
-    depthwise = precision_name(amp_type("auto", device, Conv2d(2, 2, 1, groups=2)))
-    if not what.endswith(depthwise):
-        what += f" ({depthwise} for depthwise convolutions)"
+    depthwise = amp_type("auto", device, Conv2d(2, 2, 1, groups=2))
+    if depthwise != amp_type("auto", device):
+        what += f" ({precision_name(depthwise)} for depthwise convolutions)"
     return (
         f"{what}; image files by {files.loader}, images in arrays by {arrays.loader}",
         f"{why}; files: {files.why}",
@@ -47,7 +47,7 @@ def _train() -> tuple[str, str]:
 
 
 def _markers() -> tuple[str, str]:
-    return f"Numba, {count_cores()} threads", "plain loops for short logs, which end before it has compiled"
+    return f"Numba, {count_cores()} threads", "plain loops for short logs, which take less time than compiling"
 
 
 def _extract(disk: Disk) -> tuple[str, str]:
@@ -64,7 +64,7 @@ def _fit() -> tuple[str, str]:
     what, why = _precision()
     return (
         f"{what}; maps in memory",
-        f"{why}; what does not fit comes from the disk, or is made again if that is faster",
+        f"{why}; maps that do not fit are read from disk, or recomputed if that is faster",
     )
 
 

@@ -37,7 +37,7 @@ def find_gpus(driver: str | None, notes: list[str], problems: list[str]) -> tupl
             gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
             return [Gpu(gpu.name, gpu.total_memory, f"{gpu.major}.{gpu.minor}") for gpu in gpus], None
     except Exception as error:
-        remedy = "set CUDA_VISIBLE_DEVICES= to do without it"
+        remedy = "set CUDA_VISIBLE_DEVICES= to run without it"
         problems.append(f"torch cannot compute on the GPU ({one_line(error)}): {remedy}")
         return [], "torch cannot compute on it"
     why, remedy = _why_no_gpu(driver, one_line(warned[0].message) if warned else None)
@@ -80,7 +80,7 @@ def find_jpeg_decoder() -> str:
             status = nvjpeg.nvjpegGetHardwareDecoderInfo(handle, ctypes.byref(engines), ctypes.byref(cores))
             nvjpeg.nvjpegDestroy(handle)
     except Exception as error:
-        return f"unknown, nvJPEG cannot be asked ({one_line(error)})"
+        return f"unknown, nvJPEG cannot be queried ({one_line(error)})"
     if status not in (0, _ARCH_MISMATCH):
         return f"unknown, nvJPEG fails with status {status}"
     return f"nvJPEG, {engines.value} x {cores.value} cores" if engines.value else "none on this GPU"

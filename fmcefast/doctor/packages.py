@@ -41,7 +41,7 @@ def find_misfits(packages: list[Package], with_gpu: bool) -> list[str]:
     fitting = _dali_for_torch()
     for name in versions:
         if with_gpu and name.startswith(_DALI) and name != fitting:
-            misfits.append(f"{name} and torch are made for different CUDAs: {install_command(fitting)}")
+            misfits.append(f"{name} and torch are made for different CUDA versions: {install_command(fitting)}")
     return misfits
 
 

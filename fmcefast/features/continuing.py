@@ -16,10 +16,10 @@ _OUR_FILE = re.compile(r"score-\d+-\d+(\.crc32c)?\.npy(\.partial)?|(manifest(\.r
 def merge_ranks(folder: Path) -> Manifest:
     """The manifest, after adding the shards that other ranks have committed."""
     merged = read_committed(folder)
-    of_ranks = rank_files(folder)
-    if of_ranks:
+    rank_manifests = rank_files(folder)
+    if rank_manifests:
         merged.write(folder)
-        for path in of_ranks:
+        for path in rank_manifests:
             path.unlink()
     return merged
 
@@ -27,19 +27,20 @@ def merge_ranks(folder: Path) -> Manifest:
 def check_continues(
     folder: Path,
     stored: Manifest,
-    wanted: Manifest,
+    manifest: Manifest,
     labels: np.ndarray,
     layout: Layout,
     *,
     strict: bool,
     row_checksums: bool,
 ) -> None:
-    """Raise InputError unless a writer of `wanted` can continue the store, FmcefastError if `strict` refuses values."""
-    differences = stored.differences(wanted)
+    """Raise InputError unless a writer of `manifest` can continue the store, FmcefastError if `strict` refuses its
+    values."""
+    differences = stored.differences(manifest)
     if not np.array_equal(read_labels(folder, stored), labels):
         differences.append("its labels differ")
-    if not differences and not _cut_alike(stored, layout):
-        differences.append("its shards are cut otherwise (shard_bytes)")
+    if not differences and not _divided_alike(stored, layout):
+        differences.append("its shards are divided differently (shard_bytes)")
     if any(shard.row_checksums != row_checksums for shard in stored.shards):
         differences.append(f"row_checksums is {not row_checksums}, not {row_checksums}")
     if differences:
@@ -66,9 +67,9 @@ def remove_leftovers(folder: Path, committed: set[str]) -> None:
             path.unlink()
 
 
-def _cut_alike(stored: Manifest, layout: Layout) -> bool:
+def _divided_alike(stored: Manifest, layout: Layout) -> bool:
     for phase in stored.phases:
-        cut = {layout.name(span): (span.first, span.rows) for span in layout.spans(phase.score)}
-        if any(cut.get(shard.file) != (shard.first, shard.rows) for shard in phase.shards):
+        rows = {layout.name(span): (span.first, span.rows) for span in layout.spans(phase.score)}
+        if any(rows.get(shard.file) != (shard.first, shard.rows) for shard in phase.shards):
             return False
     return True

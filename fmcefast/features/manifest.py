@@ -207,12 +207,12 @@ def read_committed(folder: Path) -> Manifest:
     manifest = Manifest.read(folder)
     known = {shard.file for shard in manifest.shards}
     for path in rank_files(folder):
-        of_rank = Manifest.read(folder, path.name)
-        differences = of_rank.differences(manifest)
+        rank_manifest = Manifest.read(folder, path.name)
+        differences = rank_manifest.differences(manifest)
         if differences:
             raise InputError(f"{path} is of another data set: {'; '.join(differences)}. Remove it.")
-        for phase, phase_of_rank in zip(manifest.phases, of_rank.phases, strict=True):
-            for shard in phase_of_rank.shards:
+        for phase, rank_phase in zip(manifest.phases, rank_manifest.phases, strict=True):
+            for shard in rank_phase.shards:
                 if shard.file not in known:
                     phase.add(shard)
     return manifest

@@ -135,7 +135,7 @@ class FeatureMapWriter:
         """
         maps_nhwc = channels_last(maps, self._manifest.shape)
         if self._closed:
-            raise InputError(f"This writer of {self.folder} is closed. Make another one to continue.")
+            raise InputError(f"This writer of {self.folder} is closed. Open a new one to continue.")
         self._ledger.take(score, len(maps_nhwc))
         try:
             if not isinstance(maps_nhwc, np.ndarray) and maps_nhwc.is_cuda:
@@ -163,8 +163,8 @@ class FeatureMapWriter:
         committed = {shard.file for shard in self._manifest.shards}
         for span in self._missing(committed | self._committed_before):
             raise InputError(
-                f"Phase {span.score} of {self.folder} is not whole: rows {span.first} to {span.end - 1} are missing. "
-                "Make another writer and write what its spans() lists."
+                f"Phase {span.score} of {self.folder} is incomplete: rows {span.first} to {span.end - 1} are missing. "
+                "Open a new writer and write what its spans() lists."
             )
 
     def merge(self) -> None:

@@ -59,33 +59,33 @@ class Cell:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep others out of the folder, made if missing. Raises FmcefastError when another process trains the cell."""
+        """Lock the folder, created if missing. Raises FmcefastError when another process trains the cell."""
         self.place.path.mkdir(parents=True, exist_ok=True)
         with files.FolderLock(self.place.path):
             yield
 
     def begin(self, force: bool) -> None:
-        """Write what the cell is made from; with `force`, what lies there is removed first.
+        """Write the cell's settings to cell.json; with `force`, remove its results first.
 
-        Raises InputError when its folder was made from something else.
+        Raises InputError when its folder holds other settings.
         """
         path = self.place.path / FILE
         if force:
             path.unlink(missing_ok=True)
-        origin, saved = self._made_from(), _read(self.place.path)
+        settings, saved = self._settings(), _read(self.place.path)
         if saved is None:
             train.remove(self.place)  # without the file nothing there counts
             self.place.history.keep(lambda entry: False)
-            files.write_json(path, {**origin, "finished": False})
+            files.write_json(path, {**settings, "finished": False})
             return
-        differing = [name for name, value in origin.items() if saved.get(name) != value]
+        differing = [name for name, value in settings.items() if saved.get(name) != value]
         if differing:
             raise InputError(
-                f"{self.place} was made with another {', '.join(differing)}. Give `force` to train it again."
+                f"{self.place} was trained with a different {', '.join(differing)}. Give `force` to train it again."
             )
 
     def finish(self) -> None:
-        """Only the table and the last weights stay."""
+        """Mark the cell finished; only its table and last weights are kept."""
         files.write_json(self.place.path / FILE, {**(_read(self.place.path) or {}), "finished": True})
         self.place.resume.unlink(missing_ok=True)
 
@@ -100,20 +100,20 @@ class Cell:
         if len(rows) != self.epochs:
             raise FmcefastError(
                 f"{self.place.losses_csv} has {len(rows)} of {self.epochs} epochs. Put the file back, or remove the "
-                f"folder {self.place}: its cell is trained again."
+                f"folder {self.place} to train its cell again."
             )
         return rows
 
-    def _made_from(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         config = self.place.config.as_dict()
-        settings = {name: config[name] for name in train.settings if SETTINGS[name].invalidates_results}
+        training = {name: config[name] for name in train.settings if SETTINGS[name].invalidates_results}
         return {
             "raf": self.raf,
             "epochs_trained": self.epochs,
             "until_convergence": self.until_convergence,
             "fmce_net": _checksum(self.fmce_net),
             "init": self.init.checksum if self.init else None,
-            **settings,
+            **training,
         }
 
 
@@ -125,8 +125,8 @@ def finished_cells(run: RunFolder) -> list[Cell]:
         seed, net_of_seed = saved["seed"], file.parent.parent != run.finetune
         net = run.with_seed(seed).fmce_net if net_of_seed and seed != run.config.seed else run.fmce_net
         cell = Cell(run, saved["raf"], seed, saved["epochs_trained"], net, net_of_seed=net_of_seed)
-        of_table = saved["finished"] and saved["until_convergence"] and saved["init"] is None
-        if of_table and cell.place.path == file.parent:  # a copy under another name belongs to no table
+        in_table = saved["finished"] and saved["until_convergence"] and saved["init"] is None
+        if in_table and cell.place.path == file.parent:  # a copy under another name belongs to no table
             cells.append(cell)
     return sorted(cells, key=lambda cell: (cell.net_of_seed, -cell.raf, cell.seed))
 
@@ -134,11 +134,11 @@ def finished_cells(run: RunFolder) -> list[Cell]:
 def _read(folder: Path) -> dict[str, Any] | None:
     def check(saved: dict[str, Any]) -> dict[str, Any]:
         if not {"raf", "seed", "epochs_trained", "until_convergence", "init", "finished"} <= saved.keys():
-            raise ValueError("it does not say what the cell is made from")
+            raise ValueError("settings of the cell are missing")
         return saved
 
     try:
-        return files.read_json(folder / FILE, check, f"Remove the folder {folder}; its cell is trained again.")
+        return files.read_json(folder / FILE, check, f"Remove the folder {folder} to train its cell again.")
     except FileNotFoundError:
         return None
 

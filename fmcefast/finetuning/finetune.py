@@ -42,11 +42,12 @@ class Finetune(Stage[FinetuneResult]):
         init: Path | None = None,
         force: bool = False,
     ) -> FinetuneResult:
-        """Train the run's backbone anew under the run's FMCE-Net, going on after an interruption.
+        """Train the run's backbone anew under the run's FMCE-Net, continuing after an interruption.
 
-        seed: the run's own by default; epochs: of the run's schedule, E_K by default; init: weights to start from
-        instead of fresh ones; force: train again what is finished. Raises InputError for a raf outside 0..1, more
-        epochs than the schedule has, an FMCE-Net that does not fit, and a folder that was made from something else.
+        seed: the run's own by default; epochs: how many of the run's schedule, E_K by default; init: weights to start
+        from instead of fresh ones; force: train the cell from the start, even if it is finished. Raises InputError for
+        a raf outside 0..1, more epochs than the schedule has, an FMCE-Net that does not fit, and a folder whose cell
+        has other settings.
         """
         config, last = run.config, markers.epochs(run)[-1]
         epochs = last if epochs is None else epochs
@@ -78,7 +79,7 @@ class Finetune(Stage[FinetuneResult]):
     def explain(self, run: RunFolder) -> str | None:
         if not run.finetune.exists():
             return None
-        return f"of fine-tuning {len(finished_cells(run))} finished cells and the epochs of others"
+        return f"{len(finished_cells(run))} finished fine-tuning cells and the epochs of unfinished ones"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         problems = list(problem(finished_cells, run))

@@ -78,9 +78,9 @@ class Sweep(Stage[SweepResult]):
         """Fine-tune the run's backbone for every RAF, and RAF 1, under `seeds` seeds from the run's own on.
 
         engine: "local" or "ray"; jobs: cells at a time on a machine; fmce_net_of_seed: gives each seed an FMCE-Net of
-        its own instead of the run's; force: train again what is finished. Finished cells are kept, and sweep.csv lists
-        all that the run has. Raises InputError for a raf outside 0..1 and, before any cell is trained, for folders
-        that were made from something else.
+        its own instead of the run's; force: train these cells from the start, even if they are finished. Other finished
+        cells are kept, and sweep.csv lists all that the run has. Raises InputError for a raf outside 0..1 and, before
+        any cell is trained, for folders whose cells have other settings.
         """
         rafs = sorted({1.0, *map(check_raf, map(float, rafs))}, reverse=True)
         if seeds < 1 or (jobs is not None and jobs < 1):

@@ -23,6 +23,6 @@ def too_many_deaths(reason: object = "") -> FmcefastError:
     """The error after too many deaths."""
     reason = " ".join(str(reason).split())
     return FmcefastError(
-        f"A training process ended without an error message {DEATHS} times; perhaps it was killed for want of memory. "
-        f"Finished cells are kept. Try fewer at a time: `jobs`. {reason}".rstrip()
+        f"A training process ended without an error message {DEATHS} times; perhaps it ran out of memory. Finished "
+        f"cells are kept. Try a smaller `jobs`. {reason}".rstrip()
     )

@@ -33,7 +33,7 @@ def choose_store(run: RunFolder, device: torch.device) -> StoreChoice:
     """What `store=auto` means for a run, from sizes and measured rates; else the store that is set."""
     config = run.config
     if config.store != "auto":
-        return StoreChoice(config.store, "as asked for")
+        return StoreChoice(config.store, "as requested")
     if not is_stored(run):
         images = len(open_source(run).train)
         need, free = bytes_to_store(run, images), free_disk([run])
@@ -65,8 +65,8 @@ def open_maps(
 ) -> Maps:
     """The feature maps of a run at these epochs, from the source that `store` chooses.
 
-    read_once: memory is not filled with maps that are read once. Raises InputError when the maps are neither stored nor
-    can be recomputed.
+    read_once: the maps are read only once, so they are not loaded into memory. Raises InputError when the maps are
+    neither stored nor can be recomputed.
     """
     store, why = choose_store(run, device)
     if store != "recompute":
@@ -76,8 +76,8 @@ def open_maps(
     if store == "recompute":
         recomputed = _recomputed(run, epochs, device, dtype)
         once = not read_once and fits_in_memory(run, recomputed.samples, device)
-        how = "once, memory holds them" if once else "whenever they are needed"
-        progress.line(f"fit: --store recompute, {why}; the maps are made {how}")
+        how = "once and kept in memory" if once else "whenever needed"
+        progress.line(f"fit: --store recompute, {why}; the maps are recomputed {how}")
         return MapsInMemory(recomputed, getattr(torch, run.config.dtype), device) if once else recomputed
     progress.line(f"fit: --store {store}, {why}")
     dataset = FeatureMapDataset(run.features, pin_memory=device.type == "cuda")

@@ -59,8 +59,8 @@ class RecomputedMaps:
             done = 0
             for batch, _ in make_loader(images, self._loading, training=False):
                 with autocast(self._device, self._dtype), _without_trials():
-                    (made,) = self._extractors[phase].maps(batch)
-                maps[torch.from_numpy(places[done : done + len(batch)]).to(self._device)] = made.to(self._stored)
+                    (batch_maps,) = self._extractors[phase].maps(batch)
+                maps[torch.from_numpy(places[done : done + len(batch)]).to(self._device)] = batch_maps.to(self._stored)
                 done += len(batch)
         return maps
 

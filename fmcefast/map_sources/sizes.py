@@ -28,7 +28,7 @@ def maps_to_store(run: RunFolder, images: int) -> int:
 
 
 def bytes_to_store(run: RunFolder, images: int) -> int:
-    """What they take on the disk."""
+    """Bytes on disk of the maps still needed."""
     return maps_to_store(run, images) * _map_bytes(run) + run.config.phases * HEADER_BYTES
 
 
@@ -44,7 +44,7 @@ def fits_in_memory(run: RunFolder, images: int, device: torch.device) -> bool:
 
 
 def _map_bytes(run: RunFolder) -> int:
-    """Of one feature map as it is stored."""
+    """Bytes of one stored feature map."""
     with torch.random.fork_rng(devices=[]):
         extractor = make_extractor(run.config.backbone, 2, [run.module])
     values = int(np.prod(extractor.eval().shapes(run.config.image_size)[0]))

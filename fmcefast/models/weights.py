@@ -49,8 +49,8 @@ def weights_of_network(
     prefixes = _prefixes_of(tensors, required)
     if len(prefixes) > 1 and "" not in prefixes:
         raise InputError(
-            f"{path} holds several such networks ({', '.join(sorted(prefixes))}). Save the one that is meant in a file "
-            "of its own."
+            f"{path} holds several such networks ({', '.join(sorted(prefixes))}). Save the one you mean in its own "
+            "file."
         )
     prefix = "" if "" in prefixes else next(iter(prefixes), "")
     weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -66,13 +66,13 @@ def copy_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
     """
     own = network.state_dict()
     shared = {name: own_name for name, own_name in names.items() if name in tensors}
-    unfit = [
+    mismatched = [
         name
         for name, own_name in shared.items()
         if tensors[name].shape != own[own_name].shape
         or tensors[name].is_floating_point() != own[own_name].is_floating_point()
     ]
-    _require_none(path, "of another shape or type", unfit)
+    _require_none(path, "of another shape or type", mismatched)
     network.load_state_dict({own_name: tensors[name] for name, own_name in shared.items()}, strict=False)
 
 
@@ -105,8 +105,8 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError ..., by the kind of damage
         raise InputError(
-            f"{path} does not hold tensors alone, and reading Python objects from a file can run any code; or it is "
-            "damaged. Where the file is from, write the weights themselves: "
+            f"{path} is damaged or holds Python objects, which are refused because reading them can run any code. "
+            "Where the file was made, save the weights alone: "
             "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
     while inner := [content[place] for place in _KEYS if isinstance(content, dict) and _is_named(content.get(place))]:

@@ -1,1 +1,1 @@
-"""All stages of a run: their order, what other settings do to them, what they cost, whether their files are whole."""
+"""All stages of a run: their order, the effect of changed settings, cost, and integrity."""

@@ -46,7 +46,8 @@ class PlanResult:
             f"There is room: {free}."
             if self.fits
             else f"There is not enough room: {free}. `store=recompute` keeps no feature maps (`run` chooses it "
-            "when only they do not fit), `dtype=float16` halves those of `dtype=float32`, `subset` uses fewer images."
+            "when only the maps do not fit), `dtype=float16` halves those of `dtype=float32`, `subset` uses fewer "
+            "images."
         )
         memory = (
             f"Training needs at least {format_bytes(self.memory)} of memory; {format_bytes(self.free_memory)} are free."
@@ -73,7 +74,7 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
         memory = rates.training_memory() + (0 if source.train.pixels is None else source.train.pixels.nbytes)
     except torch.OutOfMemoryError as error:
         raise FmcefastError(
-            f"A trial of this run needs more than the {format_bytes(free_memory(device))} of memory that are free. "
+            f"A trial of this run needs more than the {format_bytes(free_memory(device))} of free memory. "
             "Use a smaller `batch_size`, `fmce_batch_size` or `image_size`."
         ) from error
     return PlanResult(

@@ -1,4 +1,4 @@
-"""A run's training under other seeds, each with an FMCE-Net of its other."""
+"""A run's training under other seeds, each with its own FMCE-Net."""
 
 from pathlib import Path
 

@@ -30,8 +30,8 @@ class VerifyResult:
 
 def verify(run: RunFolder, progress: Progress) -> VerifyResult:
     """Check what the stages of a run left: tables and JSON are parsed, weights must be whole safetensors files, and
-    feature maps must match their checksums. What is not there yet is not missed, but for weights of epochs in
-    losses.csv.
+    feature maps must match their checksums. Files that do not exist yet are not reported, except weights of epochs
+    in losses.csv.
     """
     paths = [path for path in run.path.rglob("*") if path.is_file()]
     problems = [line for stage in STAGES for line in stage.verify(run, progress)]

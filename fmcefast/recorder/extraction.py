@@ -96,13 +96,13 @@ class _Features:
     def __call__(self, images: Any, number: int) -> torch.Tensor:
         maps = self._features(images.to(self.device) if hasattr(images, "to") else images)
         if not torch.is_tensor(maps) or maps.ndim != 4 or maps.shape[1] < LEAST_CHANNELS:
-            what = f"of shape {tuple(maps.shape)}" if torch.is_tensor(maps) else f"a {type(maps).__name__}"
+            what = f"a tensor of shape {tuple(maps.shape)}" if torch.is_tensor(maps) else f"a {type(maps).__name__}"
             raise InputError(
-                f"features gave {what}. Feature maps are (N, C, H, W) with at least {LEAST_CHANNELS} channels: those "
-                "before the pooling, say."
+                f"features returned {what}. It must return feature maps (N, C, H, W) with at least {LEAST_CHANNELS} "
+                "channels, such as those before the pooling."
             )
         if len(maps) != number:
-            raise InputError(f"features made {len(maps)} maps of {number} images; one for every image is needed.")
+            raise InputError(f"features returned {len(maps)} maps for {number} images; one per image is needed.")
         return maps
 
 
@@ -127,17 +127,17 @@ def _checked(loader: Iterable[tuple[Any, Any]], labels: np.ndarray, score: int) 
     hint = "Every pass must give the same images in the same order: not shuffled, none left out, none added."
     first = 0
     for images, batch_labels in loader:
-        given = _array(batch_labels)
-        end = first + len(given)
-        if not np.array_equal(given, labels[first:end]):
+        found = _array(batch_labels)
+        end = first + len(found)
+        if not np.array_equal(found, labels[first:end]):
             raise InputError(
-                f"In phase {score} the loader gives other images than the {len(labels):,} before, from image "
-                f"{first + 1:,} on. {hint}"
+                f"In phase {score} the labels from the loader differ from the {len(labels):,} expected ones, from "
+                f"image {first + 1:,} on. {hint}"
             )
         yield first, end, images
         first = end
     if first != len(labels):
-        raise InputError(f"In phase {score} the loader gave {first:,} images, not the {len(labels):,} before. {hint}")
+        raise InputError(f"In phase {score} the loader gave {first:,} images, not the {len(labels):,} expected. {hint}")
 
 
 def _array(labels: Any) -> np.ndarray:

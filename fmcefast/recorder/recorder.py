@@ -27,12 +27,12 @@ from fmcefast.run.epochs import Epoch, read_epochs, write_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.stages.train import is_converged
 
-_REMEDY = "Record into another folder, or remove what is in the way: features/, fmce_net.safetensors and fit.json."
+_REMEDY = "Record into another folder, or remove features/, fmce_net.safetensors and fit.json."
 _SETTINGS = tuple(name for name, setting in SETTINGS.items() if setting.stage != "train")
 
 
 class ConvergenceRecorder:
-    """Makes a run folder out of any training loop, and says when the loss has converged.
+    """Records any training loop as a run folder, and tells when the loss has converged.
 
         with ConvergenceRecorder("runs/mine", mu=1e-3) as recorder:
             for epoch in range(200):
@@ -43,16 +43,17 @@ class ConvergenceRecorder:
 
     Afterwards `fmcefast markers`, `fit`, `report` and `verify` work on the folder.
 
-    run: the folder, made if missing; a recorded one is taken up again after its last epoch.
+    run: the folder, created if missing; an existing recording continues after its last epoch.
     name: of the model, for the report of a new folder; its class by default.
     settings: phases=10, mu=1e-4, alpha=0.85, window=5, smoothing="ema" and start=1 as for `find_markers`; keep="all",
     or "markers" to drop the weights of other epochs once there are markers; dtype="float16" and others of `fmcefast
-    extract` and `fmcefast fit`. What is left out stays as the folder has it.
+    extract` and `fmcefast fit`. Omitted settings keep the folder's values.
 
-    The folder is locked until `close`, or the end of the `with` block. Of several training processes one records.
+    The folder is locked until `close`, or the end of the `with` block. Only one of several training processes may
+    record.
 
-    Raises InputError for settings that cannot be or that contradict feature maps in the folder, and for a folder that
-    is something else; FmcefastError when another process or recorder has it.
+    Raises InputError for invalid settings, settings that contradict feature maps in the folder, and a folder that is
+    not a recorded run; FmcefastError when another process or recorder has locked it.
     """
 
     def __init__(self, run: str | Path, *, name: str | None = None, **settings: Any):
@@ -72,7 +73,7 @@ class ConvergenceRecorder:
 
     @property
     def epochs(self) -> int:
-        """How many are recorded."""
+        """The number of recorded epochs."""
         return len(self._epochs)
 
     @property
@@ -98,11 +99,11 @@ class ConvergenceRecorder:
     ) -> bool:
         """Record an epoch. Returns whether the loss has converged.
 
-        model: or its state_dict, gathered if the model is sharded; the weights are stored without the prefixes that
-        DistributedDataParallel and torch.compile give names. loss: mean training loss of the epoch; top1: on held-out
+        model: the model or its state_dict (gathered if sharded); weights are stored without the name prefixes of
+        DistributedDataParallel and torch.compile. loss: mean training loss of the epoch; top1: on held-out
         images, a fraction; lr: the last learning rate.
-        epoch: from 1, the next one by default. One that is recorded already is replaced, and later ones are dropped,
-        as for a loop that goes on from an older checkpoint.
+        epoch: from 1, the next one by default. A recorded epoch is replaced and later ones are dropped, as when a loop
+        resumes from an older checkpoint.
 
         Once this returns the epoch is durable. Raises InputError for a loss that is not positive and finite, an epoch
         that leaves a gap or from which feature maps were made, and a state that is not made of plain tensors.
@@ -112,7 +113,7 @@ class ConvergenceRecorder:
         if not 1 <= epoch <= self.epochs + 1:
             raise InputError(
                 f"Epoch {epoch} cannot be recorded: {self.run} holds {self.epochs} epochs, which count from 1 without "
-                f"a gap. Go on with epoch {self.epochs + 1} or an earlier one, or name another folder."
+                f"a gap. Continue with epoch {self.epochs + 1} or an earlier one, or name another folder."
             )
         row = Epoch(
             epoch=epoch,
@@ -124,7 +125,7 @@ class ConvergenceRecorder:
         if not float_info.min <= row.loss < inf:
             raise InputError(
                 f"The mean loss of epoch {epoch} is {row.loss:g}; every loss must be positive and finite, because the "
-                f"markers divide its logarithm. {self.run} keeps the epochs before; train on from one of them."
+                f"markers divide its logarithm. {self.run} keeps the epochs before; resume training from one of them."
             )
         if top1 is not None and not 0 <= row.top1 <= 1:
             raise InputError(f"top1 must be a fraction from 0 to 1, not {row.top1:g}. Leave it out if there is none.")
@@ -161,7 +162,7 @@ class ConvergenceRecorder:
         quiet: bool = False,
     ) -> FeatureMapDataset:
         """Store the feature maps of every image at every epoch marker (the FMCS-Dataset, [FMCE] IV-D), for `fmcefast
-        fit`. Called again, it goes on after what is stored.
+        fit`. Called again, it continues after the stored maps.
 
         model: of the recorded loop. It takes the weights of the markers in turn, in eval mode; afterwards it is as it
         was. features: images, on the model's device, -> maps (N, C, H, W) with C >= 4, by that model: model.backbone,
@@ -176,14 +177,12 @@ class ConvergenceRecorder:
         self.markers()
         if not is_stored(self.run):
             if isinstance(loader, Iterator):
-                raise InputError(
-                    "The loader is an iterator, which can be gone through once. Give a DataLoader or list."
-                )
+                raise InputError("The loader is an iterator, which can be read only once. Pass a DataLoader or a list.")
             store_maps(self.run, markers.epochs(self.run), model, features, loader, labels, Progress(quiet=quiet))
         return FeatureMapDataset(self.run.features)
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Unlock the folder."""
         self._is_open = False
         self._lock.close()
 
@@ -199,7 +198,7 @@ class ConvergenceRecorder:
 
     def _require_open(self) -> None:
         if not self._is_open:
-            raise InputError(f"This recorder of {self.run} is closed. Make another one to go on.")
+            raise InputError(f"This recorder of {self.run} is closed. Open a new one to continue.")
 
     def _drop_from(self, epoch: int) -> None:
         """Forget an epoch and all later ones, and what was made from them."""
@@ -230,6 +229,6 @@ def _lock(folder: Path) -> files.FolderLock:
         return files.FolderLock(folder)
     except FmcefastError as error:
         raise FmcefastError(
-            f"Another recorder, or fmcefast itself, is at work in {folder}. Close it (recorder.close()), or name "
-            "another folder."
+            f"Another recorder or fmcefast process is using {folder}. Close it (recorder.close()), or name another "
+            "folder."
         ) from error

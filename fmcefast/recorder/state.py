@@ -19,8 +19,8 @@ def as_safetensors(state: Mapping[str, Any]) -> bytes:
         tensor = state[name].detach() if torch.is_tensor(state[name]) else state[name]
         if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.is_meta:
             raise InputError(
-                f"{name!r} in the model's state is a {type(tensor).__name__}, and weights are written as plain tensors "
-                "alone. Give a state_dict without it, or of the gathered model if it is sharded, in place of the model."
+                f"{name!r} in the model's state is a {type(tensor).__name__}, but only plain tensors can be written. "
+                "Pass a state_dict without it instead of the model, or the gathered one of a sharded model."
             )
         tensors[plain] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
     return save(tensors)

@@ -22,7 +22,7 @@ def maturity_figure(scores: ScoreResult, markers: list[int]) -> Figure:
     parts = np.array([score.distribution for score in scores.reference]).T
     edges = np.concatenate([[epochs[0] - 0.5], (epochs[1:] + epochs[:-1]) / 2, [epochs[-1] + 0.5]])
     mesh = axes.pcolormesh(edges, np.arange(scores.phases + 1) + 0.5, parts, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(mesh, label="part of the held-out images", shrink=0.85)
+    figure.colorbar(mesh, label="fraction of held-out images", shrink=0.85)
     axes.plot(epochs, [score.fmcs for score in scores.reference], color="black", label="mean predicted FMCS")
     axes.plot(markers, np.arange(1, len(markers) + 1), "o", color=MARK, markersize=5, label="epoch markers")
     for number, score in enumerate(scores.checkpoints[:_NAMED]):
@@ -42,7 +42,7 @@ def other_runs_figure(result: OtherRunsResult) -> Figure:
     axes = figure.subplots()
     phases = len(result.own.confusion)
     true = np.arange(1, phases + 1)
-    axes.plot(true, true, color=RAW, linestyle=":", label="right")
+    axes.plot(true, true, color=RAW, linestyle=":", label="exact prediction")
     runs = [("this run, held out", result.own)] + [
         (f"{Path(other.run).name}, seed {other.seed}", other.metrics) for other in result.others
     ]

@@ -16,10 +16,10 @@ from fmcefast.errors import InputError, unknown_name
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of one setting: its name, type and default, the stage it belongs to, and the limits of its values.
+    """One setting: its name, type and default, the stage it belongs to, and the limits of its values.
 
-    kind: the type of a given value; of `int | None` it is int. invalidates_results: whether another value makes other
-    results; settings that only say where or how to compute may change at any time.
+    kind: the type of a value other than None. invalidates_results: whether a new value invalidates results; False for
+    settings that only control where or how to compute.
     """
 
     name: str
@@ -41,7 +41,7 @@ def _setting(default: Any, stage: str, help: str, *, invalidates_results: bool =
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is made from."""
+    """The settings of a run."""
 
     data: str = _setting(
         "digits",
@@ -55,7 +55,7 @@ class Config:
         invalidates_results=False,
     )
     subset: int | None = _setting(
-        None, "train", "Use N training images, and as large a part of the test set.", at_least=1
+        None, "train", "Use N training images, and the same fraction of the test set.", at_least=1
     )
     image_size: int = _setting(224, "train", "Width and height of the images, in pixels.", at_least=32)
     recipe: str | None = _setting(
@@ -79,14 +79,14 @@ class Config:
     loader: str = _setting(
         "auto",
         "train",
-        "Who makes batches: pixels in (GPU) memory, DALI or torchvision from files.",
+        "Image loader: resident keeps all pixels in (GPU) memory, dali and torchvision decode files.",
         invalidates_results=False,
         choices=("auto", "dali", "resident", "torchvision"),
     )
     on_bad_image: str = _setting(
         "fail",
         "train",
-        "Image files that cannot be decoded: stop at one, or look for them first and leave them out.",
+        "Image files that cannot be decoded: fail at the first one, or find and skip them beforehand.",
         choices=("fail", "skip"),
     )
     compile: bool = _setting(
@@ -95,12 +95,12 @@ class Config:
     keep: str = _setting(
         "all",
         "markers",
-        "Weights to keep once there are markers.",
+        "Epochs whose weights are kept once the markers are found.",
         invalidates_results=False,
         choices=("all", "markers"),
     )
     workers: int | None = _setting(
-        None, "train", "Threads that load images; by default one a core.", invalidates_results=False, at_least=1
+        None, "train", "Threads that load images; one per core by default.", invalidates_results=False, at_least=1
     )
 
     phases: int = _setting(10, "markers", "K, the number of convergence phases.", at_least=2)
@@ -108,9 +108,14 @@ class Config:
     alpha: float = _setting(0.85, "markers", "Weight of the past in the smoothed loss.", above=0.0)
     window: int = _setting(5, "markers", "Epochs in the moving average of the CQI.", at_least=1)
     start: int = _setting(1, "markers", "The first epoch that may count as converged.", at_least=1)
-    smoothing: str = _setting("ema", "markers", "The recursion, or the paper's formula as printed.", choices=SMOOTHINGS)
+    smoothing: str = _setting(
+        "ema",
+        "markers",
+        "Loss smoothing: the recursion (ema), or the paper's formula as printed (literal).",
+        choices=SMOOTHINGS,
+    )
 
-    dtype: str = _setting("float16", "extract", "Stored feature maps.", choices=("float16", "float32"))
+    dtype: str = _setting("float16", "extract", "Precision of the stored feature maps.", choices=("float16", "float32"))
     strict: bool = _setting(
         False, "extract", "Stop at feature maps with NaN or infinite values.", invalidates_results=False
     )
@@ -119,8 +124,7 @@ class Config:
     store: str = _setting(
         "auto",
         "fit",
-        "Where FMCE-Net's maps come from: the feature store on disk, all in (GPU) memory, or made again from the "
-        "backbones.",
+        "Source of FMCE-Net's feature maps: the store on disk, all in (GPU) memory, or recomputed by the backbones.",
         invalidates_results=False,
         choices=("auto", "disk", "memory", "recompute"),
     )

@@ -77,7 +77,7 @@ class RunFolder:
         return self.weights / f"epoch-{epoch:04d}.safetensors"
 
     def recording(self, stage: str) -> AbstractContextManager[HistoryEntry]:
-        """Add a line to history.jsonl when the block ends, well or not."""
+        """Add a line to history.jsonl when the block ends or fails."""
         return self.history.recording(stage, self.module)
 
 

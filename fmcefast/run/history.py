@@ -81,7 +81,7 @@ class History:
 
     @contextmanager
     def recording(self, stage: str, module: str | None = None) -> Iterator[HistoryEntry]:
-        """Add an entry when the block ends, well or not. The block fills in what it knows."""
+        """Add an entry when the block ends or fails. The block fills in what it knows."""
         entry = HistoryEntry(stage, module)
         began = time.monotonic()
         try:

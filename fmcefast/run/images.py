@@ -17,7 +17,7 @@ from fmcefast.run.resume import state_facts
 
 
 def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool = False) -> Source:
-    """The run's data set. Of files, those that its split.json lists; with `keep` that file is made when there is none.
+    """The run's data set; image files are those listed in split.json, which `keep` creates if missing.
 
     Raises InputError as load_source and read_split do, for a recorded run, and when the folder of the files is gone.
     """
@@ -26,8 +26,11 @@ def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool 
     folder = folder_of(config.data, config.data_root)
     if folder is not None and run.split_json.exists():
         if not folder.is_dir():
-            moved = "name its place with `data_root`" if config.data == folder.name else "link to it from there"
-            raise InputError(f"The images of {run} are not in {folder} any more. Put them back, or {moved}.")
+            in_root = config.data == folder.name
+            moved = (
+                "point `data_root` to its new parent folder" if in_root else "leave a link to their new folder there"
+            )
+            raise InputError(f"The images of {run} are no longer in {folder}. Put them back, or {moved}.")
         return read_split(run.split_json, folder)
     source = load_source(
         config.data, config.data_root, config.subset, skip_bad=config.on_bad_image == "skip", progress=progress
@@ -41,8 +44,8 @@ def refuse_recorded(config: Config) -> None:
     """Raise InputError for a recorded run, whose images and training loop are its owner's."""
     if config.is_recorded:
         raise InputError(
-            "The images and the training loop of a recorded run are its owner's. There, ConvergenceRecorder.epoch_end "
-            "goes on and ConvergenceRecorder.extract makes the feature maps; then: fmcefast fit RUN"
+            "A recorded run uses your own images and training loop. Continue there with ConvergenceRecorder.epoch_end, "
+            "and make the feature maps with ConvergenceRecorder.extract; then: fmcefast fit RUN"
         )
 
 
@@ -71,7 +74,7 @@ def loader_of(run: RunFolder, images: ImageSet, device: torch.device) -> LoaderC
     used = state_facts(run.resume).get("loader")
     if run.config.loader == "auto" and used is not None:
         try:
-            return LoaderChoice(choose_loader(images, device, used).loader, "as in the training before")
+            return LoaderChoice(choose_loader(images, device, used).loader, "as before in this run")
         except InputError:
             pass  # DALI is gone
     return choose_loader(images, device, run.config.loader)

@@ -20,7 +20,7 @@ _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A copy of the state after an epoch, which training does not change any more.
+    """A copy of the state after an epoch, unaffected by further training.
 
     facts: the epoch, the gradient scaler's state, and what else belongs to the state, as JSON has it.
     """
@@ -39,7 +39,7 @@ class TrainingState:
         scaler: torch.amp.GradScaler | None = None,
         **facts: Any,
     ) -> "TrainingState":
-        """Copy the state where it lies: a GPU's stays on it."""
+        """Copy the state on its own device."""
         tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""Work that a loop hands to a thread and looks back at one turn later."""
+"""Runs a loop's work on a thread; its errors are raised one iteration later."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

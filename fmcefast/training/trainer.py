@@ -20,7 +20,7 @@ from fmcefast.runtime.device import amp_type, autocast, on_device
 from fmcefast.runtime.ranks import Ranks
 from fmcefast.training.objectives import Classification, Objective
 
-# On a CPU, where to look at the loss costs nothing; a GPU would have to be waited for.
+# Only on a CPU, where reading the loss is free; on a GPU it would wait for the device.
 _BATCHES_BETWEEN_CHECKS = 50
 # Running statistics are averaged once an epoch, not sent in every step; newer PyTorch has another name for it.
 _NEWER = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
@@ -99,7 +99,7 @@ class Trainer:
         return loss.detach()
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """What the objective says of a batch, a scalar."""
+        """The objective's loss of a batch, a scalar."""
         with autocast(self.device, self.dtype):
             outputs = self._network(images)
         return self.objective.loss(outputs, labels)

@@ -88,7 +88,7 @@ def test_a_log_that_has_not_converged_exits_with_3(fmcefast, log):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["trian"], "Unknown verb 'trian'. Did you mean 'train'?"),
+        (["trian"], "Unknown command 'trian'. Did you mean 'train'?"),
         (["train", "r", "--bakcbone", "resnet50"], "--backbone"),
         (["train", "r", "--backbone", "resnet5O"], "Unknown backbone 'resnet5O'. Did you mean 'resnet50'?"),
         (["train", "r", "--data", "minst"], "Unknown data set 'minst'. Did you mean 'mnist'?"),
@@ -154,7 +154,7 @@ def test_a_run_folder_is_for_one_process(fmcefast, tmp_path):
     open_run(tmp_path / "r", {}, create=True)
     with FolderLock(tmp_path / "r"):
         code, out, err = fmcefast("train", "r", "--force")
-    assert code == 1 and out == "" and "Another fmcefast is at work in r" in err
+    assert code == 1 and out == "" and "Another fmcefast process is using r" in err
 
 
 def files_of(run):

@@ -332,7 +332,7 @@ def test_the_choice_is_explained(resident, on_disk, cpu, monkeypatch):
     assert choice.loader == "resident" and re.fullmatch(r"3.6 kB of pixels fit into .*B of free memory", choice.why)
     assert choose_loader(on_disk, cpu) == ("dali", "the images are files, decoded on the CPU")
     assert choose_decoder(cpu) == ("dali", "decoded on the CPU")
-    assert choose_loader(on_disk, cpu, "torchvision") == ("torchvision", "as asked for")
+    assert choose_loader(on_disk, cpu, "torchvision") == ("torchvision", "as requested")
     monkeypatch.setattr(choose, "free_memory", lambda device: 5000)
     assert choose_loader(resident, cpu).loader == "dali" and "do not fit" in choose_loader(resident, cpu).why
     monkeypatch.setattr(choose, "_dali_is_missing", lambda: "DALI is not installed")
@@ -369,7 +369,7 @@ def test_batches_on_a_gpu_stay_whole_while_it_works(rng, loader):
     expected, _ = passed(loader_for(images, PLAIN, image_size=64, batch_size=16, device=device, loader=loader))
     matrix, found = torch.rand(4096, 4096, device=device), []
     for batch, _ in loader_for(images, PLAIN, image_size=64, batch_size=16, device=device, loader=loader):
-        matrix = (matrix @ matrix).tanh()  # the copy of the batch comes long after the loader was asked for the next
+        matrix = (matrix @ matrix).tanh()  # the copy of the batch comes long after the loader was requested the next
         found.append(batch.clone())
         del batch
     assert torch.equal(torch.cat(found), expected)

@@ -392,9 +392,9 @@ def test_nvjpeg_that_cannot_be_asked(monkeypatch):
         raise OSError(f"{path}: undefined symbol")
 
     monkeypatch.setattr(ctypes, "CDLL", fail)
-    assert machine.find_jpeg_decoder().startswith("unknown, nvJPEG cannot be asked (OSError: ")
+    assert machine.find_jpeg_decoder().startswith("unknown, nvJPEG cannot be queried (OSError: ")
     monkeypatch.setitem(sys.modules, "nvidia", None)
-    assert machine.find_jpeg_decoder().startswith("unknown, nvJPEG cannot be asked (ModuleNotFoundError: ")
+    assert machine.find_jpeg_decoder().startswith("unknown, nvJPEG cannot be queried (ModuleNotFoundError: ")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")

@@ -215,7 +215,7 @@ def test_another_data_set_is_not_continued(tmp_path, maps, changes, complaint):
 
 
 def test_maps_that_do_not_fit_are_refused(tmp_path, maps):
-    with pytest.raises(InputError, match=r"Phase 1 of .* is not whole: rows 0 to 9"), open_writer(tmp_path) as writer:
+    with pytest.raises(InputError, match=r"Phase 1 of .* is incomplete: rows 0 to 9"), open_writer(tmp_path) as writer:
         for wrong in (maps[0, :, :, :, :4], maps[0, 0], maps[0].astype(np.int32)):
             with pytest.raises(InputError, match="Feature maps must be"):
                 writer.write(1, wrong)
@@ -436,7 +436,7 @@ def test_ranks_that_died_before_the_merge_lose_nothing(tmp_path, maps):
     writers = [open_writer(tmp_path / "shared", rank=rank, ranks=2) for rank in (0, 1)]
     span = writers[1].spans()[0]
     writers[1].write(span.score, maps[span.score - 1, span.first : span.end])
-    with pytest.raises(InputError, match="is not whole"):
+    with pytest.raises(InputError, match="is incomplete"):
         writers[1].close()
     with pytest.raises(InputError):
         writers[0].close()
@@ -534,7 +534,7 @@ print(interrupted, attempt)
 
 def test_two_writers_of_one_store_are_kept_apart(tmp_path, maps):
     first = open_writer(tmp_path)
-    with pytest.raises(FmcefastError, match="Another fmcefast is at work"):
+    with pytest.raises(FmcefastError, match="Another fmcefast process is using"):
         open_writer(tmp_path)
     with pytest.raises(InputError):
         first.close()
@@ -571,7 +571,7 @@ def test_the_part_of_a_batch_within_a_span(first, count, part):
 def test_shards_cut_otherwise_are_not_continued(tmp_path, maps):
     with pytest.raises(InputError), open_writer(tmp_path) as writer:
         writer.write(1, maps[0])
-    with pytest.raises(InputError, match="cut otherwise"):
+    with pytest.raises(InputError, match="divided differently"):
         open_writer(tmp_path, shard_bytes=4096 + 9 * 96)
 
 

@@ -492,10 +492,10 @@ def test_two_writers_do_not_meet(child, clean, tmp_path):
     maps = [feature_maps("small", score) for score in (1, 2, 3)]
     with open_writer(folder, "small") as writer:
         writer.write(1, maps[0][:15])
-        with pytest.raises(FmcefastError, match="Another fmcefast is at work in"):
+        with pytest.raises(FmcefastError, match="Another fmcefast process is using"):
             open_writer(folder, "small")
         outcome = child.ask("write", folder=folder)
-        assert outcome["error"] == "FmcefastError" and "Another fmcefast is at work in" in outcome["says"]
+        assert outcome["error"] == "FmcefastError" and "Another fmcefast process is using" in outcome["says"]
         writer.write(1, maps[0][15:])
         writer.write(2, maps[1])
         writer.write(3, maps[2])
@@ -506,7 +506,7 @@ def test_a_writer_of_another_process_is_waited_for(child, clean, tmp_path):
     whole, _ = clean["small"]
     folder = tmp_path / "store"
     child.ask("hold", folder=folder, store="small")
-    with pytest.raises(FmcefastError, match="Another fmcefast is at work in"):
+    with pytest.raises(FmcefastError, match="Another fmcefast process is using"):
         open_writer(folder, "small")
     child.ask("let_go")
     fill(open_writer(folder, "small"), "small")

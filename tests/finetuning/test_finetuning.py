@@ -276,7 +276,7 @@ def test_cells_of_something_else_are_refused(run, fmcefast, tmp_path):
     assert code == 0 and json.loads(out)["raf"] == 0.5
     FMCENet(1024, 1, phases=3).save_pretrained(run.fmce_net)
     code, _, err = fmcefast("finetune", run.path, "--raf", "0.5", "--epochs", "1")
-    assert code == 2 and "was made with another fmce_net. Give --force" in err
+    assert code == 2 and "was trained with a different fmce_net. Give --force" in err
     FMCENet(1024, 1, phases=5).save_pretrained(run.fmce_net)
     code, _, err = fmcefast("sweep", run.path, "--rafs", "0.5", "--seeds", "1")
     assert code == 2 and "predicts 5 scores, but the run has 3 phases" in err

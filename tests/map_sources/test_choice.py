@@ -71,7 +71,7 @@ def test_what_auto_chooses_and_why(extracted, monkeypatch, cpu):
     monkeypatch.setattr(choice, "_extraction_rate", lambda run: None)
     assert choice.choose_store(extracted, cpu).store == "disk"
     asked = RunFolder(extracted.path, dataclasses.replace(extracted.config, store="recompute"))
-    assert choice.choose_store(asked, cpu) == ("recompute", "as asked for")
+    assert choice.choose_store(asked, cpu) == ("recompute", "as requested")
 
 
 def test_maps_that_are_not_stored_are_made_once_where_memory_holds_them(extracted, monkeypatch, cpu):

@@ -205,7 +205,9 @@ def test_the_weights_are_there_before_the_row(tmp_path, monkeypatch):
 
 def test_another_recorder_is_kept_out_until_the_first_is_closed(tmp_path):
     first = ConvergenceRecorder(tmp_path / "run")
-    with pytest.raises(FmcefastError, match=r"Another recorder.*at work in .*run.*recorder\.close\(\)"):
+    with pytest.raises(
+        FmcefastError, match=r"Another recorder or fmcefast process is using .*run.*recorder\.close\(\)"
+    ):
         ConvergenceRecorder(tmp_path / "run")
     first.close()
     with ConvergenceRecorder(tmp_path / "run") as second:
@@ -269,7 +271,7 @@ def test_markers_before_a_replaced_epoch_stay(tmp_path):
 def test_a_gap_is_refused(tmp_path, epoch):
     with ConvergenceRecorder(tmp_path / "run") as recorder:
         record(recorder, LOSSES[:2])
-        with pytest.raises(InputError, match=rf"Epoch {epoch} cannot be recorded.*2 epochs.*Go on with epoch 3"):
+        with pytest.raises(InputError, match=rf"Epoch {epoch} cannot be recorded.*2 epochs.*Continue with epoch 3"):
             recorder.epoch_end(TinyNet(), 1.0, epoch=epoch)
 
 
@@ -405,9 +407,9 @@ def test_extraction_goes_on_after_whole_phases(run, trained):
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (lambda pairs: pairs[::-1], "gives other images than the 96 before, from image 1 on"),
-        (lambda pairs: pairs[:-1], "gave 80 images, not the 96 before"),
-        (lambda pairs: pairs + pairs[:1], "gives other images than the 96 before, from image 97 on"),
+        (lambda pairs: pairs[::-1], "labels from the loader differ from the 96 expected ones, from image 1 on"),
+        (lambda pairs: pairs[:-1], "gave 80 images, not the 96 expected"),
+        (lambda pairs: pairs + pairs[:1], "labels from the loader differ from the 96 expected ones, from image 97 on"),
     ],
 )
 def test_a_loader_must_give_the_same_images_in_every_phase(run, trained, spoil, complaint):
@@ -435,9 +437,13 @@ def test_what_cannot_be_extracted_is_refused(run, trained, tmp_path):
         for features, loader, complaint in (
             (net["backbone"], iter(pairs), "is an iterator"),
             (net["backbone"], [], "gave no images"),
-            (lambda batch: net["head"](net["backbone"](batch)), pairs, r"gave of shape \(20, 2\)"),
-            (lambda batch: None, pairs, "gave a NoneType"),
-            (lambda batch: net["backbone"](batch)[:7], pairs, "7 maps of 20 images"),
+            (
+                lambda batch: net["head"](net["backbone"](batch)),
+                pairs,
+                r"features returned a tensor of shape \(20, 2\)",
+            ),
+            (lambda batch: None, pairs, "features returned a NoneType"),
+            (lambda batch: net["backbone"](batch)[:7], pairs, "7 maps for 20 images"),
         ):
             with pytest.raises(InputError, match=complaint):
                 recorder.extract(net, features, loader, quiet=True)
@@ -468,7 +474,7 @@ def test_what_needs_the_owners_images_says_so_and_removes_nothing(run, trained, 
     before = sorted(path for path in run.rglob("*") if path.name != ".lock")
     verb, *flags = words
     error, _ = fmcefast(verb, run, *flags, "--quiet")
-    assert isinstance(error, InputError) and "recorded run are its owner's" in str(error)
+    assert isinstance(error, InputError) and "recorded run uses your own images and training loop" in str(error)
     assert sorted(path for path in run.rglob("*") if path.name != ".lock") == before
 
 

@@ -125,7 +125,7 @@ def test_a_run_keeps_its_split(photos, tmp_path):
     assert f"{listed['train'][3][0]} cannot be read: it does not exist" in missed.stderr
     photos.rename(tmp_path / "moved")
     fmcefast("train", "run", cwd=tmp_path)  # it is done and needs no images
-    assert "are not in" in fmcefast("fit", "run", "--store", "recompute", "--force", cwd=tmp_path, code=2).stderr
+    assert "are no longer in" in fmcefast("fit", "run", "--store", "recompute", "--force", cwd=tmp_path, code=2).stderr
     (run / "split.json").write_text((run / "split.json").read_text().replace("cat/", "cow/", 1))
     assert "split.json is damaged" in fmcefast("verify", "run", cwd=tmp_path, code=1).stdout
 
@@ -231,11 +231,11 @@ def test_auto_stays_with_the_loader_of_the_training(tmp_path, cpu, monkeypatch):
     assert loader_of(run, images, cpu).loader == "resident"
     network = torch.nn.Linear(3, 2)
     TrainingState.capture(1, network, torch.optim.Adam(network.parameters()), loader="dali").write(run.resume)
-    assert loader_of(run, images, cpu) == ("dali", "as in the training before")
+    assert loader_of(run, images, cpu) == ("dali", "as before in this run")
     monkeypatch.setattr(choose, "_dali_is_missing", lambda: "DALI is not installed")
     assert loader_of(run, images, cpu).loader == "resident"
     asked = open_run(tmp_path / "run", {"loader": "torchvision"})
-    assert loader_of(asked, images, cpu) == ("torchvision", "as asked for")
+    assert loader_of(asked, images, cpu) == ("torchvision", "as requested")
 
 
 def test_a_state_saved_without_a_scaler_is_taken_up_with_one(tmp_path):

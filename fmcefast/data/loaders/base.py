@@ -38,8 +38,8 @@ class Loader(ResumablePasses):
         batch_size = settings.batch_size
         if batch_size % ranks.size or (training and len(images) < ranks.size):
             raise InputError(
-                f"{ranks.size} processes cannot share batches of {batch_size} of {len(images)} images evenly. Give a "
-                "`batch_size` that is a multiple of the processes."
+                f"{ranks.size} processes cannot share batches of {batch_size} out of {len(images)} images evenly. Give "
+                "a `batch_size` that is a multiple of the number of processes."
             )
         self.images, self.training, self.seed, self.workers, self.ranks = images, training, seed, workers, ranks
         self.recipe, self.image_size, self.device = settings.recipe, settings.image_size, settings.device

@@ -46,7 +46,7 @@ def choose_loader(images: ImageSet, device: torch.device, loader: str = "auto") 
     if loader != "auto":
         if loader == "dali" and (reason := _dali_is_missing()):
             raise InputError(f"`loader=dali` cannot be used: {reason}. Use `loader=auto`.")
-        return LoaderChoice(loader, "as asked for")
+        return LoaderChoice(loader, "as requested")
     if images.pixels is None:
         reason = "the images are files"
     else:
