@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def perform(stage: Callable[..., Result], run: RunFolder, progress: Progress, **options: Any) -> Result:
-    """Run a stage; Ctrl-C and a full disk become messages that say what is kept and how to go on."""
+    """Run a stage; Ctrl-C and a full disk become messages that say what is kept and how to continue."""
     again = shlex.join(["fmcefast", *(word for word in sys.argv[1:] if word != "--force")])
     try:
         return stage(run, progress, **options)

@@ -38,7 +38,7 @@ def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
 
 
 def log_figure(losses: Any, markers: Markers) -> Figure:
-    """[FMCE] Fig. 3 a to c for losses (M,) as `find_markers` takes them, which are gone through once, in chunks."""
+    """[FMCE] Fig. 3 a to c for losses (M,) as `find_markers` takes them; they are read once, in chunks."""
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     loss, index, log_loss = figure.subplots(1, 3)
     drawn = _thinned(losses, markers)

@@ -17,7 +17,7 @@ _RATE_KEYS = {"images": "images_per_second", "maps": "maps_per_second"}
 
 @dataclass
 class HistoryEntry:
-    """One attempt at a stage, whether it ended well or not.
+    """One attempt at a stage, successful or not.
 
     module: of the backbone; None is the final feature map. rate: `unit` (images or maps) a second, of all `processes`
     together. data_wait: the fraction of training in which the network waited for images.

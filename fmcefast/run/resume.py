@@ -1,4 +1,4 @@
-"""Everything a training loop needs to go on after an interruption, in one safetensors file.
+"""Everything a training loop needs to continue after an interruption, in one safetensors file.
 
 Schedules and random numbers follow from the seed and the epoch, so model, optimizer and gradient scaler are enough.
 """
@@ -57,7 +57,7 @@ class TrainingState:
         return {name.removeprefix(_MODEL): t for name, t in self.tensors.items() if name.startswith(_MODEL)}
 
     def on_cpu(self) -> "TrainingState":
-        """The state in main memory; may be called on a thread, while the GPU goes on training."""
+        """The state in main memory; may be called on a thread, while the GPU keeps training."""
         if self.copied is None:
             return self
         device = next(tensor.device for tensor in self.tensors.values() if tensor.is_cuda)

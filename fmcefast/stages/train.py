@@ -74,7 +74,7 @@ class Train(Stage[TrainResult]):
             make_backbone(config.backbone, 2).feature_shape(config.image_size)
 
     def run(self, run: RunFolder, progress: Progress) -> TrainResult:
-        """Train from fresh weights, or go on after the last epoch that a training state was saved for.
+        """Train from fresh weights, or continue after the last epoch whose training state was saved.
 
         Raises FmcefastError when the loss is not finite, naming epoch and batch.
         """

@@ -34,7 +34,7 @@ def train_epochs(
 
     last: the last epoch there can be; note: what to say of the epochs so far; keep_weights: whether to keep the weights
     of an epoch; may_end_early: whether `is_done` may hold before `last`. The files of an epoch are written beside the
-    next one, and all of them when this returns, well or not.
+    next one, and all of them before this returns or raises.
     """
     ranks = trainer.ranks
     images = trainer.images_of_epoch * (last - len(epochs))
