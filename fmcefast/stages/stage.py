@@ -72,7 +72,7 @@ class Stage(ABC, Generic[Result]):
 
     @abstractmethod
     def run(self, run: RunFolder, progress: Progress, *args: Any, **kwargs: Any) -> Result:
-        """Make the results, going on after an interruption, and leave them in the folder. Stages on request have
+        """Make the results, continuing after an interruption, and leave them in the folder. Stages on request have
         options of their own."""
 
     @abstractmethod
