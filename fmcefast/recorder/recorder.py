@@ -16,9 +16,8 @@ from fmcefast.convergence.cqi import cqi
 from fmcefast.convergence.markers import Markers
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.features.dataset import FeatureMapDataset
-from fmcefast.map_sources.sizes import is_stored
 from fmcefast.pipeline.change import open_run
-from fmcefast.pipeline.stages import from_stage, markers, train, undo
+from fmcefast.pipeline.stages import extract, from_stage, markers, train, undo
 from fmcefast.progress import Progress
 from fmcefast.recorder.extraction import store_maps
 from fmcefast.recorder.state import as_safetensors, class_of
@@ -175,7 +174,7 @@ class ConvergenceRecorder:
         """
         self._require_open()
         self.markers()
-        if not is_stored(self.run):
+        if not extract.is_done(self.run):
             if isinstance(loader, Iterator):
                 raise InputError("The loader is an iterator, which can be read only once. Pass a DataLoader or a list.")
             store_maps(self.run, markers.epochs(self.run), model, features, loader, labels, Progress(quiet=quiet))

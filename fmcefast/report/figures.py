@@ -75,7 +75,7 @@ def confusion_figure(confusion: list[list[int]]) -> Figure:
         for row, column in np.argwhere(counts > 0):
             colour = "white" if parts[row, column] > 0.5 else "#333333"
             axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, label="fraction of maps with that true score", shrink=0.85)
+    figure.colorbar(image, label="part of the true score's maps", shrink=0.85)
     return figure
 
 

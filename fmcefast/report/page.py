@@ -33,7 +33,7 @@ def write_report(run: RunFolder) -> Path:
     """
     epoch_markers = markers.load(run)
     epochs = read_epochs(run.losses_csv)
-    fitted = fit.load(run) if run.fit_json.exists() else None
+    fitted = fit.load(run) if fit.is_done(run) else None
     others = other_runs.load(run) if fitted and other_runs.is_done(run) else None
     scores = score.load(run) if score.is_done(run) else None
     run.figures.mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ def write_report(run: RunFolder) -> Path:
         figure = maturity_figure(scores, epoch_markers.markers or [])
         pictures["maturity"] = _save(figure, run.figures / "maturity.png")
     sweeps = [_sweep(run, kind, pictures) for kind in swept_kinds(run)]
-    modules = [(view.module, fit.load(view)) for view in run.views() if view.module and view.fit_json.exists()]
+    modules = [(view.module, fit.load(view)) for view in run.views() if view.module and fit.is_done(view)]
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
