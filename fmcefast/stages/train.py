@@ -113,7 +113,8 @@ class Train(Stage[TrainResult]):
         return _result(run, epochs)
 
     def explain(self, run: RunFolder) -> str:
-        return f"{len(committed_epochs(Epoch, run))} epochs"
+        epochs = _epochs(run) if self.is_done(run) else committed_epochs(Epoch, run)
+        return f"{len(epochs)} epochs"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         yield from problem(read_epochs, run.losses_csv)

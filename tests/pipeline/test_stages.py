@@ -65,7 +65,7 @@ def test_a_finished_training_needs_no_state_to_resume_from(run):
     """Markers were found without it, and the training begun anew."""
     run.resume.unlink()
     assert train.is_done(run) and train(run, quiet()).epochs == 8 and planned(run)["train"] == "done"
-    assert markers(run, quiet()).converged
+    assert markers(run, quiet()).converged and train.explain(run) == "8 epochs"
 
 
 def test_rates_of_several_processes_are_planned_for_one(run):
@@ -93,7 +93,7 @@ def test_results_that_are_missing_name_the_command(run):
 
 def test_a_finished_training_may_have_a_damaged_state(run):
     run.resume.write_bytes(b"nonsense")
-    assert train.is_done(run) and markers(run, quiet()).converged
+    assert train.is_done(run) and markers(run, quiet()).converged and train.explain(run) == "8 epochs"
     lines = run.losses_csv.read_text().splitlines(keepends=True)
     run.losses_csv.write_text("".join(lines[:-1]))
     with pytest.raises(FmcefastError, match="damaged"):
