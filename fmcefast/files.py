@@ -6,7 +6,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,15 @@ def nearest_folder(path: Path) -> Path:
     """The folder itself, or its nearest parent that exists."""
     path = path.resolve()
     return path if path.is_dir() else nearest_folder(path.parent)
+
+
+def short_names(paths: Sequence[str | Path]) -> list[str]:
+    """The paths without the folders that all of them share."""
+    parts = [Path(path).parts for path in paths]
+    shared = 0
+    while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
+        shared += 1
+    return ["/".join(part[shared:]) for part in parts]
 
 
 def sync_folder(folder: Path) -> None:

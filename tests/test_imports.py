@@ -15,7 +15,7 @@ FLOORS = [
     ["fmcefast.logs", "fmcefast.data", "fmcefast.models"],
     ["fmcefast.losses"],
     ["fmcefast.run"],
-    ["fmcefast.map_sources", "fmcefast.evaluation", "fmcefast.training"],
+    ["fmcefast.map_sources", "fmcefast.evaluation", "fmcefast.training", "fmcefast.maturity"],
     ["fmcefast.stages"],
     ["fmcefast.finetuning"],
     ["fmcefast.report"],

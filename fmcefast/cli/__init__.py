@@ -8,6 +8,7 @@ import click
 from fmcefast import __version__
 from fmcefast.cli.finetuning_verbs import finetune, score, sweep
 from fmcefast.cli.markers_verb import markers
+from fmcefast.cli.maturity_verbs import compare, probe
 from fmcefast.cli.pipeline_verbs import extract, fit, report, run, train
 from fmcefast.cli.service_verbs import bench, doctor, plan, verify
 from fmcefast.cli.wording import with_flags
@@ -33,7 +34,8 @@ def cli() -> None:
     fmcefast run                    train, markers, extract, fit, report on bundled digits
     fmcefast run runs/mine --data folder:my/images --epochs 60 --mu 1e-2
     fmcefast markers my-losses.csv  has my own training converged, and when?
-    fmcefast score runs/mine --weights my.pt   how mature is a checkpoint?
+    fmcefast score runs/mine --weights my.pt   how mature is a checkpoint, by the run's FMCE-Net?
+    fmcefast compare old.pt new.pt --backbone resnet18 --data cifar10   which is more mature?
     fmcefast sweep runs/mine --rafs 1,0.9,0.5  does FMCE-Net++ help?
 
     RUN is a run folder, by default the newest one under runs/. A command that is run again continues where it was
@@ -68,5 +70,6 @@ def _fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
-for verb in (run, train, markers, extract, fit, finetune, sweep, score, report, plan, verify, doctor, bench):
+_PIPELINE = (run, train, markers, extract, fit, finetune, sweep, score, report)
+for verb in (*_PIPELINE, probe, compare, plan, verify, doctor, bench):
     cli.add_command(verb)

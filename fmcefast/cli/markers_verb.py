@@ -8,14 +8,12 @@ import click
 
 from fmcefast.cli.opening import given, open_existing
 from fmcefast.cli.options import common, settings
-from fmcefast.cli.running import perform, print_json, print_text, terminal_progress
+from fmcefast.cli.running import check_picture, perform, print_json, print_text, terminal_progress
 from fmcefast.errors import InputError
 from fmcefast.run.config import SETTINGS, check_name, check_value, read_yaml
 
 if TYPE_CHECKING:
     from fmcefast.convergence.markers import Markers
-
-_PICTURES = (".png", ".pdf", ".svg")
 
 
 @click.command()
@@ -77,8 +75,7 @@ def _markers_of_log(
         for name, value in settings.items()
         if SETTINGS[name].stage == "markers" and name != "keep"
     }
-    if plot is not None and (plot.suffix.lower() not in _PICTURES or not plot.parent.is_dir()):
-        raise InputError(f"--plot {plot} must be a {', '.join(_PICTURES)} file in a folder that exists.")
+    check_picture(plot)
     progress = terminal_progress(options["quiet"])
     log = read_losses(source, column, skip_bad=skip_bad, every=every)
     progress.line(log.explain())

@@ -7,17 +7,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from fmcefast.cli.wording import with_flags
-from fmcefast.errors import DiskFullError, FmcefastError
+from fmcefast.errors import DiskFullError, FmcefastError, InputError
 from fmcefast.progress import Progress
 from fmcefast.run.folder import RunFolder
 from fmcefast.runtime.ranks import current_ranks
 
 Result = TypeVar("Result")
+
+_PICTURES = (".png", ".pdf", ".svg")
 
 
 def perform(stage: Callable[..., Result], run: RunFolder, progress: Progress, **options: Any) -> Result:
@@ -51,6 +54,12 @@ def print_json(content: dict[str, Any]) -> None:
 
 def print_text(text: str) -> None:
     click.echo(in_flags(text))
+
+
+def check_picture(path: Path | None) -> None:
+    """Raise InputError unless a picture can be drawn there, or none is asked for."""
+    if path is not None and (path.suffix.lower() not in _PICTURES or not path.parent.is_dir()):
+        raise InputError(f"--plot {path} must be a {', '.join(_PICTURES)} file in a folder that exists.")
 
 
 def terminal_progress(quiet: bool) -> Progress:

@@ -61,7 +61,7 @@ def load_source(
         )
     part = subset / len(source.train)
     test_images = max(len(source.classes), round(part * len(source.test)))
-    return replace(source, train=_sample(source.train, subset), test=_sample(source.test, test_images))
+    return replace(source, train=sample(source.train, subset), test=sample(source.test, test_images))
 
 
 def folder_of(data: str, data_root: str | Path) -> Path | None:
@@ -70,6 +70,22 @@ def folder_of(data: str, data_root: str | Path) -> Path | None:
     if spec.name == "mini-imagenet" and spec.path is None:
         return Path(data_root) / spec.name
     return spec.path if spec.name == "folder" else None
+
+
+def sample(images: ImageSet, count: int) -> ImageSet:
+    """`count` images, always the same ones, stratified with at least one of each class, in the original order."""
+    if count >= len(images):
+        return images
+    sizes = np.bincount(images.labels)
+    shares = sizes * count / len(images)
+    counts = np.maximum(np.floor(shares).astype(int), 1)
+    while counts.sum() < count:
+        counts[np.argmax(np.where(counts < sizes, shares - counts, -np.inf))] += 1
+    while counts.sum() > count:
+        counts[np.argmax(np.where(counts > 1, counts - shares, -np.inf))] -= 1
+    generator = np.random.default_rng(_SPLIT_SEED)
+    rows = [generator.permutation(np.flatnonzero(images.labels == label))[:size] for label, size in enumerate(counts)]
+    return images.take(np.sort(np.concatenate(rows)))
 
 
 def _from_files(files: ImageFiles, *, release: bool) -> Source:
@@ -135,22 +151,6 @@ def _split(images: ImageSet, classes: list[str]) -> tuple[ImageSet, ImageSet]:
             "PATH/train and PATH/val."
         ) from error
     return images.take(np.sort(kept)), images.take(np.sort(held_out))
-
-
-def _sample(images: ImageSet, count: int) -> ImageSet:
-    """`count` images, stratified with at least one of each class, in the original order."""
-    if count >= len(images):
-        return images
-    sizes = np.bincount(images.labels)
-    shares = sizes * count / len(images)
-    counts = np.maximum(np.floor(shares).astype(int), 1)
-    while counts.sum() < count:
-        counts[np.argmax(np.where(counts < sizes, shares - counts, -np.inf))] += 1
-    while counts.sum() > count:
-        counts[np.argmax(np.where(counts > 1, counts - shares, -np.inf))] -= 1
-    generator = np.random.default_rng(_SPLIT_SEED)
-    rows = [generator.permutation(np.flatnonzero(images.labels == label))[:size] for label, size in enumerate(counts)]
-    return images.take(np.sort(np.concatenate(rows)))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,1 @@
+"""How well a number tells the maturity of a checkpoint, over many training runs."""

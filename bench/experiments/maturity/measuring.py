@@ -1,0 +1,93 @@
+"""What is measured of every checkpoint: the statistics of two modules, and what rivals look at."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fmcefast import files
+from fmcefast.bench.experiments.maturity.training import (
+    DEVELOPMENT_SEED,
+    Places,
+    Setting,
+    held_out_images,
+    run_folder,
+)
+from fmcefast.data.loaders.choose import make_loader
+from fmcefast.data.loaders.settings import LoaderSettings
+from fmcefast.data.recipes import recipe_of
+from fmcefast.data.sources import sample
+from fmcefast.maturity.image_changes import CHANGES, DEFAULT_CHANGE
+from fmcefast.maturity.pooled_maps import PooledMaps, pool_maps
+from fmcefast.maturity.probe import measure
+from fmcefast.maturity.statistics import centred_cosines
+from fmcefast.models.networks import make_network
+from fmcefast.models.weights import read_weights
+from fmcefast.run.epochs import read_epochs
+from fmcefast.runtime.device import on_device
+
+IMAGES = 320
+MOST_CHECKPOINTS = 31
+
+
+def measured_file(runs: Path, setting: Setting, seed: int) -> Path:
+    return runs / f"{setting.name}-{seed}.measured.json"
+
+
+def cosines_file(runs: Path, setting: Setting, seed: int) -> Path:
+    """(checkpoints, modules, images) centred cosines."""
+    return runs / f"{setting.name}-{seed}.cosines.npy"
+
+
+def measure_run(runs: Path, setting: Setting, seed: int, places: Places, device: torch.device) -> None:
+    """Write the rows of all checkpoints of a run, the fresh network being epoch 0."""
+    images = sample(held_out_images(setting, places), IMAGES)
+    images = images.take(np.random.default_rng(0).permutation(len(images)))
+    loading = LoaderSettings(recipe_of(setting.data), setting.image_size, 64, device, loader="resident")
+    batches = list(make_loader(images, loading, training=False))
+    losses = [row.loss for row in read_epochs(run_folder(runs, setting, seed) / "losses.csv")]
+    changes = list(CHANGES) if seed == DEVELOPMENT_SEED else [DEFAULT_CHANGE]
+    rows, cosines = [], []
+    before: dict[str, np.ndarray] = {}
+    for epoch, network in _checkpoints(runs, setting, seed, len(losses), device):
+        pooled = pool_maps(network, setting.modules, batches, changes=changes, evaluation=True)
+        for place, name in zip(("final", "middle"), setting.modules, strict=True):
+            maps = pooled[name]
+            statistics = measure(maps, DEFAULT_CHANGE, images.labels, before.get(name))
+            statistics |= {f"bn_{change}_ccos": _invariance(maps, change) for change in changes}
+            rows.append({"epoch": epoch, "loss": losses[epoch - 1] if epoch else None, "module": place, **statistics})
+        before = {name: maps.plain for name, maps in pooled.items()}
+        cosines.append([centred_cosines(maps.plain, maps.changed[DEFAULT_CHANGE]) for maps in pooled.values()])
+    files.write_npy(cosines_file(runs, setting, seed), np.array(cosines, np.float32))
+    files.write_json(measured_file(runs, setting, seed), rows)
+
+
+def read_rows(runs: Path, setting: Setting, seed: int) -> list[dict]:
+    facts = {"run": f"{setting.name}-{seed}", "seed": seed, "data": setting.data, "family": setting.family}
+    return [facts | row for row in json.loads(measured_file(runs, setting, seed).read_text("utf-8"))]
+
+
+def epochs_measured(epochs: int) -> list[int]:
+    """All, or as many as are allowed, denser at the start."""
+    if epochs < MOST_CHECKPOINTS:
+        return list(range(epochs + 1))
+    return [0, *np.unique(np.geomspace(1, epochs, MOST_CHECKPOINTS - 1).round().astype(int)).tolist()]
+
+
+def _invariance(maps: PooledMaps, change: str) -> float:
+    return float(centred_cosines(maps.plain, maps.changed[change]).mean())
+
+
+def _checkpoints(
+    runs: Path, setting: Setting, seed: int, epochs: int, device: torch.device
+) -> Iterator[tuple[int, nn.Module]]:
+    torch.manual_seed(seed)
+    network = on_device(make_network(setting.backbone, 10), device)
+    for epoch in epochs_measured(epochs):
+        if epoch:
+            path = run_folder(runs, setting, seed) / "weights" / f"epoch-{epoch:04d}.safetensors"
+            network.load_state_dict(read_weights(path))
+        yield epoch, network

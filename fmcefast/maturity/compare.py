@@ -1,0 +1,97 @@
+"""Which of several checkpoints is more mature, and whether the images can tell."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from fmcefast.errors import InputError
+
+CONFIDENCE = 0.95
+_RESAMPLES = 5000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much a number that grows with maturity is larger for one checkpoint than for another, in the mean over
+    images.
+
+    low, high: bounds that hold the mean in 95% of bootstraps over the images. probability: the part of them in which it
+    is above 0.
+    """
+
+    mean: float
+    low: float
+    high: float
+    probability: float
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """That of the second over the first, of numbers (M,) for the same images. Raises InputError for other lengths."""
+    if first.shape != second.shape:
+        raise InputError(f"Pairs of the same images are needed, not {len(first)} and {len(second)} of them.")
+    gaps = second - first
+    if not gaps.any():
+        return Difference(0.0, 0.0, 0.0, 0.5)
+    from scipy.stats import bootstrap  # takes a second to import
+
+    resampled = bootstrap(
+        (gaps,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    means = resampled.bootstrap_distribution
+    return Difference(
+        mean=float(gaps.mean()),
+        low=float(resampled.confidence_interval.low),
+        high=float(resampled.confidence_interval.high),
+        probability=float((means > 0).mean() + (means == 0).mean() / 2),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints in one module. more_mature: the name of one of them, None when they cannot be told apart.
+
+    probability: that b is the more mature one, as far as these images tell; interval: of its lead, at 95%.
+    """
+
+    a: str
+    b: str
+    module: str
+    lead: float
+    more_mature: str | None
+    probability: float
+    interval: tuple[float, float]
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        low, high = self.interval
+        return low > 0 or high < 0
+
+
+def compare(cosines: Mapping[str, np.ndarray], module: str = "") -> list[Comparison]:
+    """Every pair of checkpoints. cosines: {name: centred cosines (M,) of the same images}."""
+    return [_comparison(a, b, module, difference(cosines[a], cosines[b])) for a, b in combinations(cosines, 2)]
+
+
+def in_order(cosines: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of checkpoints, the least mature one first."""
+    return sorted(cosines, key=lambda name: cosines[name].mean())
+
+
+def behind(comparisons: Sequence[Comparison]) -> list[str]:
+    """Modules in which checkpoint a is less mature than b for certain, the furthest one first."""
+    lagging = [comparison for comparison in comparisons if comparison.interval[0] > 0]
+    return [comparison.module for comparison in sorted(lagging, key=lambda each: -each.lead)]
+
+
+def _comparison(a: str, b: str, module: str, gap: Difference) -> Comparison:
+    decided = gap.low > 0 or gap.high < 0
+    winner = (b if gap.mean > 0 else a) if decided else None
+    return Comparison(a, b, module, gap.mean, winner, gap.probability, (gap.low, gap.high))

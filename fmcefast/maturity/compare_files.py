@@ -1,0 +1,219 @@
+"""Compares checkpoints in files: which is more mature, and which module is behind."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import nan
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fmcefast.errors import InputError
+from fmcefast.files import short_names
+from fmcefast.maturity.batch_norm import untrained
+from fmcefast.maturity.checkpoints import ProbeImages, load_checkpoint
+from fmcefast.maturity.compare import Comparison, behind, compare, in_order
+from fmcefast.maturity.image_changes import DEFAULT_CHANGE
+from fmcefast.maturity.modules import stages_of
+from fmcefast.maturity.pooled_maps import pool_maps
+from fmcefast.maturity.probe import CHANGED_IMAGES
+from fmcefast.maturity.statistics import centred_cosines, lacking_labels, ridge_probe_accuracy
+from fmcefast.progress import Progress
+
+FINAL = "final feature map"
+_OTHER_BACKBONES = (
+    "The backbones differ, so there is no verdict: across architectures the larger invariance was that of the more "
+    "mature checkpoint in about 3 of 4 pairs, the better linear probe in about 6 of 7."
+)
+_OTHER_CLASSES = (
+    "The checkpoints classify other classes, so there is no verdict: across data sets the larger invariance was that "
+    "of the more mature checkpoint in about 3 of 4 pairs."
+)
+
+
+@dataclass(frozen=True)
+class ModuleComparison:
+    """values: {file: mean centred cosine}. untrained: files in which its batch normalisation is as it began."""
+
+    module: str
+    values: dict[str, float]
+    pairs: list[Comparison]
+    untrained: list[str]
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """order: files, the least mature first. pairs: every two of them in the final feature map. modules: in the order in
+    which they run, the final one last; only that one for different backbones.
+
+    ridge_probe: {file: accuracy of a linear probe of the final map}, where labels serve. worth: why there is no
+    verdict, for checkpoints of different backbones or classes.
+    """
+
+    order: list[str]
+    pairs: list[Comparison]
+    modules: list[ModuleComparison]
+    backbones: dict[str, str]
+    data: str
+    split: str
+    images: int
+    change: str
+    ridge_probe: dict[str, float] | None
+    worth: str | None
+
+    def explain(self) -> str:
+        final = self.modules[-1]
+        names = dict(zip(self.order, short_names(self.order), strict=True))
+        width = max(map(len, names.values()))
+        lines = [f"compare: {self.images:,} {self.split} images of {self.data}, invariance to {self.change}"]
+        if self.worth:
+            lines.append(self.worth)
+        lines.append(f"{'':{width}}  invariance" + ("  linear probe" if self.ridge_probe else ""))
+        for path in self.order:
+            probe = f"{self.ridge_probe[path]:14.4f}" if self.ridge_probe else ""
+            lines.append(f"{names[path]:{width}}  {final.values[path]:10.4f}{probe}")
+        if not self.worth:
+            lines += ["", *(_sentence(pair, names) for pair in self.pairs)]
+        if not self.worth and len(self.modules) > 1:
+            for pair in self.pairs:
+                lines += self._modules_of(pair, names)
+        for module in self.modules:
+            lines += [
+                f"{module.module} of {names[path]} was never trained: its batch normalisation is as it began."
+                for path in module.untrained
+            ]
+        return "\n".join(lines)
+
+    def _modules_of(self, pair: Comparison, names: dict[str, str]) -> list[str]:
+        """The two checkpoints of a pair, module by module."""
+        rows = [next(row for row in module.pairs if (row.a, row.b) == (pair.a, pair.b)) for module in self.modules]
+        lines = [
+            "",
+            f"{names[pair.a]} -> {names[pair.b]}",
+            f"  {'module':28}{'from':>8}{'to':>8}{'lead':>9}  95% interval",
+        ]
+        for module, row in zip(self.modules, rows, strict=True):
+            low, high = row.interval
+            undecided = "" if row.decided else "  cannot be told apart"
+            lines.append(
+                f"  {module.module[-28:]:28}{module.values[pair.a]:8.4f}{module.values[pair.b]:8.4f}{row.lead:+9.4f}"
+                f"  {low:+.4f} to {high:+.4f}{undecided}"
+            )
+        lagging = behind(rows)
+        return [*lines, f"  furthest behind in {names[pair.a]}: {lagging[0]}"] if lagging else lines
+
+
+def compare_files(
+    weights: Sequence[Path],
+    backbones: Sequence[str],
+    images: ProbeImages,
+    device: torch.device,
+    progress: Progress,
+    *,
+    modules: Sequence[str] = (),
+    labels: bool = True,
+    change: str = DEFAULT_CHANGE,
+) -> CompareResult:
+    """Compare two or more checkpoints on the same images.
+
+    backbones: one for all, or one for each file. modules: of one backbone, the last one being taken for the final
+    feature map; by default the last one at each size of the maps. labels: with a linear probe, where they serve.
+
+    Raises InputError for fewer than two files, a file given twice, another number of backbones, maps that are the same
+    for all images, and as `load_checkpoint` and `pool_maps` do.
+    """
+    files = list(map(str, weights))
+    if len(files) < 2 or len(set(files)) < len(files):
+        raise InputError("Name two or more different weights files to compare.")
+    if len(backbones) not in (1, len(files)):
+        raise InputError(
+            f"Give `backbone` once, or once for each of the {len(files)} files, not {len(backbones)} times."
+        )
+    of_file = dict(zip(files, backbones * len(files) if len(backbones) == 1 else backbones, strict=True))
+    same_backbone = len(set(of_file.values())) == 1
+    if modules and not same_backbone:
+        raise InputError("Modules of different backbones cannot be compared by name. Leave `module` out.")
+    seen = []
+    with_labels = labels and not lacking_labels(images.labels)
+    with progress.task("compare", total=len(files) * len(images), unit="images") as task:
+        for path, backbone in zip(weights, of_file.values(), strict=True):
+            seen.append(_look_at(path, backbone, images, device, modules, same_backbone, with_labels, change))
+            task.advance(len(images), note=path.name)
+    finals = {file: list(look.cosines.values())[-1] for file, look in zip(files, seen, strict=True)}
+    worth = None
+    if not same_backbone:
+        worth = _OTHER_BACKBONES
+    elif len({look.classes for look in seen}) > 1:
+        worth = _OTHER_CLASSES
+    order = in_order(finals)
+    of_modules = []
+    for module in seen[0].cosines:
+        cosines = {file: look.cosines[module] for file, look in zip(files, seen, strict=True)}
+        pairs = compare({file: cosines[file] for file in order}, module)
+        of_modules.append(
+            ModuleComparison(
+                module,
+                values={file: float(cosines[file].mean()) for file in order},
+                pairs=[replace(pair, more_mature=None) for pair in pairs] if worth else pairs,
+                untrained=[file for file, look in zip(files, seen, strict=True) if module in look.untrained],
+            )
+        )
+    return CompareResult(
+        order=order,
+        pairs=of_modules[-1].pairs,
+        modules=of_modules,
+        backbones=of_file,
+        data=images.data,
+        split=images.split,
+        images=len(images),
+        change=change,
+        ridge_probe={file: look.ridge_probe for file, look in zip(files, seen, strict=True)} if with_labels else None,
+        worth=worth,
+    )
+
+
+class _Look(NamedTuple):
+    """What is seen of one checkpoint, {module: centred cosines} in the order in which the modules run."""
+
+    cosines: dict[str, np.ndarray]
+    untrained: list[str]
+    classes: int
+    ridge_probe: float
+
+
+def _look_at(
+    path: Path,
+    backbone: str,
+    images: ProbeImages,
+    device: torch.device,
+    modules: Sequence[str],
+    same_backbone: bool,
+    with_labels: bool,
+    change: str,
+) -> _Look:
+    checkpoint = load_checkpoint(backbone, path, len(images.classes), device)
+    names = list(modules) or stages_of(checkpoint.network, images.image_size)
+    names = names if same_backbone else names[-1:]
+    pooled = pool_maps(checkpoint.network, names, images.batches, changes=[change], changed_images=CHANGED_IMAGES)
+    for name, maps in pooled.items():
+        if maps.constant:
+            raise InputError(f"{path}: the feature maps of {name} are the same for all images.")
+    return _Look(
+        cosines={
+            name if same_backbone else FINAL: centred_cosines(maps.plain, maps.changed[change])
+            for name, maps in pooled.items()
+        },
+        untrained=[name for name in names if untrained(checkpoint.network, name)],
+        classes=checkpoint.classes,
+        ridge_probe=ridge_probe_accuracy(pooled[names[-1]].plain, images.labels) if with_labels else nan,
+    )
+
+
+def _sentence(pair: Comparison, names: dict[str, str]) -> str:
+    low, high = pair.interval
+    certainty = f"lead {pair.lead:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
+    if pair.more_mature is None:
+        return f"{names[pair.a]} and {names[pair.b]} cannot be told apart ({certainty})."
+    other = pair.a if pair.more_mature == pair.b else pair.b
+    return f"{names[pair.more_mature]} is more mature than {names[other]} ({certainty})."

@@ -1,0 +1,189 @@
+"""The feature maps of a network's modules, averaged over their positions."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from fmcefast.errors import InputError, unknown_name
+from fmcefast.maturity.batch_norm import Recalibration, evaluated
+from fmcefast.maturity.image_changes import DEFAULT_CHANGE, image_change
+from fmcefast.maturity.statistics import FEWEST_IMAGES
+from fmcefast.models.fmce_net import LEAST_CHANNELS
+
+# Below this part of the largest value, differences are rounding errors of float32.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class PooledMaps:
+    """Of one module, in float64: (N, C) of images, {change: (M, C)} of the first M of them changed, and, if they were
+    asked for, (N, C) with the network's own batch statistics."""
+
+    plain: np.ndarray
+    changed: dict[str, np.ndarray]
+    evaluation: np.ndarray | None = None
+
+    @property
+    def constant(self) -> bool:
+        """Whether all images have the same map, about which statistics say nothing."""
+        return bool(np.ptp(self.plain, axis=0).max() <= _ROUNDING * np.abs(self.plain).max())
+
+
+@torch.no_grad()
+def pool_maps(
+    model: nn.Module,
+    modules: Sequence[str],
+    loader: Iterable[Any],
+    *,
+    changes: Sequence[str] = (DEFAULT_CHANGE,),
+    changed_images: int | None = None,
+    evaluation: bool = False,
+) -> dict[str, PooledMaps]:
+    """The pooled maps of modules, by their names. The model takes batch statistics anew from the images for this, and
+    is afterwards as it was.
+
+    loader: gives batches of images, or (images, labels), the same ones in every pass. changes: of
+    `image_changes.CHANGES`. changed_images: M, all by default. evaluation: with the maps that the model's own batch
+    statistics make.
+
+    Raises InputError for an unknown module or one whose output is no feature map, fewer than 16 images, maps that are
+    not finite, and a loader that cannot be read twice.
+    """
+    if isinstance(loader, Iterator):
+        raise InputError("The loader is an iterator, which can be read only once. Pass a DataLoader or a list.")
+    functions = {name: image_change(name) for name in changes}
+    batches = partial(_batches, model, loader)
+    with evaluated(model), _pooling(model, modules) as outputs:
+        recalibration = Recalibration(model)
+        own = _pass(model, batches(), outputs) if evaluation or not recalibration.needed else None
+        plain = own
+        if recalibration.needed:
+            _recalibrate(model, recalibration, batches())
+            plain = _pass(model, batches(), outputs)
+        assert plain is not None
+        images = len(next(iter(plain.values())))
+        if images < FEWEST_IMAGES:
+            raise InputError(f"{images} images are too few: maturity is told from at least {FEWEST_IMAGES}.")
+        first = images if changed_images is None else min(images, changed_images)
+        changed = {
+            change: _pass(model, map(function, _first(batches(), first)), outputs)
+            for change, function in functions.items()
+        }
+    pooled = {
+        name: PooledMaps(
+            plain[name],
+            {change: maps[name] for change, maps in changed.items()},
+            own[name] if evaluation and own is not None else None,
+        )
+        for name in modules
+    }
+    for name, maps in pooled.items():
+        parts = [maps.plain, *maps.changed.values(), *([] if maps.evaluation is None else [maps.evaluation])]
+        if not all(np.isfinite(part).all() for part in parts):
+            raise InputError(f"The feature maps of {name!r} hold values that are not finite. Check the weights.")
+    return pooled
+
+
+class MapShape(NamedTuple):
+    """channels: C; positions: (H, W) or (N,); dims: where the positions are in (B, ...)."""
+
+    channels: int
+    positions: tuple[int, ...]
+    dims: tuple[int, ...]
+
+
+def map_shape(output: Any) -> MapShape | None:
+    """The shape of feature maps (B, C, H, W) or (B, N, C), or (B, H, W, C) of square ones; None for anything else."""
+    shape = tuple(output.shape) if torch.is_tensor(output) else ()
+    if len(shape) not in (3, 4):
+        return None
+    channels_last = len(shape) == 3 or shape[1] == shape[2] != shape[3]
+    dims = tuple(range(1, len(shape) - 1)) if channels_last else (2, 3)
+    channels = shape[-1] if channels_last else shape[1]
+    return MapShape(channels, tuple(shape[dim] for dim in dims), dims) if channels >= LEAST_CHANNELS else None
+
+
+def pool_positions(output: Any, name: str) -> torch.Tensor:
+    """(B, C) float32 means over the positions of the output of the module `name`. Raises InputError unless the output
+    is of feature maps."""
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]  # networks of Hugging Face put out tuples
+    shape = map_shape(output)
+    if shape is None:
+        what = f"a tensor {tuple(output.shape)}" if torch.is_tensor(output) else f"a {type(output).__name__}"
+        raise InputError(
+            f"The module {name!r} puts out {what}. A feature map is (B, C, H, W) or (B, N, C) with at least "
+            f"{LEAST_CHANNELS} channels."
+        )
+    return output.float().mean(dim=shape.dims)
+
+
+def _batches(model: nn.Module, loader: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The images of each batch, on the model's device."""
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    for batch in loader:
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        yield images.to(device)
+
+
+def _first(batches: Iterable[torch.Tensor], images: int) -> Iterator[torch.Tensor]:
+    for batch in batches:
+        if images <= 0:
+            return
+        yield batch[:images]
+        images -= len(batch)
+
+
+def _recalibrate(model: nn.Module, recalibration: Recalibration, batches: Iterable[torch.Tensor]) -> None:
+    used = 0
+    for images in batches:
+        if len(images) > 1:  # one image may be one value a channel, which has no variance
+            with recalibration.batch(len(images)):
+                model(images)
+            used += 1
+    if not used:
+        raise InputError("Batch statistics need batches of at least two images.")
+
+
+def _pass(model: nn.Module, batches: Iterable[torch.Tensor], outputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in outputs}
+    for images in batches:
+        for name in outputs:
+            outputs[name] = torch.empty(0)
+        model(images)
+        for name, pooled in outputs.items():
+            if len(pooled) != len(images):
+                raise InputError(
+                    f"The module {name!r} gave {len(pooled) or 'no'} maps for {len(images)} images. Name a module that "
+                    "runs once for every image."
+                )
+            parts[name].append(pooled)
+    if not any(parts.values()):
+        raise InputError("The loader gave no images.")
+    return {name: torch.cat(pooled).double().cpu().numpy() for name, pooled in parts.items()}
+
+
+@contextmanager
+def _pooling(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """The last outputs of modules, pooled, while the model runs."""
+    known = dict(model.named_modules())
+    for name in modules:
+        if name not in known:
+            raise unknown_name(f"module of {type(model).__name__}", name, [own for own in known if own])
+    outputs = {name: torch.empty(0) for name in modules}
+
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs[name] = pool_positions(output, name)
+
+    hooks = [known[name].register_forward_hook(partial(keep, name)) for name in modules]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,45 @@
+"""Maturity statistics of checkpoints, module by module."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fmcefast.files import short_names
+from fmcefast.maturity.probe_files import ProbeResult
+from fmcefast.report.style import finish
+
+_MARKS = "osD^v"
+_COLOURS = ("#1f5f99", "#c8553d", "#2f8f5b", "#7a5195", "#555555")
+_NAMED = 12  # checkpoints whose names are written
+
+
+def probe_figure(result: ProbeResult) -> Figure:
+    """Invariance, and where there are labels the accuracy of a linear probe, against the checkpoint: a line for each
+    module, and a dotted one for the module before training."""
+    with_probe = any(row.statistics.get("ridge_probe") is not None for row in result.rows)
+    figure = Figure(figsize=(11 if with_probe else 6.4, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2 if with_probe else 1, squeeze=False)[0]
+    change = f"centred cosine of image and image after {result.change}"
+    _draw(panels[0], result, "bn_inv_ccos", "Invariance", change)
+    if with_probe:
+        _draw(panels[1], result, "ridge_probe", "Linear probe", "accuracy on held-out quarters")
+    panels[0].legend(frameon=False, fontsize=9, title="module (dotted: before training)", title_fontsize=9)
+    figure.supxlabel(f"{result.backbone}, {result.images:,} {result.split} images of {result.data}", fontsize=9)
+    return figure
+
+
+def _draw(axes: Axes, result: ProbeResult, statistic: str, title: str, ylabel: str) -> None:
+    files = list(dict.fromkeys(row.weights for row in result.rows))
+    places = list(range(1, len(files) + 1))
+    for number, module in enumerate(dict.fromkeys(row.module for row in result.rows)):
+        rows = [row for row in result.rows if row.module == module]
+        colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
+        values = [row.statistics[statistic] for row in rows]
+        axes.plot(places, [float("nan") if value is None else value for value in values], mark + "-", color=colour,
+                  markersize=5, label=module)  # fmt: skip
+        before = rows[0].fresh.get(statistic)
+        if before is not None:
+            axes.axhline(before, color=colour, linestyle=":", linewidth=1)
+    axes.set(title=title, ylabel=ylabel)
+    finish(axes, xlabel="checkpoint")
+    if len(files) <= _NAMED:
+        axes.set_xticks(places, short_names(files), rotation=30, ha="right", fontsize=8)
