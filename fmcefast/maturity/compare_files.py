@@ -130,7 +130,7 @@ def compare_files(
         raise InputError(
             f"Give `backbone` once, or once for each of the {len(files)} files, not {len(backbones)} times."
         )
-    of_file = dict(zip(files, backbones * len(files) if len(backbones) == 1 else backbones, strict=True))
+    of_file = dict(zip(files, [*backbones] * len(files) if len(backbones) == 1 else backbones, strict=True))
     same_backbone = len(set(of_file.values())) == 1
     if modules and not same_backbone:
         raise InputError("Modules of different backbones cannot be compared by name. Leave `module` out.")

@@ -18,12 +18,14 @@ def probe_figure(result: ProbeResult) -> Figure:
     with_probe = any(row.statistics.get("ridge_probe") is not None for row in result.rows)
     figure = Figure(figsize=(11 if with_probe else 6.4, 4.6), layout="constrained")
     panels = figure.subplots(1, 2 if with_probe else 1, squeeze=False)[0]
-    change = f"centred cosine of image and image after {result.change}"
+    change = f"centred cosine, image and its {result.change}"
     _draw(panels[0], result, "bn_inv_ccos", "Invariance", change)
     if with_probe:
         _draw(panels[1], result, "ridge_probe", "Linear probe", "accuracy on held-out quarters")
-    panels[0].legend(frameon=False, fontsize=9, title="module (dotted: before training)", title_fontsize=9)
-    figure.supxlabel(f"{result.backbone}, {result.images:,} {result.split} images of {result.data}", fontsize=9)
+    images = f"{result.images:,} {result.split} images of {result.data}"
+    title = f"{result.backbone}, {images}; dotted: the module before training"
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside upper center", ncols=5, frameon=False, title=title, title_fontsize=9)
     return figure
 
 
