@@ -1,17 +1,21 @@
 """The verbs that use a run's FMCE-Net: to train under it, and to score checkpoints with it."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fmcefast.cli.opening import open_existing
+from fmcefast.cli.opening import given, open_existing
 from fmcefast.cli.options import common, module_option, settings
-from fmcefast.cli.running import finish, perform
+from fmcefast.cli.running import finish, perform, print_json, print_text, terminal_progress
 from fmcefast.errors import InputError
+from fmcefast.run.config import read_yaml, resolve
 
 _WHERE = ("data_root", "workers", "loader")
+_OF_NO_RUN = ("backbone", "data", "image_size", "recipe", "batch_size")
 
 
 @click.command()
@@ -118,7 +122,7 @@ def sweep(
 @click.option(
     "--reference", is_flag=True, help="Score the run's own epochs too: a curve of maturity against the epoch."
 )
-@settings(also=_WHERE)
+@settings(also=(*_OF_NO_RUN, *_WHERE))
 @common
 def score(
     run: Path | None,
@@ -129,24 +133,51 @@ def score(
     reference: bool,
     **options: Any,
 ) -> int:
-    """Score how mature the feature maps of checkpoints are, under the run's FMCE-Net.
+    """Score how mature the feature maps of checkpoints are, under the run's FMCE-Net, or under a model for any run.
 
     \b
     fmcefast score runs/mnist --weights mine/epoch-10.pt mine/epoch-20.safetensors
     fmcefast score runs/mnist --reference
+    fmcefast score --model maturity.safetensors --backbone resnet18 --data cifar10 --weights mine/epoch-10.pt
 
-    Every held-out image's feature map gets a score from 1 to K; the table shows mean, spread and distribution. Nothing
-    in a file is executed: pickled objects are refused.
+    Every held-out image's feature map gets a score from 1 to K; the table shows mean, spread and distribution. The last
+    form opens no run: its model comes from fit --model invariant, and --backbone, --data, --image-size, --recipe and
+    --batch-size are for it alone. Nothing in a file is executed: pickled objects are refused.
     """
     if options["force"]:
         raise InputError("score keeps nothing that --force could redo; leave it out.")
     if run is not None and run.is_file():  # score --weights FILE FILE
         more_weights, run = (run, *more_weights), None
+    if model is not None and _is_invariant(model):
+        if run is not None or reference:
+            raise InputError(f"{model} scores checkpoints without a run: leave out {run or '--reference'}.")
+        return _score_any((*weights, *more_weights), model, module, options)
+    if foreign := sorted(given(options).keys() & set(_OF_NO_RUN)):
+        raise InputError(
+            f"`{foreign[0]}` is the run's own. To score without a run, give a --model that fit --model invariant made."
+        )
     from fmcefast.pipeline.stages import score
 
     folder, progress, as_json = open_existing(run, score, options)
-    given = {"weights": [*weights, *more_weights], "model": model, "reference": reference}
-    return finish(folder, perform(score, folder.view(module), progress, **given), as_json)
+    files = [*weights, *more_weights]
+    result = perform(score, folder.view(module), progress, weights=files, model=model, reference=reference)
+    return finish(folder, result, as_json)
+
+
+def _is_invariant(model: Path) -> bool:
+    from fmcefast.maturity.invariant_score import is_invariant_score
+
+    return is_invariant_score(model)
+
+
+def _score_any(weights: Sequence[Path], model: Path, module: str | None, options: dict[str, Any]) -> int:
+    from fmcefast.maturity.score_files import score_files
+    from fmcefast.runtime.device import pick_device
+
+    config = resolve(given(options), read_yaml(options["config_file"]) if options["config_file"] else {})
+    result = score_files(weights, model, config, pick_device(), terminal_progress(options["quiet"]), module=module)
+    print_json(asdict(result)) if options["as_json"] else print_text(result.explain())
+    return 0
 
 
 def _numbers(text: str) -> list[float]:

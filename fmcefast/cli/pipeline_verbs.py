@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from fmcefast.cli.opening import open_existing, open_new
+from fmcefast.cli.opening import given, open_existing, open_new
 from fmcefast.cli.options import common, module_option, settings
-from fmcefast.cli.running import finish, perform, print_json
+from fmcefast.cli.running import finish, perform, print_json, print_text, terminal_progress
+from fmcefast.errors import InputError
 
 
 @click.command()
@@ -82,7 +83,7 @@ def extract(run: Path | None, modules: tuple[str, ...], **options: Any) -> int:
 
 
 @click.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, metavar="[RUN]", type=click.Path(path_type=Path))
 @module_option
 @click.option(
     "--test-run",
@@ -90,25 +91,62 @@ def extract(run: Path | None, modules: tuple[str, ...], **options: Any) -> int:
     multiple=True,
     metavar="OTHER",
     type=click.Path(path_type=Path),
-    help="Another run (of another seed, say) on whose feature maps FMCE-Net is tested too.",
+    help="Another run (of another seed, say) on which the result is tested too.",
 )
+@click.option(
+    "--model",
+    type=click.Choice(("fmce-net", "invariant")),
+    default="fmce-net",
+    show_default=True,
+    help="invariant: a score of one statistic, fitted to several RUNs, for checkpoints of runs never seen.",
+)
+@click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="File of the invariant model.")
 @settings("fit", also=("data_root", "workers", "loader"))
 @common
-def fit(run: Path | None, module: str | None, others: tuple[Path, ...], **options: Any) -> int:
+def fit(
+    runs: tuple[Path, ...],
+    module: str | None,
+    others: tuple[Path, ...],
+    model: str,
+    output: Path | None,
+    **options: Any,
+) -> int:
     """Train FMCE-Net on the feature maps and measure it on held-out ones.
 
     \b
     fmcefast fit runs/mnist --split image --fmce-epochs 10
     fmcefast fit runs/mnist --test-run runs/mnist-seed-1
+    fmcefast fit runs/seed-0 runs/seed-1 --model invariant --test-run runs/seed-2 --output maturity.safetensors
+
+    FMCE-Net tells the checkpoints of its own run apart. The invariant model carries over to other seeds; score uses it
+    without a run.
     """
+    if model == "invariant":
+        return _fit_invariant(runs, module, others, output, options)
+    if len(runs) > 1 or output is not None:
+        raise InputError("FMCE-Net is fitted to one run and kept in it. Several RUNs and --output: --model invariant")
     from fmcefast.pipeline.stages import fit, other_runs
 
-    folder, progress, as_json = open_existing(run, fit, options, [module] if module else [])
+    folder, progress, as_json = open_existing(runs[0] if runs else None, fit, options, [module] if module else [])
     view = folder.view(module)
     metrics = perform(fit, view, progress)
     if others:
         return finish(folder, perform(other_runs, view, progress, others=others), as_json)
     return finish(folder, metrics, as_json)
+
+
+def _fit_invariant(
+    runs: tuple[Path, ...], module: str | None, others: tuple[Path, ...], output: Path | None, options: dict[str, Any]
+) -> int:
+    from fmcefast.pipeline.invariant_fit import fit_invariant
+
+    if not runs or output is None:
+        raise InputError("Name the RUNs to fit to, and the file to write: --output FILE")
+    if given(options) or options["config_file"] or options["force"]:
+        raise InputError("The invariant model takes no settings: leave out the flags of FMCE-Net.")
+    result = fit_invariant(runs, output, terminal_progress(options["quiet"]), tests=others, module=module)
+    print_json(asdict(result)) if options["as_json"] else print_text(result.explain())
+    return 0
 
 
 @click.command()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmcefast.data.image_set import ImageSet
+from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.sources import load_source, sample
@@ -69,19 +69,25 @@ class ProbeImages:
 
 
 def probe_images(
-    config: Config, count: int, split: str, device: torch.device, progress: Progress | None = None
+    config: Config,
+    count: int,
+    split: str,
+    device: torch.device,
+    progress: Progress | None = None,
+    source: Source | None = None,
 ) -> ProbeImages:
     """`count` images of a data set, or all if it has fewer, drawn once for all seeds and stratified by class.
 
     config: `data`, `data_root`, `image_size`, `recipe`, `batch_size`, `workers` and `loader` count. split: "test", the
-    held-out images, or "train". Raises InputError as load_source does, and for fewer than 16 images.
+    held-out images, or "train". source: the data set, where it is at hand. Raises InputError as load_source does, and
+    for fewer than 16 images.
     """
     if count < FEWEST_IMAGES:
         raise InputError(f"Maturity is told from at least {FEWEST_IMAGES} images, not {count}.")
-    source = load_source(config.data, config.data_root, config.subset, progress=progress)
+    source = source or load_source(config.data, config.data_root, config.subset, progress=progress)
     images = source.train if split == "train" else source.test
     if len(images) < FEWEST_IMAGES:
-        raise InputError(f"{config.data} holds out {len(images)} images; maturity needs at least {FEWEST_IMAGES}.")
+        raise InputError(f"{config.data} has {len(images)} {split} images; maturity needs at least {FEWEST_IMAGES}.")
     images = sample(images, max(count, len(source.classes)))
     images = images.take(np.random.default_rng(_ORDER_SEED).permutation(len(images)))
     loader = make_loader(images, loader_settings(config, device), training=False)
