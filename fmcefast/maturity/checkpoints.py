@@ -1,6 +1,6 @@
 """Networks from weights files, and the images that they are probed with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,7 +58,8 @@ class ProbeImages:
     def batches(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
         """(images, labels), kept in memory where there is room."""
         size = len(self) * 3 * self.image_size**2 * 4
-        return list(self.loader) if size <= _PART_FOR_IMAGES * free_memory(self.loader.device) else self.loader
+        passes = _WholePasses(self.loader)
+        return list(passes) if size <= _PART_FOR_IMAGES * free_memory(self.loader.device) else passes
 
     @cached_property
     def fingerprint(self) -> str:
@@ -66,6 +67,17 @@ class ProbeImages:
         first, _ = next(iter(self.batches))
         parts = (self.data, self.recipe, self.image_size, self.split, len(self), content_hash(self.labels))
         return "-".join(map(str, (*parts, content_hash(first.cpu().contiguous().numpy()))))
+
+
+class _WholePasses:
+    """Passes over a loader that begin at its first batch, also after one that was left early."""
+
+    def __init__(self, loader: Loader):
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self._loader.start(1)
+        return iter(self._loader)
 
 
 def probe_images(

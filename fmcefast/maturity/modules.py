@@ -1,6 +1,7 @@
 """Which modules of a network to look at when none are named: the last one at each size of its feature maps."""
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ from torch import nn
 
 from fmcefast.errors import InputError
 from fmcefast.maturity.batch_norm import evaluated
-from fmcefast.maturity.pooled_maps import map_shape
+from fmcefast.maturity.pooled_maps import feature_map, map_shape
 
 MOST = 5
 _ENOUGH_SIZES = 3
 _ENOUGH_MODULES = 8
+_LARGER = 4  # an image this many times as large has a larger map wherever the network has not pooled it to one position
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # which do not run themselves
 
 
@@ -22,18 +24,19 @@ def stages_of(network: nn.Module, image_size: int) -> list[str]:
 
     Among the network's children they are the last one with weights at each size of the maps; where the children have
     fewer than three sizes, the largest child is taken apart. Of a network whose maps are nearly all of one size, such
-    as a vision transformer, they are spread evenly. Raises InputError when the images do not fit, or no module puts out
-    a feature map.
+    as a vision transformer, they are spread evenly. What comes after the global pooling has no maps. Raises InputError
+    when the images do not fit, or no module puts out a feature map.
     """
-    names = _children(network, "")
+    whole = _children(network, "")  # those that are not taken apart
+    names = list(whole)
     outputs = _outputs(network, names, image_size)
     while len(set(outputs.values())) < _ENOUGH_SIZES and len(outputs) < _ENOUGH_MODULES:
-        largest = max(outputs, key=lambda name: _weights(network, name), default="")
+        largest = max((name for name in outputs if name in whole), key=lambda name: _weights(network, name), default="")
         inner = _children(network, largest) if largest else []
         if not inner:
             break
-        where = names.index(largest)
-        names[where : where + 1] = inner
+        whole = [name for name in whole if name != largest] + inner
+        names += inner
         outputs = _outputs(network, names, image_size)
     if not outputs:
         raise InputError(f"{type(network).__name__} has no module that puts out a feature map. Name one: `module`.")
@@ -58,14 +61,32 @@ def _children(network: nn.Module, name: str) -> list[str]:
 
 
 def _outputs(network: nn.Module, names: list[str], image_size: int) -> dict[str, tuple[int, ...]]:
-    """{name: height and width, or number of tokens} of the feature maps of one image, in the order of their making."""
+    """{name: height and width, or number of tokens} of the feature maps of one image, in the order of their making.
+
+    Not those of modules after the global pooling, and of two modules that put out the very same map only the inner one.
+    """
+    sizes = _sizes(network, names, image_size)
+    single = [name for name, size in sizes.items() if prod(size) == 1]
+    if single:
+        try:
+            larger = _sizes(network, single, _LARGER * image_size)
+        except InputError:  # it takes images of one size only
+            return sizes
+        return {name: size for name, size in sizes.items() if larger.get(name) != size}
+    return sizes
+
+
+def _sizes(network: nn.Module, names: list[str], image_size: int) -> dict[str, tuple[int, ...]]:
     sizes: dict[str, tuple[int, ...]] = {}
+    last: Any = None
 
     def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal last
+        output = feature_map(output)
         shape = map_shape(output)
-        if shape is not None:
+        if shape is not None and output is not last:
             sizes.pop(name, None)
-            sizes[name] = shape.positions
+            sizes[name], last = shape.positions, output
 
     hooks = [network.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
     try:
@@ -78,7 +99,7 @@ def _outputs(network: nn.Module, names: list[str], image_size: int) -> dict[str,
 
 @torch.no_grad()
 def _run_once(network: nn.Module, image_size: int) -> None:
-    weight = next(network.parameters())
+    weight = next(network.parameters(), torch.empty(0))
     image = torch.zeros(1, 3, image_size, image_size, dtype=weight.dtype, device=weight.device)
     with evaluated(network):
         try:

@@ -19,6 +19,9 @@ from fmcefast.models.fmce_net import LEAST_CHANNELS
 # Below this part of the largest value, differences are rounding errors of float32.
 _ROUNDING = 1e-6
 
+# Pixels of the same image may differ by this much from one pass to the next.
+_OTHER_IMAGE = 1e-2
+
 
 @dataclass(frozen=True)
 class PooledMaps:
@@ -53,26 +56,27 @@ def pool_maps(
     statistics make.
 
     Raises InputError for an unknown module or one whose output is no feature map, fewer than 16 images, maps that are
-    not finite, and a loader that cannot be read twice.
+    not finite, and a loader that cannot be read twice or gives other images the next time.
     """
     if isinstance(loader, Iterator):
         raise InputError("The loader is an iterator, which can be read only once. Pass a DataLoader or a list.")
     functions = {name: image_change(name) for name in changes}
-    batches = partial(_batches, model, loader)
-    with evaluated(model), _pooling(model, modules) as outputs:
+    batches = _Batches(model, loader)
+    # Where a loader draws random numbers, so does the training that calls this.
+    with torch.random.fork_rng(devices=[]), evaluated(model), _pooling(model, modules) as outputs:
         recalibration = Recalibration(model)
-        own = _pass(model, batches(), outputs) if evaluation or not recalibration.needed else None
+        own = _pass(model, batches, outputs) if evaluation or not recalibration.needed else None
         plain = own
         if recalibration.needed:
-            _recalibrate(model, recalibration, batches())
-            plain = _pass(model, batches(), outputs)
+            _recalibrate(model, recalibration, batches)
+            plain = _pass(model, batches, outputs)
         assert plain is not None
         images = len(next(iter(plain.values())))
         if images < FEWEST_IMAGES:
             raise InputError(f"{images} images are too few: maturity is told from at least {FEWEST_IMAGES}.")
         first = images if changed_images is None else min(images, changed_images)
         changed = {
-            change: _pass(model, map(function, _first(batches(), first)), outputs)
+            change: _pass(model, map(function, _first(batches, first)), outputs)
             for change, function in functions.items()
         }
     pooled = {
@@ -98,6 +102,11 @@ class MapShape(NamedTuple):
     dims: tuple[int, ...]
 
 
+def feature_map(output: Any) -> Any:
+    """The output of a module, or the first of several: modules of Hugging Face put out tuples."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
 def map_shape(output: Any) -> MapShape | None:
     """The shape of feature maps (B, C, H, W) or (B, N, C), or (B, H, W, C) of square ones; None for anything else."""
     shape = tuple(output.shape) if torch.is_tensor(output) else ()
@@ -112,32 +121,52 @@ def map_shape(output: Any) -> MapShape | None:
 def pool_positions(output: Any, name: str) -> torch.Tensor:
     """(B, C) float32 means over the positions of the output of the module `name`. Raises InputError unless the output
     is of feature maps."""
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]  # networks of Hugging Face put out tuples
+    output = feature_map(output)
     shape = map_shape(output)
     if shape is None:
         what = f"a tensor {tuple(output.shape)}" if torch.is_tensor(output) else f"a {type(output).__name__}"
         raise InputError(
-            f"The module {name!r} puts out {what}. A feature map is (B, C, H, W) or (B, N, C) with at least "
-            f"{LEAST_CHANNELS} channels."
+            f"The module {name!r} puts out {what}. A feature map is (B, C, H, W), (B, H, W, C) or (B, N, C) "
+            f"with at least {LEAST_CHANNELS} channels."
         )
     return output.float().mean(dim=shape.dims)
 
 
-def _batches(model: nn.Module, loader: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """The images of each batch, on the model's device."""
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    for batch in loader:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        yield images.to(device)
+class _Batches:
+    """The images of each batch, on the model's device, pass after pass.
+
+    Raises InputError for batches of anything else, and when the first batch of a pass is not that of the one before.
+    """
+
+    def __init__(self, model: nn.Module, loader: Iterable[Any]):
+        self._device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+        self._loader = loader
+        self._first: torch.Tensor | None = None
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for number, batch in enumerate(self._loader):
+            images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not torch.is_tensor(images):
+                raise InputError(f"The loader gives batches of {type(images).__name__}, not of images (B, C, H, W).")
+            images = images.to(self._device)
+            if number == 0:
+                self._compare(images)
+            yield images
+
+    def _compare(self, images: torch.Tensor) -> None:
+        first = self._first = images if self._first is None else self._first
+        if images.shape != first.shape or not torch.allclose(images, first, atol=_OTHER_IMAGE, equal_nan=True):
+            raise InputError(
+                "The loader gives other images in every pass. Pass one that neither shuffles nor augments its images."
+            )
 
 
 def _first(batches: Iterable[torch.Tensor], images: int) -> Iterator[torch.Tensor]:
     for batch in batches:
-        if images <= 0:
-            return
         yield batch[:images]
         images -= len(batch)
+        if images <= 0:
+            return
 
 
 def _recalibrate(model: nn.Module, recalibration: Recalibration, batches: Iterable[torch.Tensor]) -> None:
@@ -173,6 +202,8 @@ def _pass(model: nn.Module, batches: Iterable[torch.Tensor], outputs: dict[str, 
 def _pooling(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     """The last outputs of modules, pooled, while the model runs."""
     known = dict(model.named_modules())
+    if not modules:
+        raise InputError(f"Name a module of {type(model).__name__} at least.")
     for name in modules:
         if name not in known:
             raise unknown_name(f"module of {type(model).__name__}", name, [own for own in known if own])

@@ -32,10 +32,9 @@ def probe(
 
     model: afterwards as it was. modules: names within it, whose outputs are (B, C, H, W) or (B, N, C). loader: batches
     of images, or of (images, labels), the same ones in every pass, with the classes mixed, since batch statistics are
-    taken of batches; at least 16 images, best held-out ones. labels: (N,)
-    integers of their classes; they add the statistics in `WITH_LABELS`. change: the small change of the images that a
-    mature module does not mind: shift, crop, contrast or noise. before: {module: pooled maps} of an earlier checkpoint,
-    for `cka_before`.
+    taken of batches; at least 16 images, best held-out ones. labels: (N,) integers of their classes; they add the
+    statistics in `WITH_LABELS`. change: the small change of the images that a mature module does not mind: shift, crop,
+    contrast or noise. before: {module: pooled maps (N, C)} of an earlier checkpoint, for `cka_before`.
 
     bn_inv_ccos: the mean centred cosine between the maps of an image and of the same image changed; it grows with
     maturity. bn_areq_pool (grows), bn_erank_pool (falls), bn_nn_ratio (falls): spectral decay, effective rank, and
@@ -48,7 +47,8 @@ def probe(
     known = None if labels is None else np.asarray(labels.cpu() if torch.is_tensor(labels) else labels)
     pooled = pool_maps(model, modules, loader, changes=[change], changed_images=CHANGED_IMAGES, evaluation=True)
     return {
-        name: measure(maps, change, known, None if before is None else before[name]) for name, maps in pooled.items()
+        name: measure(maps, change, known, None if before is None else before.get(name))
+        for name, maps in pooled.items()
     }
 
 
@@ -71,6 +71,8 @@ def measure(
     values = statistics.label_free(maps.plain, maps.changed[change])
     if maps.evaluation is not None:
         values |= statistics.of_rivals(maps.evaluation)
+    if before is not None and len(before) != len(maps.plain):
+        raise InputError(f"The earlier checkpoint saw {len(before)} images, this one {len(maps.plain)}.")
     values["cka_before"] = None if before is None else statistics.cka(before, maps.plain)
     if labels is not None:
         values |= statistics.with_labels(maps.plain, labels)

@@ -106,6 +106,7 @@ def probe_files(
     """
     without_labels = lacking_labels(images.labels, images.classes) if labels else "they were not asked for"
     known = None if without_labels else images.labels
+    weights = list(dict.fromkeys(weights))  # shells give a file twice where patterns overlap
     names, rows = list(modules), []
     before: dict[str, np.ndarray] = {}
     with progress.task("probe", total=len(weights) * len(images), unit="images") as task:
@@ -118,7 +119,7 @@ def probe_files(
             for name, pooled in maps.items():
                 statistics = measure(pooled, change, known, before.get(name))
                 rows.append(ProbeRow(str(path), name, statistics, {}, untrained(network, name), pooled.constant))
-            before = {name: pooled.plain for name, pooled in maps.items()}
+            before = {name: pooled.plain for name, pooled in maps.items() if not pooled.constant}
             task.advance(len(images), note=path.name)
     fresh = fresh_statistics(backbone, names, images, labels=known is not None, change=change, device=device)
     return ProbeResult(

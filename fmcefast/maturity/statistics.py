@@ -83,7 +83,7 @@ def davies_bouldin(pooled: np.ndarray, labels: np.ndarray) -> float:
     """Similarity of each class to its most similar one (Davies and Bouldin 1979); 0 is best."""
     from sklearn.metrics import davies_bouldin_score
 
-    return float(davies_bouldin_score(pooled, labels))
+    return float(davies_bouldin_score(pooled / pooled.std(), labels))  # it takes distances below 1e-8 for none
 
 
 def nc1_trace(pooled: np.ndarray, labels: np.ndarray) -> float | None:
