@@ -19,7 +19,9 @@ class ConvergenceCallback(TrainerCallback):
 
         trainer = Trainer(model, args, train_dataset=images, callbacks=[ConvergenceCallback("runs/mine", stop=True)])
 
-    run, settings: as for ConvergenceRecorder. stop: end the training when the loss has converged.
+    run, settings: as for ConvergenceRecorder, `modules` and `images` among them; batches may be dictionaries with
+    `pixel_values`, and the first process alone runs the model for them, once before the first epoch too. stop: end the
+    training when the loss has converged.
 
     The loss of an epoch is the mean logged loss of its steps, with any logging strategy: at the end of an epoch the
     Trainer is asked to log the remaining steps. A training resumed from a checkpoint continues in the folder after that
@@ -37,11 +39,17 @@ class ConvergenceCallback(TrainerCallback):
         self._ended = False
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
     ) -> None:
         self._close()  # a training before may have failed
         if state.is_world_process_zero:
             self.recorder = ConvergenceRecorder(self.run, **self._settings)
+            self.recorder.maturity(model)  # what it cannot tell is refused before the first epoch
         self._begin(state.global_step)
 
     def on_epoch_begin(

@@ -23,9 +23,10 @@ class ConvergenceCallback(Callback):
 
         trainer = Trainer(callbacks=[ConvergenceCallback("runs/mine", stop=True, mu=1e-3)])
 
-    run, settings: as for ConvergenceRecorder. monitor: the mean training loss of an epoch, as training_step logs it:
-    self.log("train_loss", loss, on_epoch=True), and sync_dist=True where several processes train. stop: end the
-    training when the loss has converged.
+    run, settings: as for ConvergenceRecorder, `modules` and `images` among them: modules of the LightningModule, whose
+    forward(images) the first process alone runs for them, once before the first epoch too. monitor: the mean training
+    loss of an epoch, as training_step logs it: self.log("train_loss", loss, on_epoch=True), and sync_dist=True where
+    several processes train. stop: end the training when the loss has converged.
 
     A training resumed from a checkpoint continues in the folder after that checkpoint's epoch; a `fast_dev_run` leaves
     nothing. Raises InputError when `monitor` was not logged, and what ConvergenceRecorder raises.
@@ -40,6 +41,10 @@ class ConvergenceCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.recorder = ConvergenceRecorder(self.run, **{"name": type(pl_module).__name__, **self._settings})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.recorder is not None:
+            self.recorder.maturity(pl_module)  # what it cannot tell is refused before the first epoch
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]
@@ -58,7 +63,7 @@ class ConvergenceCallback(Callback):
         progress: tuple[float, bool, int] = (nan, False, 0)  # in the other processes
         if self.recorder is not None:
             epoch, loss = trainer.current_epoch + 1, float(metrics[self.monitor])
-            self.recorder.epoch_end(state, loss, lr=self._lr, epoch=epoch)
+            self.recorder.epoch_end(pl_module, loss, lr=self._lr, epoch=epoch, state=state)
             progress = self.recorder.cqi, self.recorder.converged, self.recorder.epochs
         cqi, converged, epochs = trainer.strategy.broadcast(progress)
         if epochs > 1:

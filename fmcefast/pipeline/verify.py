@@ -6,6 +6,7 @@ from fmcefast.errors import FmcefastError
 from fmcefast.pipeline.stages import STAGES
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.folder import RunFolder, read_run
+from fmcefast.run.maturity import read_maturity
 from fmcefast.stages.stage import problem
 
 
@@ -36,6 +37,7 @@ def verify(run: RunFolder, progress: Progress) -> VerifyResult:
     paths = [path for path in run.path.rglob("*") if path.is_file()]
     problems = [line for stage in STAGES for line in stage.verify(run, progress)]
     problems += problem(run.history.entries)
+    problems += problem(read_maturity, run.maturity_csv)
     for path in sorted(run.seeds.glob("*/config.yaml")):
         try:
             problems += verify(read_run(path.parent), progress).problems

@@ -1,6 +1,6 @@
 """Records your own training loop as a run."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import inf, nan
 from pathlib import Path
@@ -16,14 +16,17 @@ from fmcefast.convergence.cqi import cqi
 from fmcefast.convergence.markers import Markers
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.features.dataset import FeatureMapDataset
+from fmcefast.maturity.probe import Statistics
 from fmcefast.pipeline.change import open_run
 from fmcefast.pipeline.stages import extract, from_stage, markers, train, undo
 from fmcefast.progress import Progress
 from fmcefast.recorder.extraction import store_maps
+from fmcefast.recorder.live import IMAGES, LiveProbe
 from fmcefast.recorder.state import as_safetensors, class_of
 from fmcefast.run.config import RECORDED, SETTINGS
 from fmcefast.run.epochs import Epoch, read_epochs, write_epochs
 from fmcefast.run.folder import RunFolder
+from fmcefast.run.maturity import ModuleMaturity, read_maturity, write_maturity
 from fmcefast.stages.train import is_converged
 
 _REMEDY = "Record into another folder, or remove features/, fmce_net.safetensors and fit.json."
@@ -44,6 +47,11 @@ class ConvergenceRecorder:
 
     run: the folder, created if missing; an existing recording continues after its last epoch.
     name: of the model, for the report of a new folder; its class by default.
+    modules: names within the model, such as "layer4", whose maturity is told at the end of every epoch and kept in
+    maturity.csv; the report draws it. images: what it is told from, best held-out images: batches of images, or of
+    (images, labels), of mixed classes, of which the first image_count are read once and kept; a loader that shuffles
+    gives the same ones every time, and the training goes on as it would without. Three forward passes of them are run
+    in an epoch. See `fmcefast.maturity.probe` for the statistics.
     settings: phases=10, mu=1e-4, alpha=0.85, window=5, smoothing="ema" and start=1 as for `find_markers`; keep="all",
     or "markers" to drop the weights of other epochs once there are markers; dtype="float16" and others of `fmcefast
     extract` and `fmcefast fit`. Omitted settings keep the folder's values.
@@ -51,13 +59,30 @@ class ConvergenceRecorder:
     The folder is locked until `close`, or the end of the `with` block. Only one of several training processes may
     record.
 
-    Raises InputError for invalid settings, settings that contradict feature maps in the folder, and a folder that is
-    not a recorded run; FmcefastError when another process or recorder has locked it.
+    Raises InputError for invalid settings, settings that contradict feature maps in the folder, a folder that is not a
+    recorded run, modules without images, and too few images; FmcefastError when another process or recorder has locked
+    the folder.
     """
 
-    def __init__(self, run: str | Path, *, name: str | None = None, **settings: Any):
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        name: str | None = None,
+        modules: Sequence[str] = (),
+        images: Iterable[Any] | None = None,
+        image_count: int = IMAGES,
+        **settings: Any,
+    ):
         for unknown in settings.keys() - set(_SETTINGS):
             raise unknown_name("setting", unknown, _SETTINGS)
+        if bool(modules) != (images is not None):
+            raise InputError(
+                "`modules` need images to be looked at with. Give some, best held-out ones: images=LOADER"
+                if modules
+                else 'No modules are named to be looked at with `images`. Name some: modules=["layer4"]'
+            )
+        self._probe = None if images is None else LiveProbe(modules, images, image_count)
         path = Path(run)
         known = (path / "config.yaml").exists()
         with ExitStack() as stack:
@@ -67,6 +92,7 @@ class ConvergenceRecorder:
             if not known:
                 stack.enter_context(_lock(path))
             self._epochs = read_epochs(self.run.losses_csv)
+            self._maturity = read_maturity(self.run.maturity_csv)
             self._lock = stack.pop_all()
         self._name, self._is_open, self._began = name, True, monotonic()
 
@@ -95,17 +121,19 @@ class ConvergenceRecorder:
         top1: float | None = None,
         lr: float | None = None,
         epoch: int | None = None,
+        state: Mapping[str, torch.Tensor] | None = None,
     ) -> bool:
         """Record an epoch. Returns whether the loss has converged.
 
-        model: the model or its state_dict (gathered if sharded); weights are stored without the name prefixes of
-        DistributedDataParallel and torch.compile. loss: mean training loss of the epoch; top1: on held-out
-        images, a fraction; lr: the last learning rate.
+        model: the model or, without `modules`, its state_dict (gathered if sharded); weights are stored without the
+        name prefixes of DistributedDataParallel and torch.compile. loss: mean training loss of the epoch; top1: on
+        held-out images, a fraction; lr: the last learning rate. state: what to store instead of model.state_dict().
         epoch: from 1, the next one by default. A recorded epoch is replaced and later ones are dropped, as when a loop
         resumes from an older checkpoint.
 
         Once this returns the epoch is durable. Raises InputError for a loss that is not positive and finite, an epoch
-        that leaves a gap or from which feature maps were made, and a state that is not made of plain tensors.
+        that leaves a gap or from which feature maps were made, a state that is not made of plain tensors, and what
+        `maturity` refuses; nothing of the epoch is recorded then.
         """
         self._require_open()
         epoch = self.epochs + 1 if epoch is None else epoch
@@ -128,18 +156,39 @@ class ConvergenceRecorder:
             )
         if top1 is not None and not 0 <= row.top1 <= 1:
             raise InputError(f"top1 must be a fraction from 0 to 1, not {row.top1:g}. Leave it out if there is none.")
-        content = as_safetensors(model.state_dict() if isinstance(model, nn.Module) else model)
+        maturity = [ModuleMaturity(epoch, module, **values) for module, values in self.maturity(model).items()]
+        if state is None:
+            state = model.state_dict() if isinstance(model, nn.Module) else model
+        content = as_safetensors(state)
         if epoch <= self.epochs:
             self._drop_from(epoch)
         if not train.is_begun(self.run):
             self.run = open_run(self.run.path, {"backbone": self._name or class_of(model)})
         self.run.weights.mkdir(exist_ok=True)
         files.write_bytes(self.run.weights_of(epoch), content)
-        write_epochs(self.run.losses_csv, [*self._epochs, row])  # the commit: weights without a row do not count
+        self._replace_maturity(epoch, maturity)
+        write_epochs(self.run.losses_csv, [*self._epochs, row])  # the commit: what has no row there does not count
         self._epochs.append(row)
         self._renew_markers()
         self._began = monotonic()
         return self.converged
+
+    def maturity(self, model: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, Statistics]:
+        """{module: {statistic: value}} of the model's `modules` now; nothing is recorded, and the model and all random
+        numbers are afterwards as they were. Before the first epoch it shows at once whether the modules serve.
+
+        Raises InputError for an unknown module or one whose output is no feature map, a state_dict, which cannot be
+        run, and a sharded model, which one process cannot run.
+        """
+        self._require_open()
+        if self._probe is None:
+            return {}
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                "The maturity of `modules` cannot be told from a state_dict. Pass the model itself, and its state_dict "
+                "too if need be: epoch_end(model, loss, state=state_dict)"
+            )
+        return self._probe(model)
 
     def markers(self) -> Markers:
         """Find the epoch markers and write markers.json, as `fmcefast markers` does ([FMCE] IV-C).
@@ -213,6 +262,13 @@ class ConvergenceRecorder:
         write_epochs(self.run.losses_csv, self._epochs)
         for row in dropped:
             self.run.weights_of(row.epoch).unlink(missing_ok=True)
+
+    def _replace_maturity(self, epoch: int, rows: list[ModuleMaturity]) -> None:
+        """Let `rows` take the place of those of this epoch and of later ones."""
+        kept = [row for row in self._maturity if row.epoch < epoch]
+        if kept + rows != self._maturity:
+            write_maturity(self.run.maturity_csv, kept + rows)
+            self._maturity = kept + rows
 
     def _renew_markers(self) -> None:
         """A further epoch may bring markers, but does not change those there are."""

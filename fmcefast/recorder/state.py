@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fmcefast.errors import InputError
 from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
@@ -15,7 +16,7 @@ from fmcefast.models.weights import copy_weights, read_weights, weights_of_netwo
 def as_safetensors(state: Mapping[str, Any]) -> bytes:
     """A state_dict as a safetensors file, under plain names; tensors that share memory are copied apart."""
     tensors = {}
-    for plain, name in _plain_names(state).items():
+    for plain, name in plain_names(state).items():
         tensor = state[name].detach() if torch.is_tensor(state[name]) else state[name]
         if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided or tensor.is_meta:
             raise InputError(
@@ -26,12 +27,20 @@ def as_safetensors(state: Mapping[str, Any]) -> bytes:
     return save(tensors)
 
 
-def _plain_names(names: Iterable[str]) -> dict[str, str]:
+def plain_names(names: Iterable[str]) -> dict[str, str]:
     """{name without what DistributedDataParallel and torch.compile put into it: name}."""
     plain = {".".join(part for part in name.split(".") if part != "_orig_mod"): name for name in names}
     while plain and all(name.startswith("module.") for name in plain):
         plain = {name.removeprefix("module."): own for name, own in plain.items()}
     return plain
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model within torch.compile, DistributedDataParallel and DataParallel."""
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and isinstance(model, (DistributedDataParallel, DataParallel)):
+        inner = model.module
+    return model if inner is None else unwrapped(inner)
 
 
 def class_of(model: nn.Module | Mapping) -> str:
@@ -44,5 +53,5 @@ def class_of(model: nn.Module | Mapping) -> str:
 
 def load_recorded(model: nn.Module, path: Path) -> None:
     """Read weights as `as_safetensors` made them. Raises InputError unless all fit."""
-    names = _plain_names(name for name, value in model.state_dict().items() if torch.is_tensor(value))
+    names = plain_names(name for name, value in model.state_dict().items() if torch.is_tensor(value))
     copy_weights(model, weights_of_network(read_weights(path), path, names, names), path, names)

@@ -17,9 +17,11 @@ from fmcefast.progress import format_seconds
 from fmcefast.report.figures import confusion_figure, convergence_figure, save
 from fmcefast.report.finetuning_figures import progression_figure, raf_figure
 from fmcefast.report.maturity_figures import maturity_figure, other_runs_figure
+from fmcefast.report.module_figure import module_figure
 from fmcefast.run.command import command_of
 from fmcefast.run.epochs import Epoch, read_epochs
 from fmcefast.run.folder import RunFolder
+from fmcefast.run.maturity import read_maturity
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.other_runs import other_runs
@@ -45,6 +47,10 @@ def write_report(run: RunFolder) -> Path:
     if scores is not None:
         figure = maturity_figure(scores, epoch_markers.markers or [])
         pictures["maturity"] = _save(figure, run.figures / "maturity.png")
+    probed = [row for row in read_maturity(run.maturity_csv) if row.epoch <= len(epochs)]
+    if probed:
+        converged = epoch_markers.markers[-1] if epoch_markers.markers else None
+        pictures["probed"] = _save(module_figure(probed, converged), run.figures / "modules.png")
     sweeps = [_sweep(run, kind, pictures) for kind in swept_kinds(run)]
     modules = [(view.module, fit.load(view)) for view in run.views() if view.module and fit.is_done(view)]
 

@@ -5,10 +5,8 @@ from matplotlib.figure import Figure
 
 from fmcefast.files import short_names
 from fmcefast.maturity.probe_files import ProbeResult
-from fmcefast.report.style import finish
+from fmcefast.report.style import finish, line_of
 
-_MARKS = "osD^v"
-_COLOURS = ("#1f5f99", "#c8553d", "#2f8f5b", "#7a5195", "#555555")
 _NAMED = 12  # checkpoints whose names are written
 
 
@@ -34,13 +32,13 @@ def _draw(axes: Axes, result: ProbeResult, statistic: str, title: str, ylabel: s
     places = list(range(1, len(files) + 1))
     for number, module in enumerate(dict.fromkeys(row.module for row in result.rows)):
         rows = [row for row in result.rows if row.module == module]
-        colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
+        style = line_of(number)
         values = [row.statistics[statistic] for row in rows]
-        axes.plot(places, [float("nan") if value is None else value for value in values], mark + "-", color=colour,
-                  markersize=5, label=module)  # fmt: skip
+        known = [float("nan") if value is None else value for value in values]
+        axes.plot(places, known, markersize=5, label=module, **style)
         before = rows[0].fresh.get(statistic)
         if before is not None:
-            axes.axhline(before, color=colour, linestyle=":", linewidth=1)
+            axes.axhline(before, color=style["color"], linestyle=":", linewidth=1)
     axes.set(title=title, ylabel=ylabel)
     finish(axes, xlabel="checkpoint")
     if len(files) <= _NAMED:

@@ -30,6 +30,7 @@ class RunFolder:
     config_yaml = property(lambda self: self.path / "config.yaml")
     split_json = property(lambda self: self.path / "split.json")
     losses_csv = property(lambda self: self.path / "losses.csv")
+    maturity_csv = property(lambda self: self.path / "maturity.csv")
     weights = property(lambda self: self.path / "weights")
     resume = property(lambda self: self.path / "resume.safetensors")
     markers_json = property(lambda self: self.path / "markers.json")

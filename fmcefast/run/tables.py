@@ -24,10 +24,15 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     Raises OSError, KeyError, TypeError or ValueError for a file that is missing or damaged.
     """
     with path.open(newline="", encoding="utf-8") as file:
-        return [
-            kind(**{field.name: _value(cells[field.name], field.type) for field in fields(kind)})
-            for cells in csv.DictReader(file)
-        ]
+        reader = csv.DictReader(file)
+        if missing := {field.name for field in fields(kind)} - set(reader.fieldnames or ()):
+            raise ValueError(f"no column {', '.join(sorted(missing))}")
+        rows = []
+        for cells in reader:
+            if None in cells or None in cells.values():
+                raise ValueError(f"line {reader.line_num} has not as many cells as the header")
+            rows.append(kind(**{field.name: _value(cells[field.name], field.type) for field in fields(kind)}))
+    return rows
 
 
 def write_rows(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:

@@ -10,7 +10,9 @@ from torch import nn
 
 from fmcefast import ConvergenceRecorder, cqi, find_markers
 from fmcefast.errors import InputError
+from fmcefast.maturity.probe import probe
 from fmcefast.run.epochs import read_epochs
+from fmcefast.run.maturity import read_maturity
 
 SETTINGS = {"phases": 2, "mu": 0.05, "alpha": 0.5, "window": 2}
 EPOCHS = 12
@@ -24,6 +26,34 @@ def line(samples=16):
     """Points on y = 2x, (samples, 1) each."""
     x = torch.linspace(-1, 1, samples)[:, None]
     return x, 2 * x
+
+
+class Images(nn.Module):
+    """A small network for images (N, 1, 8, 8), and its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.head(self.backbone(pixel_values).mean((2, 3)))
+        return {"logits": logits, **({} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)})}
+
+
+def images_and_labels(samples=16):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(samples, 1, 8, 8, generator=generator), torch.arange(samples) % 2
+
+
+def check_maturity(run, epochs, net, module, images):
+    """Rows of every epoch, of which the last are what the trained network has."""
+    rows = read_maturity(run / "maturity.csv")
+    assert [(row.epoch, row.module) for row in rows] == [(epoch, module) for epoch in range(1, epochs + 1)]
+    found = probe(net, [module], images)[module]
+    assert {name: getattr(rows[-1], name) for name in vars(rows[-1]) if name in found} == {
+        name: value for name, value in found.items() if name.startswith("bn_")
+    }
 
 
 @pytest.mark.parametrize(
@@ -134,6 +164,58 @@ class TestLightning:
             fit(callback(tmp_path / "run", monitor="loss"))
         ConvergenceRecorder(tmp_path / "run").close()  # nobody holds it
 
+    @pytest.fixture
+    def fit_images(self, lightning, tmp_path):
+        class Classifier(lightning.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = Images()
+
+            def forward(self, images):
+                return self.net(images)["logits"]
+
+            def training_step(self, batch, index):
+                loss = self.net(*batch)["loss"]
+                self.log("train_loss", loss, on_epoch=True)
+                return loss
+
+            def configure_optimizers(self):
+                return torch.optim.Adam(self.parameters())
+
+        def fit(run, **probed):
+            from fmcefast.callbacks.lightning import ConvergenceCallback
+
+            lightning.seed_everything(0, verbose=False)
+            net = Classifier()
+            trainer = lightning.Trainer(
+                accelerator="cpu",
+                max_epochs=2,
+                callbacks=[ConvergenceCallback(run, **probed)],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=tmp_path,
+            )
+            data = torch.utils.data.TensorDataset(*images_and_labels())
+            trainer.fit(net, torch.utils.data.DataLoader(data, batch_size=4, shuffle=True))
+            return net
+
+        return fit
+
+    def test_the_maturity_of_modules_is_recorded(self, fit_images, tmp_path):
+        images, labels = images_and_labels(24)
+        net = fit_images(tmp_path / "run", modules=["net.backbone"], images=[(images, labels)])
+        check_maturity(tmp_path / "run", 2, net, "net.backbone", [images])
+        plain = fit_images(tmp_path / "plain").state_dict()
+        assert all(torch.equal(tensor, plain[name]) for name, tensor in net.state_dict().items())
+
+    def test_a_bad_module_is_named_before_the_first_epoch(self, fit_images, tmp_path):
+        with pytest.raises(InputError, match="Unknown module of Classifier 'backbone'"):
+            fit_images(tmp_path / "run", modules=["backbone"], images=images_and_labels(24)[0])
+        with ConvergenceRecorder(tmp_path / "run") as recorder:
+            assert recorder.epochs == 0
+
     def test_a_trial_leaves_nothing(self, fit, callback, tmp_path):
         fit(callback(tmp_path / "run"), fast_dev_run=True)
         assert not (tmp_path / "run").exists()
@@ -224,6 +306,42 @@ class TestHuggingFace:
         _, rest = fit(recording, epochs=4, resume=str(tmp_path / "hf" / "checkpoint-8"))
         assert rest.losses == whole.losses[8:]
         assert losses_of(tmp_path / "run") == losses
+
+    @pytest.fixture
+    def fit_images(self, transformers, tmp_path):
+        def fit(run, **probed):
+            from fmcefast.callbacks.huggingface import ConvergenceCallback
+
+            arguments = transformers.TrainingArguments(
+                output_dir=str(tmp_path / "hf"),
+                num_train_epochs=2,
+                per_device_train_batch_size=4,
+                use_cpu=True,
+                report_to=[],
+                disable_tqdm=True,
+                save_strategy="no",
+            )
+            transformers.set_seed(0)
+            net = Images()
+            data = [{"pixel_values": x, "labels": y} for x, y in zip(*images_and_labels(), strict=True)]
+            callbacks = [ConvergenceCallback(run, **probed)]
+            transformers.Trainer(net, arguments, train_dataset=data, callbacks=callbacks).train()
+            return net
+
+        return fit
+
+    def test_the_maturity_of_modules_is_recorded(self, fit_images, tmp_path):
+        images, labels = images_and_labels(24)
+        batches = [{"pixel_values": images, "labels": labels}]
+        net = fit_images(tmp_path / "run", modules=["backbone"], images=batches)
+        check_maturity(tmp_path / "run", 2, net, "backbone", [images])
+        plain = fit_images(tmp_path / "plain").state_dict()
+        assert all(torch.equal(tensor, plain[name]) for name, tensor in net.state_dict().items())
+
+    def test_a_bad_module_is_named_before_the_first_epoch(self, fit_images, tmp_path):
+        with pytest.raises(InputError, match=r"Unknown module of Images 'backbon'\. Did you mean 'backbone'"):
+            fit_images(tmp_path / "run", modules=["backbon"], images=images_and_labels(24)[0])
+        assert not (tmp_path / "run" / "losses.csv").exists()
 
     def test_a_trainer_that_logs_nothing_is_refused(self, transformers, callback, tmp_path):
         recording = callback(tmp_path / "run")

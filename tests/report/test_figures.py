@@ -4,7 +4,9 @@ import numpy as np
 
 from fmcefast import find_markers
 from fmcefast.report.figures import convergence_figure, log_figure
+from fmcefast.report.module_figure import module_figure
 from fmcefast.run.epochs import Epoch
+from fmcefast.run.maturity import ModuleMaturity
 
 
 def test_a_long_log_keeps_its_extremes(rng):
@@ -31,3 +33,22 @@ def test_a_run_of_many_epochs_has_its_figure():
     figure = convergence_figure(epochs, find_markers(losses, mu=1e-4))
     assert len(figure.axes[3].lines[0].get_ydata()) == 4_500
     figure.canvas.draw()
+
+
+def test_modules_have_lines_that_differ_without_colour():
+    names = [f"layer{number}" for number in range(7)]
+    rows = [
+        ModuleMaturity(epoch, name, epoch / 10, None if name == "layer6" else 1.0, 5.0, 0.5)
+        for epoch in (1, 2, 4)  # recorded without modules in the third
+        for name in names
+    ]
+    figure = module_figure(rows, converged=4)
+    for panel in figure.axes:
+        *lines, convergence = panel.lines
+        assert [line.get_label() for line in lines] == names and convergence.get_label() == "converged: epoch 4"
+        assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 7
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_xdata(), [1, 2, 3, 4])
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [0.1, 0.2, np.nan, 0.4])
+    assert np.isnan(figure.axes[1].lines[6].get_ydata()).all()
+    figure.canvas.draw()
+    assert len(module_figure(rows[:1]).axes[0].lines) == 1

@@ -10,7 +10,8 @@ from fmcefast.finetuning.cell import Cell
 from fmcefast.finetuning.sweep_csv import read_table, table_of, write_table
 from fmcefast.progress import Progress
 from fmcefast.report.report import report
-from fmcefast.run.epochs import FinetuningEpoch, write_epochs
+from fmcefast.run.epochs import FinetuningEpoch, read_epochs, write_epochs
+from fmcefast.run.maturity import ModuleMaturity, write_maturity
 from fmcefast.stages.extract import extract_modules
 from fmcefast.stages.fit import fit
 from fmcefast.stages.other_runs import other_runs
@@ -48,6 +49,21 @@ def test_the_report_tells_all_of_it_on_one_offline_page(swept, runs):
     assert "<td>stage3</td>" in page and str(runs / "seed-1") in page
     for name in ("maturity", "other-runs", "rafs-run", "progression-run"):
         assert (swept.figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_maturity_of_recorded_modules_has_curves(run):
+    quiet = Progress(quiet=True)
+    report(run, quiet)
+    assert "Maturity of the modules" not in run.report_html.read_text()
+    epochs = len(read_epochs(run.losses_csv))
+    rows = [ModuleMaturity(epoch, "stage3", epoch / 10, None, 9.0, 0.5) for epoch in range(1, epochs + 2)]
+    write_maturity(run.maturity_csv, rows[-1:])  # of an epoch that was not committed
+    report(run, quiet)
+    assert "Maturity of the modules" not in run.report_html.read_text()
+    write_maturity(run.maturity_csv, rows)
+    report(run, quiet)
+    assert "Maturity of the modules" in run.report_html.read_text()
+    assert (run.figures / "modules.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_bold_is_only_what_is_more_than_chance(swept):
