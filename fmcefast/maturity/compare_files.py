@@ -66,7 +66,9 @@ class CompareResult:
         final = self.modules[-1]
         names = dict(zip(self.order, short_names(self.order), strict=True))
         width = max(map(len, names.values()))
-        lines = [f"compare: {self.images:,} {self.split} images of {self.data}, invariance to {self.change}"]
+        lines = [
+            f"compare: {self.images:,} {self.split} images of {self.data}, invariance to {self.change} ({final.module})"
+        ]
         if self.worth:
             lines.append(self.worth)
         lines.append(f"{'':{width}}  invariance" + ("  linear probe" if self.ridge_probe else ""))

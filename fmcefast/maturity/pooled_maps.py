@@ -206,7 +206,8 @@ def _pooling(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, tor
         raise InputError(f"Name a module of {type(model).__name__} at least.")
     for name in modules:
         if name not in known:
-            raise unknown_name(f"module of {type(model).__name__}", name, [own for own in known if own])
+            alike = [own for own in known if own and own.count(".") == name.count(".")]  # networks have hundreds
+            raise unknown_name(f"module of {type(model).__name__}", name, alike)
     outputs = {name: torch.empty(0) for name in modules}
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:

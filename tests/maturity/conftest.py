@@ -1,13 +1,18 @@
-"""A small network, images for it, and the statistics written plainly."""
+"""A small network, images for it, the statistics written plainly, and checkpoints of a small backbone."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 from torch import nn
+
+from fmcefast.maturity.checkpoints import probe_images
+from fmcefast.models.networks import make_network
+from fmcefast.run.config import resolve
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -142,3 +147,41 @@ class Reference:
 @pytest.fixture(scope="session")
 def reference():
     return Reference
+
+
+BACKBONE = "shufflenet_v2_x0_5"
+
+
+@pytest.fixture(scope="session")
+def probed():
+    """(count) -> held-out digits of 32 pixels, in batches of 24."""
+    return lambda count=48, **settings: probe_images(
+        resolve({"data": "digits", "image_size": 32, "batch_size": 24, **settings}), count, "test", torch.device("cpu")
+    )
+
+
+@pytest.fixture(scope="session")
+def digits(probed):
+    return probed()
+
+
+@pytest.fixture(scope="session")
+def states():
+    """Random weights of the small backbone by their seed."""
+    found = {}
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        found[seed] = make_network(BACKBONE, 10).state_dict()
+        for name, tensor in found[seed].items():
+            if name.split(".")[-1] == "bias":  # unlike those of a network that was never trained
+                tensor.normal_(std=0.1)
+    return found
+
+
+@pytest.fixture
+def weights(states, tmp_path):
+    """Files of them."""
+    paths = [tmp_path / f"seed-{seed}.safetensors" for seed in states]
+    for path, state in zip(paths, states.values(), strict=True):
+        save_file(state, path)
+    return paths

@@ -120,6 +120,10 @@ def test_modules_by_name(network, images):
     assert list(pool_maps(network, ["body", "stem.1", "body"], [images])) == ["body", "stem.1"]
     with pytest.raises(InputError, match=r"Unknown module of Small 'sten'. Did you mean 'stem'"):
         pool_maps(network, ["sten"], [images])
+    with pytest.raises(InputError, match=r"Unknown module of Small 'body.4'. Did you mean 'body.[012]'"):
+        pool_maps(network, ["body.4"], [images])
+    with pytest.raises(InputError, match=r"'xyz'. Known: body, dropout, head, pooling, stem, unused\."):
+        pool_maps(network, ["xyz"], [images])
     with pytest.raises(InputError, match="Name a module of Small"):
         pool_maps(network, [], [images])
 
