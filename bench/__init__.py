@@ -17,6 +17,10 @@ SUITES = {
     "logs": ("suites.logs", "whole processes of `fmcefast markers LOG`"),
     "pipeline": ("suites.pipeline", "`fmcefast run`, from a cold start"),
     "plus-plus": ("experiments.plus_plus", "what FMCE-Net's scores and FMCE-Net++ are worth on a data set"),
+    "maturity": (
+        "experiments.maturity.experiment",
+        "which number tells how mature a checkpoint is, over many trainings",
+    ),
     "reproduce": ("experiments.reproduce", "a row of the papers' tables"),
     "mini-imagenet": ("experiments.mini_imagenet", "the papers' large experiment"),
     "gpu-tests": ("suites.gpu_tests", "the tests that need a GPU"),

@@ -1,6 +1,7 @@
 """The verbs that tell the maturity of any checkpoint, without a run."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
     from fmcefast.maturity.checkpoints import ProbeImages
 
+_PARTS = re.compile(r"(\d+)")
 _OF_IMAGES = ("data", "data_root", "image_size", "recipe", "batch_size", "workers", "loader")
-_CHANGES = ("shift", "crop", "contrast", "noise")
+_CHANGES = ("shift", "brightness", "crop", "contrast", "noise")
 
 
 def _looking(command: Callable) -> Callable:
@@ -36,10 +38,12 @@ def _looking(command: Callable) -> Callable:
         ),
         click.option(
             "--change",
+            "changes",
             type=click.Choice(_CHANGES),
-            default=_CHANGES[0],
+            multiple=True,
+            default=_CHANGES[:2],
             show_default=True,
-            help="The small change of an image that a mature module does not mind.",
+            help="A small change of the images that a mature module does not mind; several.",
         ),
         click.option(
             "--split",
@@ -79,7 +83,7 @@ def probe(
     more_weights: tuple[Path, ...],
     modules: tuple[str, ...],
     labels: bool,
-    change: str,
+    changes: tuple[str, ...],
     plot: Path | None,
     **options: Any,
 ) -> int:
@@ -94,13 +98,13 @@ def probe(
     """
     from fmcefast.maturity.probe_files import probe_files
 
-    files = (*weights, *more_weights)
+    files = _natural([*weights, *more_weights])
     if not files:
         raise InputError("Nothing to probe. Give checkpoints: --weights FILE")
     check_picture(plot)
     config = _config(options)
     look = _look(config, [config.backbone], options)
-    result = probe_files(files, config.backbone, *look, modules=modules, labels=labels, change=change)
+    result = probe_files(files, config.backbone, *look, modules=modules, labels=labels, changes=changes)
     if plot is not None:
         from fmcefast.report.figures import save
         from fmcefast.report.probe_figure import probe_figure
@@ -122,11 +126,11 @@ def probe(
 )
 @_looking
 def compare(
-    files: tuple[Path, ...],
+    files: Sequence[Path],
     backbones: tuple[str, ...],
     modules: tuple[str, ...],
     labels: bool,
-    change: str,
+    changes: tuple[str, ...],
     **options: Any,
 ) -> int:
     """Which checkpoint is more mature, whether the images can tell, and which module is behind.
@@ -142,8 +146,9 @@ def compare(
 
     config = _config(options)
     names = list(backbones) or [config.backbone]
+    files = files if len(names) > 1 else _natural(files)
     look = _look(config, names, options)
-    result = compare_files(files, names, *look, modules=modules, labels=labels, change=change)
+    result = compare_files(files, names, *look, modules=modules, labels=labels, changes=changes)
     print_json(asdict(result)) if options["as_json"] else print_text(result.explain())
     return 0
 
@@ -154,6 +159,15 @@ class _Look(NamedTuple):
     images: "ProbeImages"
     device: "torch.device"
     progress: Progress
+
+
+def _natural(files: Sequence[Path]) -> list[Path]:
+    """The files as given; in the order of a shell's pattern, which puts 10 before 2, by their numbers instead."""
+    if list(files) != sorted(files):
+        return list(files)
+    return sorted(
+        files, key=lambda file: [part.zfill(20) if part.isdigit() else part for part in _PARTS.split(str(file))]
+    )
 
 
 def _config(options: dict[str, Any]) -> Config:

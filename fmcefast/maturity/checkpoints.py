@@ -26,7 +26,7 @@ from fmcefast.runtime.device import free_memory, on_device
 
 # Largest part of the free memory for images, which are then decoded once instead of once a pass.
 _PART_FOR_IMAGES = 0.25
-SPLITS = ("test", "train")
+IMAGES_OF = {"test": "held-out", "train": "training"}
 _ORDER_SEED = 0
 
 

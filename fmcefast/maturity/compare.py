@@ -10,6 +10,7 @@ from fmcefast.errors import InputError
 
 CONFIDENCE = 0.95
 _RESAMPLES = 5000
+_MATTERS = 1 / 3  # of the largest lead
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,15 @@ def in_order(cosines: Mapping[str, np.ndarray]) -> list[str]:
     return sorted(cosines, key=lambda name: cosines[name].mean())
 
 
-def behind(comparisons: Sequence[Comparison]) -> list[str]:
-    """Modules in which checkpoint a is less mature than b for certain, the furthest one first."""
-    lagging = [comparison for comparison in comparisons if comparison.interval[0] > 0]
-    return [comparison.module for comparison in sorted(lagging, key=lambda each: -each.lead)]
+def first_behind(comparisons: Sequence[Comparison]) -> str | None:
+    """The module from which on checkpoint a is behind b, of those of one pair in running order; None if it is not.
+
+    That is the first one whose lead is decided and at least a third of the largest: what runs after an immature module
+    is behind as well, and what runs before it hardly differs.
+    """
+    lagging = [each for each in comparisons if each.interval[0] > 0]
+    largest = max((each.lead for each in lagging), default=0.0)
+    return next((each.module for each in lagging if each.lead >= _MATTERS * largest), None)
 
 
 def _comparison(a: str, b: str, module: str, gap: Difference) -> Comparison:

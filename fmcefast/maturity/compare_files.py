@@ -12,13 +12,13 @@ import torch
 from fmcefast.errors import InputError
 from fmcefast.files import short_names
 from fmcefast.maturity.batch_norm import untrained
-from fmcefast.maturity.checkpoints import ProbeImages, load_checkpoint
-from fmcefast.maturity.compare import Comparison, behind, compare, in_order
-from fmcefast.maturity.image_changes import DEFAULT_CHANGE
-from fmcefast.maturity.modules import stages_of
+from fmcefast.maturity.checkpoints import IMAGES_OF, ProbeImages, load_checkpoint
+from fmcefast.maturity.compare import Comparison, compare, first_behind, in_order
+from fmcefast.maturity.image_changes import DEFAULT_CHANGES
+from fmcefast.maturity.modules import in_running_order, stages_of
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import CHANGED_IMAGES
-from fmcefast.maturity.statistics import centred_cosines, lacking_labels, ridge_probe_accuracy
+from fmcefast.maturity.statistics import lacking_labels, ridge_probe_accuracy, single_threaded
 from fmcefast.progress import Progress
 
 FINAL = "final feature map"
@@ -58,7 +58,7 @@ class CompareResult:
     data: str
     split: str
     images: int
-    change: str
+    changes: list[str]
     ridge_probe: dict[str, float] | None
     worth: str | None
 
@@ -66,9 +66,8 @@ class CompareResult:
         final = self.modules[-1]
         names = dict(zip(self.order, short_names(self.order), strict=True))
         width = max(map(len, names.values()))
-        lines = [
-            f"compare: {self.images:,} {self.split} images of {self.data}, invariance to {self.change} ({final.module})"
-        ]
+        images = f"{self.images:,} {IMAGES_OF[self.split]} images of {self.data}"
+        lines = [f"compare: {images}, invariance of {final.module} to {' and '.join(self.changes)}"]
         if self.worth:
             lines.append(self.worth)
         lines.append(f"{'':{width}}  invariance" + ("  linear probe" if self.ridge_probe else ""))
@@ -102,8 +101,8 @@ class CompareResult:
                 f"  {module.module[-28:]:28}{module.values[pair.a]:8.4f}{module.values[pair.b]:8.4f}{row.lead:+9.4f}"
                 f"  {low:+.4f} to {high:+.4f}{undecided}"
             )
-        lagging = behind(rows)
-        return [*lines, f"  furthest behind in {names[pair.a]}: {lagging[0]}"] if lagging else lines
+        first = first_behind(rows)
+        return [*lines, f"  {names[pair.a]} is behind from {first} on"] if first else lines
 
 
 def compare_files(
@@ -115,12 +114,13 @@ def compare_files(
     *,
     modules: Sequence[str] = (),
     labels: bool = True,
-    change: str = DEFAULT_CHANGE,
+    changes: Sequence[str] = DEFAULT_CHANGES,
 ) -> CompareResult:
     """Compare two or more checkpoints on the same images.
 
-    backbones: one for all, or one for each file. modules: of one backbone, the last one being taken for the final
-    feature map; by default the last one at each size of the maps. labels: with a linear probe, where they serve.
+    backbones: one for all, or one for each file. modules: of one backbone, the one defined last being taken for
+    the final feature map; by default the last one at each size of the maps. labels: with a linear probe, where they
+    serve.
 
     Raises InputError for fewer than two files, a file given twice, another number of backbones, maps that are the same
     for all images, and as `load_checkpoint` and `pool_maps` do.
@@ -140,7 +140,7 @@ def compare_files(
     with_labels = labels and not lacking_labels(images.labels)
     with progress.task("compare", total=len(files) * len(images), unit="images") as task:
         for path, backbone in zip(weights, of_file.values(), strict=True):
-            seen.append(_look_at(path, backbone, images, device, modules, same_backbone, with_labels, change))
+            seen.append(_look_at(path, backbone, images, device, modules, same_backbone, with_labels, changes))
             task.advance(len(images), note=path.name)
     finals = {file: list(look.cosines.values())[-1] for file, look in zip(files, seen, strict=True)}
     worth = None
@@ -169,7 +169,7 @@ def compare_files(
         data=images.data,
         split=images.split,
         images=len(images),
-        change=change,
+        changes=list(changes),
         ridge_probe={file: look.ridge_probe for file, look in zip(files, seen, strict=True)} if with_labels else None,
         worth=worth,
     )
@@ -192,24 +192,26 @@ def _look_at(
     modules: Sequence[str],
     same_backbone: bool,
     with_labels: bool,
-    change: str,
+    changes: Sequence[str],
 ) -> _Look:
     checkpoint = load_checkpoint(backbone, path, len(images.classes), device)
-    names = list(modules) or stages_of(checkpoint.network, images.image_size)
+    names = in_running_order(checkpoint.network, modules) or stages_of(checkpoint.network, images.image_size)
     names = names if same_backbone else names[-1:]
-    pooled = pool_maps(checkpoint.network, names, images.batches, changes=[change], changed_images=CHANGED_IMAGES)
+    pooled = pool_maps(checkpoint.network, names, images.batches, changes=changes, changed_images=CHANGED_IMAGES)
     for name, maps in pooled.items():
         if maps.constant:
             raise InputError(f"{path}: the feature maps of {name} are the same for all images.")
     return _Look(
-        cosines={
-            name if same_backbone else FINAL: centred_cosines(maps.plain, maps.changed[change])
-            for name, maps in pooled.items()
-        },
+        cosines={name if same_backbone else FINAL: maps.invariance for name, maps in pooled.items()},
         untrained=[name for name in names if untrained(checkpoint.network, name)],
         classes=checkpoint.classes,
-        ridge_probe=ridge_probe_accuracy(pooled[names[-1]].plain, images.labels) if with_labels else nan,
+        ridge_probe=_linear_probe(pooled[names[-1]].plain, images.labels) if with_labels else nan,
     )
+
+
+def _linear_probe(pooled: np.ndarray, labels: np.ndarray) -> float:
+    with single_threaded():
+        return ridge_probe_accuracy(pooled, labels)
 
 
 def _sentence(pair: Comparison, names: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from fmcefast import files
 from fmcefast.errors import InputError
-from fmcefast.maturity.image_changes import DEFAULT_CHANGE
+from fmcefast.maturity.image_changes import DEFAULT_CHANGES
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import measure
 
@@ -39,8 +39,8 @@ class InvariantScore:
     the maps of any network. It was fitted to some data and backbones, though, and its absolute value holds for these;
     elsewhere only the order of the checkpoints of one run does.
 
-    values, scores: the knots (n,) of the regression, values increasing. phases: K. statistic, change, images: what
-    `probe` is to measure, with which change of the images and how many of them.
+    values, scores: the knots (n,) of the regression, values increasing. phases: K. statistic, changes, images: what
+    `probe` is to measure, with which changes of the images and how many of them.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class InvariantScore:
         origin: Origin,
         statistic: str,
         images: int,
-        change: str = DEFAULT_CHANGE,
+        changes: Sequence[str] = DEFAULT_CHANGES,
     ):
         self.values, self.scores = np.asarray(values, np.float64), np.asarray(scores, np.float64)
         self.phases, self.origin, self.statistic = phases, origin, statistic
-        self.images, self.change = images, change
+        self.images, self.changes = images, tuple(changes)
 
     @classmethod
     def fit(
@@ -68,7 +68,7 @@ class InvariantScore:
         origin: Origin,
         statistic: str,
         images: int,
-        change: str = DEFAULT_CHANGE,
+        changes: Sequence[str] = DEFAULT_CHANGES,
     ) -> "InvariantScore":
         """Fit to the statistic and the true FMCS (n,) of checkpoints. Raises InputError for fewer than 5, and when the
         statistic is the same for all."""
@@ -81,7 +81,7 @@ class InvariantScore:
             )
         regression = IsotonicRegression(increasing="auto", out_of_bounds="clip").fit(values, scores)
         knots = regression.X_thresholds_, regression.y_thresholds_
-        return cls(*knots, phases=phases, origin=origin, statistic=statistic, images=images, change=change)
+        return cls(*knots, phases=phases, origin=origin, statistic=statistic, images=images, changes=changes)
 
     def of_values(self, values: Any) -> np.ndarray:
         """The FMCS (n,) of values (n,) of the statistic."""
@@ -90,10 +90,10 @@ class InvariantScore:
     def score(self, model: nn.Module, modules: Sequence[str], loader: Iterable[Any]) -> dict[str, float]:
         """{module: FMCS} of a model; arguments and errors as for `probe`. Raises InputError also for maps that are the
         same for all images."""
-        pooled = pool_maps(model, modules, loader, changes=[self.change])
+        pooled = pool_maps(model, modules, loader, changes=self.changes)
         scores = {}
         for name, maps in pooled.items():
-            value = measure(maps, self.change)[self.statistic]
+            value = measure(maps)[self.statistic]
             if value is None:
                 raise InputError(f"The feature maps of {name!r} are the same for all images: nothing to score.")
             scores[name] = float(self.of_values(value))
@@ -106,7 +106,7 @@ class InvariantScore:
             "origin": asdict(self.origin),
             "statistic": self.statistic,
             "images": self.images,
-            "change": self.change,
+            "changes": self.changes,
         }
         content = save({"values": self.values, "scores": self.scores}, metadata={_KEY: json.dumps(facts)})
         files.write_bytes(Path(path), content)

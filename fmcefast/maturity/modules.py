@@ -1,5 +1,6 @@
 """Which modules of a network to look at when none are named: the last one at each size of its feature maps."""
 
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -46,6 +47,12 @@ def stages_of(network: nn.Module, image_size: int) -> list[str]:
         return [order[place] for place in places]
     last = {size: name for name, size in outputs.items()}
     return sorted(last.values(), key=order.index)[-MOST:]
+
+
+def in_running_order(network: nn.Module, modules: Sequence[str]) -> list[str]:
+    """Modules in the order in which the network defines them, which is that in which nearly all networks run."""
+    places = {name: place for place, (name, _) in enumerate(network.named_modules())}
+    return sorted(modules, key=lambda name: places.get(name, len(places)))
 
 
 def _children(network: nn.Module, name: str) -> list[str]:

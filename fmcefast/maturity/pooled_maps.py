@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from fmcefast.errors import InputError, unknown_name
+from fmcefast.maturity import statistics
 from fmcefast.maturity.batch_norm import Recalibration, evaluated
-from fmcefast.maturity.image_changes import DEFAULT_CHANGE, image_change
-from fmcefast.maturity.statistics import FEWEST_IMAGES
+from fmcefast.maturity.image_changes import DEFAULT_CHANGES, image_change
 from fmcefast.models.fmce_net import LEAST_CHANNELS
 
 # Below this part of the largest value, differences are rounding errors of float32.
@@ -33,6 +33,11 @@ class PooledMaps:
     evaluation: np.ndarray | None = None
 
     @property
+    def invariance(self) -> np.ndarray:
+        """(M,) how alike the maps of each image and of the image changed are, the mean over the changes."""
+        return statistics.invariance(self.plain, self.changed.values())
+
+    @property
     def constant(self) -> bool:
         """Whether all images have the same map, about which statistics say nothing."""
         return bool(np.ptp(self.plain, axis=0).max() <= _ROUNDING * np.abs(self.plain).max())
@@ -44,7 +49,7 @@ def pool_maps(
     modules: Sequence[str],
     loader: Iterable[Any],
     *,
-    changes: Sequence[str] = (DEFAULT_CHANGE,),
+    changes: Sequence[str] = DEFAULT_CHANGES,
     changed_images: int | None = None,
     evaluation: bool = False,
 ) -> dict[str, PooledMaps]:
@@ -72,8 +77,8 @@ def pool_maps(
             plain = _pass(model, batches, outputs)
         assert plain is not None
         images = len(next(iter(plain.values())))
-        if images < FEWEST_IMAGES:
-            raise InputError(f"{images} images are too few: maturity is told from at least {FEWEST_IMAGES}.")
+        if images < statistics.FEWEST_IMAGES:
+            raise InputError(f"{images} images are too few: maturity is told from at least {statistics.FEWEST_IMAGES}.")
         first = images if changed_images is None else min(images, changed_images)
         changed = {
             change: _pass(model, map(function, _first(batches, first)), outputs)

@@ -9,9 +9,9 @@ import torch
 
 from fmcefast.files import short_names
 from fmcefast.maturity.batch_norm import untrained
-from fmcefast.maturity.checkpoints import ProbeImages, load_checkpoint
+from fmcefast.maturity.checkpoints import IMAGES_OF, ProbeImages, load_checkpoint
 from fmcefast.maturity.fresh import fresh_statistics
-from fmcefast.maturity.image_changes import DEFAULT_CHANGE
+from fmcefast.maturity.image_changes import DEFAULT_CHANGES
 from fmcefast.maturity.modules import stages_of
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import CHANGED_IMAGES, Statistics, measure
@@ -61,15 +61,15 @@ class ProbeResult:
     recipe: str
     image_size: int
     images: int
-    change: str
+    changes: list[str]
     without_labels: str | None
     rows: list[ProbeRow]
 
     def explain(self) -> str:
         names = [name for name in _HEADS if any(row.statistics.get(name) is not None for row in self.rows)]
+        images = f"{self.images:,} {IMAGES_OF[self.split]} images of {self.data} at {self.image_size} px"
         lines = [
-            f"probe: {self.backbone} on {self.images:,} {self.split} images of {self.data} at {self.image_size} px, "
-            f"invariance to {self.change}",
+            f"probe: {self.backbone} on {images}, invariance to {' and '.join(self.changes)}",
             f"{'checkpoint':{_NAME}}  {'module':{_MODULE}}" + "".join(f"{_HEADS[name]:>{_VALUE}}" for name in names),
         ]
         files = list(dict.fromkeys(row.weights for row in self.rows))
@@ -97,7 +97,7 @@ def probe_files(
     *,
     modules: Sequence[str] = (),
     labels: bool = True,
-    change: str = DEFAULT_CHANGE,
+    changes: Sequence[str] = DEFAULT_CHANGES,
 ) -> ProbeResult:
     """Probe checkpoints of one backbone; see `probe`.
 
@@ -114,22 +114,22 @@ def probe_files(
             network = load_checkpoint(backbone, path, len(images.classes), device).network
             names = names or stages_of(network, images.image_size)
             maps = pool_maps(
-                network, names, images.batches, changes=[change], changed_images=CHANGED_IMAGES, evaluation=True
+                network, names, images.batches, changes=changes, changed_images=CHANGED_IMAGES, evaluation=True
             )
             for name, pooled in maps.items():
-                statistics = measure(pooled, change, known, before.get(name))
+                statistics = measure(pooled, known, before.get(name))
                 rows.append(ProbeRow(str(path), name, statistics, {}, untrained(network, name), pooled.constant))
             before = {name: pooled.plain for name, pooled in maps.items() if not pooled.constant}
             task.advance(len(images), note=path.name)
-    fresh = fresh_statistics(backbone, names, images, labels=known is not None, change=change, device=device)
+    fresh = fresh_statistics(backbone, names, images, labels=known is not None, changes=changes, device=device)
     return ProbeResult(
         backbone=backbone,
         data=images.data,
-        split="held-out" if images.split == "test" else "training",
+        split=images.split,
         recipe=images.recipe,
         image_size=images.image_size,
         images=len(images),
-        change=change,
+        changes=list(changes),
         without_labels=without_labels,
         rows=[ProbeRow(**{**vars(row), "fresh": fresh[row.module]}) for row in rows],
     )

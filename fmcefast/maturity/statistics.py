@@ -1,6 +1,7 @@
 """Statistics of pooled feature maps: rows are images, columns are channels, all in float64."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -14,6 +15,16 @@ _MOST_FOR_NEIGHBOURS = 10_000
 FEWEST_IMAGES = 16
 
 
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Linear algebra on one thread: these matrices are small, and beside a busy process threads wait for each other."""
+    import sklearn.linear_model  # noqa: F401  (takes seconds; the libraries to be limited must be loaded by now)
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
 def centred_cosines(pooled: np.ndarray, changed: np.ndarray) -> np.ndarray:
     """Cosine (M,) between the maps of an image and of the same image changed, both less the mean map.
 
@@ -23,6 +34,11 @@ def centred_cosines(pooled: np.ndarray, changed: np.ndarray) -> np.ndarray:
     plain, moved = pooled[: len(changed)] - centre, changed - centre
     norms = np.linalg.norm(plain, axis=1) * np.linalg.norm(moved, axis=1)
     return np.divide((plain * moved).sum(axis=1), norms, out=np.zeros(len(norms)), where=norms > 0)
+
+
+def invariance(pooled: np.ndarray, changed: Collection[np.ndarray]) -> np.ndarray:
+    """(M,) the mean of `centred_cosines` over several changes of each image."""
+    return np.mean([centred_cosines(pooled, each) for each in changed], axis=0)
 
 
 def eigenvalues(pooled: np.ndarray, *, centred: bool = True) -> np.ndarray:
@@ -121,11 +137,11 @@ def ridge_probe_accuracy(pooled: np.ndarray, labels: np.ndarray) -> float:
     return float((cross_val_predict(probe, pooled, labels, cv=folds) == labels).mean())
 
 
-def label_free(pooled: np.ndarray, changed: np.ndarray) -> dict[str, float | None]:
-    """Those of maps made with batch statistics taken anew. Arguments as for `centred_cosines`."""
+def label_free(pooled: np.ndarray, changed: Collection[np.ndarray]) -> dict[str, float | None]:
+    """Those of maps made with batch statistics taken anew. Arguments as for `invariance`."""
     values = eigenvalues(pooled)
     return {
-        "bn_inv_ccos": float(centred_cosines(pooled, changed).mean()),
+        "bn_inv_ccos": float(invariance(pooled, changed).mean()),
         "bn_areq_pool": spectral_decay(values),
         "bn_erank_pool": effective_rank(values),
         "bn_nn_ratio": neighbour_ratio(pooled),

@@ -22,7 +22,6 @@ from fmcefast.runtime.device import pick_device
 from fmcefast.stages.markers import markers
 
 STATISTIC = "bn_inv_ccos"
-CHANGE = "shift"
 IMAGES = 320  # spectral statistics depend on the number of images, so it is fixed
 
 
@@ -105,7 +104,6 @@ def fit_invariant(
         ),
         statistic=statistic,
         images=IMAGES,
-        change=CHANGE,
     )
     score.save_pretrained(output)
     return InvariantFit(
@@ -125,8 +123,8 @@ def _measure(run: RunFolder, progress: Progress, module: str | None, statistic: 
     names = [module] if module else stages_of(fresh, config.image_size)[-1:]
 
     def value_of(network: torch.nn.Module, whose: str) -> float:
-        maps = pool_maps(network, names, images.batches, changes=[CHANGE])[names[0]]
-        value = measure(maps, CHANGE)[statistic]
+        maps = pool_maps(network, names, images.batches)[names[0]]
+        value = measure(maps)[statistic]
         if value is None:
             raise InputError(f"The feature maps of {whose} are the same for all images: there is nothing to learn.")
         return value

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from fmcefast.errors import InputError
-from fmcefast.maturity.image_changes import DEFAULT_CHANGE
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import Statistics, measure
 from fmcefast.maturity.statistics import FEWEST_IMAGES, LABEL_FREE
@@ -55,7 +54,7 @@ class LiveProbe:
                 f"{type(inner).__name__} cannot be run on images: {str(error).splitlines()[0]}. Give it "
                 "forward(images), or leave `modules` out."
             ) from error
-        found = {name: measure(pooled[whole], DEFAULT_CHANGE) for name, whole in names.items()}
+        found = {name: measure(pooled[whole]) for name, whole in names.items()}
         return {name: {each: values[each] for each in LABEL_FREE} for name, values in found.items()}
 
 

@@ -4,6 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fmcefast.files import short_names
+from fmcefast.maturity.checkpoints import IMAGES_OF
 from fmcefast.maturity.probe_files import ProbeResult
 from fmcefast.report.style import finish, line_of
 
@@ -16,12 +17,12 @@ def probe_figure(result: ProbeResult) -> Figure:
     with_probe = any(row.statistics.get("ridge_probe") is not None for row in result.rows)
     figure = Figure(figsize=(11 if with_probe else 6.4, 4.6), layout="constrained")
     panels = figure.subplots(1, 2 if with_probe else 1, squeeze=False)[0]
-    change = f"centred cosine, image and its {result.change}"
+    change = "centred cosine, image and changed image"
     _draw(panels[0], result, "bn_inv_ccos", "Invariance", change)
     if with_probe:
         _draw(panels[1], result, "ridge_probe", "Linear probe", "accuracy on held-out quarters")
-    images = f"{result.images:,} {result.split} images of {result.data}"
-    title = f"{result.backbone}, {images}; dotted: the module before training"
+    images = f"{result.images:,} {IMAGES_OF[result.split]} images of {result.data}"
+    title = f"{result.backbone}, {images}, invariance to {' and '.join(result.changes)}; dotted: before training"
     lines, names = panels[0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside upper center", ncols=5, frameon=False, title=title, title_fontsize=9)
     return figure

@@ -111,7 +111,7 @@ def test_settings_come_from_a_file_too(fmcefast, weights, tmp_path):
     flags = ("--config", "c.yaml", "--split", "train", "--images", "1000", "--module", "conv5", "--json")
     code, out, _ = fmcefast("probe", *weights("epoch-1.safetensors"), *flags)
     result = strict(out)
-    assert code == 0 and (result["images"], result["split"], result["image_size"]) == (400, "training", 32)
+    assert code == 0 and (result["images"], result["split"], result["image_size"]) == (400, "train", 32)
     (tmp_path / "c.yaml").write_text("backbon: resnet18\n")
     code, out, err = fmcefast("probe", *weights("epoch-1.safetensors"), *flags)
     assert (code, out) == (2, "") and "backbone" in err
@@ -139,7 +139,7 @@ def test_compare_as_text(fmcefast, weights):
     code, out, _ = fmcefast("compare", *same, *FLAGS)
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == "compare: 64 test images of digits, invariance to shift (conv5)"
+    assert lines[0] == "compare: 64 held-out images of digits, invariance of conv5 to shift and brightness"
     assert "epoch-3.safetensors and wrapped.pt cannot be told apart" in out
     assert sum(line.startswith("  stage2 ") for line in lines) == 1
     assert "was never trained" in out

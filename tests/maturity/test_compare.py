@@ -15,7 +15,7 @@ from fmcefast.data.sources import load_source, sample
 from fmcefast.errors import InputError
 from fmcefast.maturity import statistics
 from fmcefast.maturity.checkpoints import load_checkpoint
-from fmcefast.maturity.compare import Comparison, behind, compare, difference, in_order
+from fmcefast.maturity.compare import Comparison, compare, difference, first_behind, in_order
 from fmcefast.maturity.compare_files import FINAL, compare_files
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import probe
@@ -94,9 +94,15 @@ def test_modules_that_are_behind():
     def comparison(module, lead, width):
         return Comparison("a", "b", module, lead, None, 0.5, (lead - width, lead + width))
 
-    rows = [comparison(*row) for row in (("one", 0.1, 0.05), ("two", 0.3, 0.4), ("three", 0.2, 0.1), ("four", -1, 0.1))]
-    assert behind(rows) == ["three", "one"]
-    assert behind([]) == []
+    rows = [
+        comparison("small", 0.02, 0.01),
+        comparison("undecided", 0.3, 0.4),
+        comparison("first", 0.2, 0.1),
+        comparison("largest", 0.5, 0.1),
+        comparison("ahead", -1, 0.1),
+    ]
+    assert first_behind(rows) == "first"
+    assert first_behind([rows[1], rows[4]]) is None and first_behind([]) is None
 
 
 @pytest.fixture
@@ -121,8 +127,9 @@ def test_files_are_compared_in_every_module(weights, compared, digits, cpu):
     for path in weights:
         maps = pool_maps(load_checkpoint(BACKBONE, path, 10, cpu).network, STAGES, digits.batches)
         for module in result.modules:
-            cosines = statistics.centred_cosines(maps[module.module].plain, maps[module.module].changed["shift"])
-            assert module.values[str(path)] == pytest.approx(cosines.mean())
+            seen = maps[module.module]
+            cosines = [statistics.centred_cosines(seen.plain, seen.changed[each]) for each in ("shift", "brightness")]
+            assert module.values[str(path)] == pytest.approx(np.mean(cosines))
         expected = statistics.ridge_probe_accuracy(maps["conv5"].plain, digits.labels)
         assert result.ridge_probe[str(path)] == expected
     assert compared(weights[::-1]).pairs == result.pairs
@@ -142,10 +149,10 @@ def test_equal_checkpoints_cannot_be_told_apart(weights, compared):
 
 
 def test_named_modules_without_labels_and_another_change(weights, compared, probed):
-    result = compared(weights[:2], modules=["stage2", "stage3"], labels=False, change="noise")
+    result = compared(weights[:2], modules=["stage3", "stage2"], labels=False, changes=["noise"])
     assert [module.module for module in result.modules] == ["stage2", "stage3"] and result.ridge_probe is None
     assert result.pairs == result.modules[-1].pairs and "linear probe" not in result.explain()
-    assert "invariance to noise (stage3)" in result.explain()
+    assert "invariance of stage3 to noise" in result.explain()
     few = compared(weights[:2], images=probed(20))  # two of each class
     assert few.ridge_probe is None and few.images == 20
 
@@ -166,7 +173,7 @@ def test_files_that_cannot_be_compared(weights, compared):
     with pytest.raises(InputError, match="'fc' puts out a tensor"):
         compared(weights[:2], modules=["fc"])
     with pytest.raises(InputError, match="Unknown change"):
-        compared(weights[:2], change="tilt")
+        compared(weights[:2], changes=["tilt"])
 
 
 def test_maps_that_are_the_same_for_all_images(weights, states, compared):
@@ -203,7 +210,7 @@ def test_files_are_probed_one_after_the_other(weights, digits, cpu):
     assert [(row.weights, row.module) for row in result.rows] == [
         (str(path), name) for path in weights for name in STAGES
     ]
-    assert (result.images, result.image_size, result.split, result.without_labels) == (48, 32, "held-out", None)
+    assert (result.images, result.image_size, result.split, result.without_labels) == (48, 32, "test", None)
     fresh = {row.module: row.fresh for row in result.rows}
     before = None
     for path in weights:
@@ -274,9 +281,10 @@ def test_a_stage_that_was_frozen_is_found(tmp_path, probed, cpu):
     }
     rows = [row for module in result.modules for row in module.pairs]
     (stage3,) = (row for row in rows if row.module == "stage3")
-    assert stage3.interval[0] > 0.05 and "stage3" in behind(rows)
+    assert stage3.interval[0] > 0.05 and first_behind(rows) == "stage3"
     text = result.explain()
     assert "whole.safetensors is more mature than frozen.safetensors" in text
+    assert "frozen.safetensors is behind from stage3 on" in text
     assert "stage3 of frozen.safetensors was never trained" in text
     assert result.ridge_probe[str(whole)] > result.ridge_probe[str(frozen)]
 

@@ -18,8 +18,8 @@ MODULES = ["stage2", "conv5"]
 def ask(digits, cpu):
     """(changes) -> the statistics."""
 
-    def call(backbone=BACKBONE, modules=MODULES, images=digits, labels=False, change="shift"):
-        return fresh_statistics(backbone, modules, images, labels=labels, change=change, device=cpu)
+    def call(backbone=BACKBONE, modules=MODULES, images=digits, labels=False, changes=("shift", "brightness")):
+        return fresh_statistics(backbone, modules, images, labels=labels, changes=changes, device=cpu)
 
     return call
 
@@ -47,7 +47,7 @@ def test_whatever_differs_is_computed(ask, computed, probed, monkeypatch, cache_
     changes = [
         {"modules": ["conv5"]},
         {"labels": True},
-        {"change": "noise"},
+        {"changes": ["noise"]},
         {"images": probed(49)},
         {"backbone": "shufflenet_v2_x1_0"},
     ]

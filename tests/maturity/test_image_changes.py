@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from fmcefast.errors import InputError
-from fmcefast.maturity.image_changes import CHANGES, contrast, crop, image_change, noise, shift
+from fmcefast.maturity.image_changes import (
+    CHANGES,
+    DEFAULT_CHANGES,
+    brightness,
+    contrast,
+    crop,
+    image_change,
+    noise,
+    shift,
+)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -32,6 +41,16 @@ def test_the_middle_is_enlarged():
 def test_contrast_keeps_the_mean(images):
     torch.testing.assert_close(contrast(images).mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)))
     torch.testing.assert_close(contrast(images).std(dim=(1, 2, 3)), 0.7 * images.std(dim=(1, 2, 3)))
+
+
+def test_brightness_adds_the_same_everywhere(images):
+    torch.testing.assert_close(brightness(images) - images, torch.full_like(images, 0.7))
+
+
+def test_the_command_line_knows_the_changes():
+    from fmcefast.cli import maturity_verbs
+
+    assert tuple(CHANGES) == maturity_verbs._CHANGES and maturity_verbs._CHANGES[:2] == DEFAULT_CHANGES
 
 
 def test_noise_is_a_tenth_and_draws_from_no_generator_of_others(images):

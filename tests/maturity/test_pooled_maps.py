@@ -190,7 +190,7 @@ def test_a_network_without_batch_normalisation(images):
     model.register_forward_hook(lambda *_: passes.append(1))
     maps = pool_maps(model, ["1"], [images], evaluation=True)["1"]
     np.testing.assert_array_equal(maps.plain, maps.evaluation)
-    assert len(passes) == 2  # of the images and of the changed ones
+    assert len(passes) == 3  # of the images, and of the shifted and the brighter ones
     np.testing.assert_allclose(maps.plain, pooled(model[:2], images), rtol=1e-5, atol=1e-6)
 
 

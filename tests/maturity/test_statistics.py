@@ -39,9 +39,11 @@ def close(found, expected):
 def test_the_label_free_statistics_are_as_defined(pooled, reference, rng):
     changed = (pooled + 0.1 * rng.standard_normal(pooled.shape))[: len(pooled) - 5]
     close(centred_cosines(pooled, changed), reference.centred_cosines(pooled, changed))
-    found = label_free(pooled, changed)
+    moved = pooled + 0.2 * rng.standard_normal(pooled.shape)
+    found = label_free(pooled, [changed, moved[: len(changed)]])
     assert tuple(found) == statistics.LABEL_FREE
-    close(found["bn_inv_ccos"], reference.centred_cosines(pooled, changed).mean())
+    both = [reference.centred_cosines(pooled, each[: len(changed)]) for each in (changed, moved)]
+    close(found["bn_inv_ccos"], np.mean(both))
     close(found["bn_areq_pool"], reference.spectral_decay(pooled))
     close(found["bn_erank_pool"], reference.effective_rank(pooled))
     close(found["bn_nn_ratio"], reference.neighbour_ratio(pooled))
@@ -80,7 +82,7 @@ def test_neither_scale_nor_place_nor_rotation_matters(rng, scale):
     changed = pooled + 0.1 * rng.standard_normal((64, 20))
     rotation, _ = np.linalg.qr(rng.standard_normal((20, 20)))
     moved, moved_changed = (scale * (maps @ rotation + 2) for maps in (pooled, changed))
-    before, after = label_free(pooled, changed), label_free(moved, moved_changed)
+    before, after = label_free(pooled, [changed]), label_free(moved, [moved_changed])
     for name in statistics.LABEL_FREE:
         close(after[name], before[name])
     for statistic in (davies_bouldin, nc1_trace, knn_accuracy):

@@ -18,7 +18,7 @@ def result(files=3, modules=("layer3", "layer4"), labels=True, missing=()):
             statistics = {"bn_inv_ccos": value, **({"ridge_probe": value} if labels else {})}
             fresh = {"bn_inv_ccos": 0.05, **({"ridge_probe": 0.3} if labels else {})}
             rows.append(ProbeRow(f"weights/epoch-{number}.pt", module, statistics, fresh, False, value is None))
-    return ProbeResult("resnet18", "digits", "held-out", "digits", 64, 1200, "noise", None, rows)
+    return ProbeResult("resnet18", "digits", "test", "digits", 64, 1200, ["noise"], None, rows)
 
 
 def lines_of(axes):
@@ -36,7 +36,7 @@ def test_a_line_for_each_module_and_its_value_before_training():
         np.testing.assert_allclose(named["layer3"], [0.1, 0.2, 0.3])
         np.testing.assert_allclose(named["layer4"], [0.2, 0.3, 0.4])
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["epoch-0.pt", "epoch-1.pt", "epoch-2.pt"]
-    assert "noise" in invariance.get_ylabel()
+    assert "noise" in figure.legends[0].get_title().get_text()
     (legend,) = figure.legends
     assert legend.get_title().get_text().startswith("resnet18, 1,200 held-out images of digits")
     assert [text.get_text() for text in legend.get_texts()] == ["layer3", "layer4"]

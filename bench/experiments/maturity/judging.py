@@ -15,9 +15,8 @@ PHASES = 10
 # +1: larger is more mature; -1: smaller is.
 SIGNS = {
     "bn_inv_ccos": 1,
-    "bn_crop_ccos": 1,
-    "bn_contrast_ccos": 1,
-    "bn_noise_ccos": 1,
+    "bn_shift_ccos": 1,
+    "bn_brightness_ccos": 1,
     "bn_areq_pool": 1,
     "bn_erank_pool": -1,
     "bn_nn_ratio": -1,

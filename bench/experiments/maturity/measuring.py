@@ -10,7 +10,6 @@ from torch import nn
 
 from fmcefast import files
 from fmcefast.bench.experiments.maturity.training import (
-    DEVELOPMENT_SEED,
     Places,
     Setting,
     held_out_images,
@@ -20,8 +19,8 @@ from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import sample
-from fmcefast.maturity.image_changes import CHANGES, DEFAULT_CHANGE
-from fmcefast.maturity.pooled_maps import PooledMaps, pool_maps
+from fmcefast.maturity.image_changes import DEFAULT_CHANGES
+from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import measure
 from fmcefast.maturity.statistics import centred_cosines
 from fmcefast.models.networks import make_network
@@ -49,18 +48,18 @@ def measure_run(runs: Path, setting: Setting, seed: int, places: Places, device:
     loading = LoaderSettings(recipe_of(setting.data), setting.image_size, 64, device, loader="resident")
     batches = list(make_loader(images, loading, training=False))
     losses = [row.loss for row in read_epochs(run_folder(runs, setting, seed) / "losses.csv")]
-    changes = list(CHANGES) if seed == DEVELOPMENT_SEED else [DEFAULT_CHANGE]
     rows, cosines = [], []
     before: dict[str, np.ndarray] = {}
     for epoch, network in _checkpoints(runs, setting, seed, len(losses), device):
-        pooled = pool_maps(network, setting.modules, batches, changes=changes, evaluation=True)
+        pooled = pool_maps(network, setting.modules, batches, evaluation=True)
         for place, name in zip(("final", "middle"), setting.modules, strict=True):
             maps = pooled[name]
-            statistics = measure(maps, DEFAULT_CHANGE, images.labels, before.get(name))
-            statistics |= {f"bn_{change}_ccos": _invariance(maps, change) for change in changes}
+            statistics = measure(maps, images.labels, before.get(name))
+            for change in DEFAULT_CHANGES:
+                statistics[f"bn_{change}_ccos"] = float(centred_cosines(maps.plain, maps.changed[change]).mean())
             rows.append({"epoch": epoch, "loss": losses[epoch - 1] if epoch else None, "module": place, **statistics})
         before = {name: maps.plain for name, maps in pooled.items()}
-        cosines.append([centred_cosines(maps.plain, maps.changed[DEFAULT_CHANGE]) for maps in pooled.values()])
+        cosines.append([maps.invariance for maps in pooled.values()])
     files.write_npy(cosines_file(runs, setting, seed), np.array(cosines, np.float32))
     files.write_json(measured_file(runs, setting, seed), rows)
 
@@ -75,10 +74,6 @@ def epochs_measured(epochs: int) -> list[int]:
     if epochs < MOST_CHECKPOINTS:
         return list(range(epochs + 1))
     return [0, *np.unique(np.geomspace(1, epochs, MOST_CHECKPOINTS - 1).round().astype(int)).tolist()]
-
-
-def _invariance(maps: PooledMaps, change: str) -> float:
-    return float(centred_cosines(maps.plain, maps.changed[change]).mean())
 
 
 def _checkpoints(
