@@ -27,6 +27,11 @@ class Difference:
     high: float
     probability: float
 
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the bounds lie on one side of 0, else 0."""
+        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
     """That of the second over the first, of numbers (M,) for the same images. Raises InputError for other lengths."""
@@ -59,6 +64,7 @@ class Comparison:
     """Two checkpoints in one module. more_mature: the name of one of them, None when they cannot be told apart.
 
     probability: that b is the more mature one, as far as these images tell; interval: of its lead, at 95%.
+    contradicted: another statistic says the opposite for certain, so that there is no verdict.
     """
 
     a: str
@@ -68,6 +74,7 @@ class Comparison:
     more_mature: str | None
     probability: float
     interval: tuple[float, float]
+    contradicted: bool = False
 
     @property
     def decided(self) -> bool:
@@ -76,14 +83,25 @@ class Comparison:
         return low > 0 or high < 0
 
 
-def compare(cosines: Mapping[str, np.ndarray], module: str = "") -> list[Comparison]:
-    """Every pair of checkpoints. cosines: {name: centred cosines (M,) of the same images}."""
-    return [_comparison(a, b, module, difference(cosines[a], cosines[b])) for a, b in combinations(cosines, 2)]
+def compare(
+    numbers: Mapping[str, np.ndarray], module: str = "", witness: Mapping[str, np.ndarray] | None = None
+) -> list[Comparison]:
+    """Every pair of checkpoints.
+
+    numbers: {name: (M,) numbers of the same images that grow with maturity}. witness: others of the same checkpoints,
+    which can keep a verdict from being given.
+    """
+    pairs = []
+    for a, b in combinations(numbers, 2):
+        gap = difference(numbers[a], numbers[b])
+        other = None if witness is None else difference(witness[a], witness[b])
+        pairs.append(_comparison(a, b, module, gap, other))
+    return pairs
 
 
-def in_order(cosines: Mapping[str, np.ndarray]) -> list[str]:
+def in_order(numbers: Mapping[str, np.ndarray]) -> list[str]:
     """Names of checkpoints, the least mature one first."""
-    return sorted(cosines, key=lambda name: cosines[name].mean())
+    return sorted(numbers, key=lambda name: numbers[name].mean())
 
 
 def first_behind(comparisons: Sequence[Comparison]) -> str | None:
@@ -97,7 +115,7 @@ def first_behind(comparisons: Sequence[Comparison]) -> str | None:
     return next((each.module for each in lagging if each.lead >= _MATTERS * largest), None)
 
 
-def _comparison(a: str, b: str, module: str, gap: Difference) -> Comparison:
-    decided = gap.low > 0 or gap.high < 0
-    winner = (b if gap.mean > 0 else a) if decided else None
-    return Comparison(a, b, module, gap.mean, winner, gap.probability, (gap.low, gap.high))
+def _comparison(a: str, b: str, module: str, gap: Difference, other: Difference | None) -> Comparison:
+    contradicted = other is not None and gap.sign * other.sign < 0
+    winner = None if contradicted or gap.sign == 0 else b if gap.sign > 0 else a
+    return Comparison(a, b, module, gap.mean, winner, gap.probability, (gap.low, gap.high), contradicted)

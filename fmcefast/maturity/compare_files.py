@@ -18,7 +18,7 @@ from fmcefast.maturity.image_changes import DEFAULT_CHANGES
 from fmcefast.maturity.modules import in_running_order, stages_of
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import CHANGED_IMAGES
-from fmcefast.maturity.statistics import lacking_labels, ridge_probe_accuracy, single_threaded
+from fmcefast.maturity.statistics import lacking_labels, ridge_probe_accuracy, silhouettes, single_threaded
 from fmcefast.progress import Progress
 
 FINAL = "final feature map"
@@ -44,14 +44,16 @@ class ModuleComparison:
 
 @dataclass(frozen=True)
 class CompareResult:
-    """order: files, the least mature first. pairs: every two of them in the final feature map. modules: in the order in
-    which they run, the final one last; only that one for different backbones.
+    """order: files, the least mature first. pairs: every two of them in the final feature map, judged `by` the
+    silhouette of its classes, or by its invariance where labels do not serve.
 
-    ridge_probe: {file: accuracy of a linear probe of the final map}, where labels serve. worth: why there is no
-    verdict, for checkpoints of different backbones or classes.
+    modules: by invariance, in the order in which they run, the final one last; only that one for different backbones.
+    silhouette, ridge_probe: {file: mean silhouette, and accuracy of a linear probe, of the final map}, where labels
+    serve. worth: why there is no verdict, for checkpoints of different backbones or classes.
     """
 
     order: list[str]
+    by: str
     pairs: list[Comparison]
     modules: list[ModuleComparison]
     backbones: dict[str, str]
@@ -59,6 +61,7 @@ class CompareResult:
     split: str
     images: int
     changes: list[str]
+    silhouette: dict[str, float] | None
     ridge_probe: dict[str, float] | None
     worth: str | None
 
@@ -70,12 +73,13 @@ class CompareResult:
         lines = [f"compare: {images}, invariance of {final.module} to {' and '.join(self.changes)}"]
         if self.worth:
             lines.append(self.worth)
-        lines.append(f"{'':{width}}  invariance" + ("  linear probe" if self.ridge_probe else ""))
+        columns = {"invariance": final.values, "silhouette": self.silhouette, "linear probe": self.ridge_probe}
+        shown = {name: values for name, values in columns.items() if values}
+        lines.append(" " * width + "".join(f"  {name:>12}" for name in shown))
         for path in self.order:
-            probe = f"{self.ridge_probe[path]:14.4f}" if self.ridge_probe else ""
-            lines.append(f"{names[path]:{width}}  {final.values[path]:10.4f}{probe}")
+            lines.append(f"{names[path]:{width}}" + "".join(f"  {values[path]:12.4f}" for values in shown.values()))
         if not self.worth:
-            lines += ["", *(_sentence(pair, names) for pair in self.pairs)]
+            lines += ["", *(_sentence(pair, names, self.by) for pair in self.pairs)]
         if not self.worth and len(self.modules) > 1:
             for pair in self.pairs:
                 lines += self._modules_of(pair, names)
@@ -142,45 +146,56 @@ def compare_files(
         for path, backbone in zip(weights, of_file.values(), strict=True):
             seen.append(_look_at(path, backbone, images, device, modules, same_backbone, with_labels, changes))
             task.advance(len(images), note=path.name)
-    finals = {file: list(look.cosines.values())[-1] for file, look in zip(files, seen, strict=True)}
+    invariances = {file: list(look.invariances.values())[-1] for file, look in zip(files, seen, strict=True)}
+    of_classes = {file: look.silhouettes for file, look in zip(files, seen, strict=True)}
     worth = None
     if not same_backbone:
         worth = _OTHER_BACKBONES
     elif len({look.classes for look in seen}) > 1:
         worth = _OTHER_CLASSES
-    order = in_order(finals)
+    order = in_order(of_classes if with_labels else invariances)
     of_modules = []
-    for module in seen[0].cosines:
-        cosines = {file: look.cosines[module] for file, look in zip(files, seen, strict=True)}
-        pairs = compare({file: cosines[file] for file in order}, module)
+    for module in seen[0].invariances:
+        of_module = {file: seen[files.index(file)].invariances[module] for file in order}
+        pairs = compare(of_module, module)
         of_modules.append(
             ModuleComparison(
                 module,
-                values={file: float(cosines[file].mean()) for file in order},
-                pairs=[replace(pair, more_mature=None) for pair in pairs] if worth else pairs,
+                values={file: float(values.mean()) for file, values in of_module.items()},
+                pairs=_without_verdict(pairs) if worth else pairs,
                 untrained=[file for file, look in zip(files, seen, strict=True) if module in look.untrained],
             )
         )
+    pairs = of_modules[-1].pairs
+    if with_labels:
+        pairs = compare({file: of_classes[file] for file in order}, pairs[0].module, witness=invariances)
     return CompareResult(
         order=order,
-        pairs=of_modules[-1].pairs,
+        by="silhouette" if with_labels else "invariance",
+        pairs=_without_verdict(pairs) if worth else pairs,
         modules=of_modules,
         backbones=of_file,
         data=images.data,
         split=images.split,
         images=len(images),
         changes=list(changes),
+        silhouette={file: float(of_classes[file].mean()) for file in order} if with_labels else None,
         ridge_probe={file: look.ridge_probe for file, look in zip(files, seen, strict=True)} if with_labels else None,
         worth=worth,
     )
 
 
 class _Look(NamedTuple):
-    """What is seen of one checkpoint, {module: centred cosines} in the order in which the modules run."""
+    """What is seen of one checkpoint.
 
-    cosines: dict[str, np.ndarray]
+    invariances: {module: (M,)}, in the order in which the modules run. silhouettes: (N,) of the final feature map, none
+    without labels.
+    """
+
+    invariances: dict[str, np.ndarray]
     untrained: list[str]
     classes: int
+    silhouettes: np.ndarray
     ridge_probe: float
 
 
@@ -201,11 +216,13 @@ def _look_at(
     for name, maps in pooled.items():
         if maps.constant:
             raise InputError(f"{path}: the feature maps of {name} are the same for all images.")
+    final = pooled[names[-1]].plain
     return _Look(
-        cosines={name if same_backbone else FINAL: maps.invariance for name, maps in pooled.items()},
+        invariances={name if same_backbone else FINAL: maps.invariance for name, maps in pooled.items()},
         untrained=[name for name in names if untrained(checkpoint.network, name)],
         classes=checkpoint.classes,
-        ridge_probe=_linear_probe(pooled[names[-1]].plain, images.labels) if with_labels else nan,
+        silhouettes=silhouettes(final, images.labels) if with_labels else np.empty(0),
+        ridge_probe=_linear_probe(final, images.labels) if with_labels else nan,
     )
 
 
@@ -214,9 +231,15 @@ def _linear_probe(pooled: np.ndarray, labels: np.ndarray) -> float:
         return ridge_probe_accuracy(pooled, labels)
 
 
-def _sentence(pair: Comparison, names: dict[str, str]) -> str:
+def _without_verdict(pairs: list[Comparison]) -> list[Comparison]:
+    return [replace(pair, more_mature=None) for pair in pairs]
+
+
+def _sentence(pair: Comparison, names: dict[str, str], by: str) -> str:
     low, high = pair.interval
-    certainty = f"lead {pair.lead:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
+    certainty = f"{by} {pair.lead:+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
+    if pair.contradicted:
+        certainty += ", but the invariance says the opposite"
     if pair.more_mature is None:
         return f"{names[pair.a]} and {names[pair.b]} cannot be told apart ({certainty})."
     other = pair.a if pair.more_mature == pair.b else pair.b

@@ -24,6 +24,7 @@ _HEADS = {
     "bn_erank_pool": "rank",
     "bn_nn_ratio": "nn",
     "cka_before": "CKA",
+    "silhouette": "silh.",
     "davies_bouldin": "DB",
     "nc1_trace": "NC1",
     "knn": "kNN",
@@ -81,7 +82,7 @@ class ProbeResult:
         lines += [
             "",
             "A mature module sees the same in an image and in the image changed a little: inv rises towards 1 (and "
-            "decay rises; rank, nn, DB, NC1 fall). Compare rows of one module only.",
+            "decay and the silhouette rise; rank, nn, DB, NC1 fall). Compare rows of one module only.",
         ]
         if self.without_labels:
             lines.append(f"Without the statistics that need labels: {self.without_labels}.")

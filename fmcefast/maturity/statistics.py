@@ -102,6 +102,14 @@ def davies_bouldin(pooled: np.ndarray, labels: np.ndarray) -> float:
     return float(davies_bouldin_score(pooled / pooled.std(), labels))  # it takes distances below 1e-8 for none
 
 
+def silhouettes(pooled: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N,) how much nearer each map lies to those of its class than to those of the nearest other one, -1 to 1
+    (Rousseeuw 1987)."""
+    from sklearn.metrics import silhouette_samples
+
+    return silhouette_samples(pooled / pooled.std(), labels)
+
+
 def nc1_trace(pooled: np.ndarray, labels: np.ndarray) -> float | None:
     """Trace of the covariance within classes over that between their means (neural collapse, Papyan et al. 2020).
 
@@ -159,6 +167,7 @@ def of_rivals(pooled: np.ndarray) -> dict[str, float | None]:
 def with_labels(pooled: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
     """Those that look at the classes, labels (N,) int64, too."""
     return {
+        "silhouette": float(silhouettes(pooled, labels).mean()),
         "davies_bouldin": davies_bouldin(pooled, labels),
         "nc1_trace": nc1_trace(pooled, labels),
         "knn": knn_accuracy(pooled, labels),
@@ -168,7 +177,7 @@ def with_labels(pooled: np.ndarray, labels: np.ndarray) -> dict[str, float | Non
 
 LABEL_FREE = ("bn_inv_ccos", "bn_areq_pool", "bn_erank_pool", "bn_nn_ratio")
 RIVALS = ("rankme", "alpha_req")
-WITH_LABELS = ("davies_bouldin", "nc1_trace", "knn", "ridge_probe")
+WITH_LABELS = ("silhouette", "davies_bouldin", "nc1_trace", "knn", "ridge_probe")
 
 
 def lacking_labels(labels: np.ndarray, classes: Sequence[str] | None = None) -> str | None:

@@ -128,8 +128,8 @@ def test_compare_as_json(fmcefast, weights):
         assert {pair["a"], pair["b"]} < set(files) and pair["more_mature"] in (None, pair["a"], pair["b"])
         low, high = pair["interval"]
         assert low <= high and 0 <= pair["probability"] <= 1
-        assert (pair["more_mature"] is None) == (low <= 0 <= high)
-    finals = result["modules"][-1]["values"]
+        assert (pair["more_mature"] is None) == (low <= 0 <= high or pair["contradicted"])
+    finals = result["silhouette"]
     assert [finals[file] for file in result["order"]] == sorted(finals.values())
     assert strict(fmcefast("compare", *files[::-1], *FLAGS, "--json")[1])["pairs"] == result["pairs"]
 

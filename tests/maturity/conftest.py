@@ -132,6 +132,17 @@ class Reference:
         return np.trace(within) / np.trace(between)
 
     @staticmethod
+    def silhouette(pooled, labels):
+        distances = cdist(pooled, pooled)
+        values = []
+        for row, label in enumerate(labels):
+            own = np.delete(np.arange(len(labels)), row)
+            inside = distances[row, own[labels[own] == label]].mean()
+            outside = min(distances[row, labels == other].mean() for other in set(labels.tolist()) - {int(label)})
+            values.append((outside - inside) / max(inside, outside))
+        return np.mean(values)
+
+    @staticmethod
     def knn(pooled, labels):
         rows = pooled - pooled.mean(axis=0)
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)

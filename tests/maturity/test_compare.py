@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.metrics import silhouette_score
 
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.loaders.settings import LoaderSettings
@@ -90,6 +91,18 @@ def test_order_and_pairs(rng):
     assert equal.more_mature is None and equal.interval == (0, 0) and equal.probability == 0.5
 
 
+def test_a_witness_that_says_the_opposite_keeps_the_verdict_back(rng):
+    base = rng.random(200)
+    numbers = {"a": base, "b": base + 0.3 + 0.01 * rng.standard_normal(200)}
+    opposite = {"a": numbers["b"], "b": numbers["a"]}
+    noise = rng.standard_normal(200)
+    undecided = {"a": base, "b": base + noise - noise.mean()}
+    (agreed,), (silent,), (contradicted,) = (compare(numbers, witness=each) for each in (numbers, undecided, opposite))
+    assert agreed.more_mature == silent.more_mature == "b" and not agreed.contradicted and not silent.contradicted
+    assert contradicted.more_mature is None and contradicted.contradicted and contradicted.decided
+    assert (contradicted.lead, contradicted.interval) == (agreed.lead, agreed.interval)
+
+
 def test_modules_that_are_behind():
     def comparison(module, lead, width):
         return Comparison("a", "b", module, lead, None, 0.5, (lead - width, lead + width))
@@ -119,17 +132,22 @@ def test_files_are_compared_in_every_module(weights, compared, digits, cpu):
     result = compared(weights)
     assert sorted(result.order) == sorted(map(str, weights))
     assert [module.module for module in result.modules] == STAGES
-    assert result.pairs == result.modules[-1].pairs and len(result.pairs) == 3
+    assert result.by == "silhouette" and len(result.pairs) == 3
     for module in result.modules:
         assert list(module.values) == result.order and module.untrained == []
-    final = result.modules[-1].values
-    assert list(final.values()) == sorted(final.values())
+    assert list(result.silhouette.values()) == sorted(result.silhouette.values())
+    for pair, invariance in zip(result.pairs, result.modules[-1].pairs, strict=True):
+        assert (pair.a, pair.b, pair.module) == (invariance.a, invariance.b, "conv5")
+        assert pair.lead == pytest.approx(result.silhouette[pair.b] - result.silhouette[pair.a])
+        assert pair.contradicted == (pair.decided and invariance.decided and pair.lead * invariance.lead < 0)
     for path in weights:
         maps = pool_maps(load_checkpoint(BACKBONE, path, 10, cpu).network, STAGES, digits.batches)
         for module in result.modules:
             seen = maps[module.module]
             cosines = [statistics.centred_cosines(seen.plain, seen.changed[each]) for each in ("shift", "brightness")]
             assert module.values[str(path)] == pytest.approx(np.mean(cosines))
+        silhouette = silhouette_score(maps["conv5"].plain, digits.labels)
+        assert result.silhouette[str(path)] == pytest.approx(silhouette, rel=1e-5)
         expected = statistics.ridge_probe_accuracy(maps["conv5"].plain, digits.labels)
         assert result.ridge_probe[str(path)] == expected
     assert compared(weights[::-1]).pairs == result.pairs
@@ -151,6 +169,7 @@ def test_equal_checkpoints_cannot_be_told_apart(weights, compared):
 def test_named_modules_without_labels_and_another_change(weights, compared, probed):
     result = compared(weights[:2], modules=["stage3", "stage2"], labels=False, changes=["noise"])
     assert [module.module for module in result.modules] == ["stage2", "stage3"] and result.ridge_probe is None
+    assert result.by == "invariance" and result.silhouette is None and "silhouette" not in result.explain()
     assert result.pairs == result.modules[-1].pairs and "linear probe" not in result.explain()
     assert "invariance of stage3 to noise" in result.explain()
     few = compared(weights[:2], images=probed(20))  # two of each class
@@ -275,7 +294,8 @@ def test_a_stage_that_was_frozen_is_found(tmp_path, probed, cpu):
     result = compare_files([whole, frozen], [BACKBONE], images, cpu, QUIET)
     assert result.order == [str(frozen), str(whole)]
     (pair,) = result.pairs
-    assert pair.more_mature == str(whole) and pair.probability == 1 and pair.interval[0] > 0.1
+    assert pair.more_mature == str(whole) and pair.probability > 0.99 and not pair.contradicted
+    assert result.by == "silhouette" and result.silhouette[str(whole)] > result.silhouette[str(frozen)]
     assert {module.module: module.untrained for module in result.modules} == {
         name: [str(frozen)] if name == "stage3" else [] for name in STAGES
     }

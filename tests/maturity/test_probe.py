@@ -82,6 +82,7 @@ def test_the_whole_probe_is_what_float64_says(network, images, reference, sizes)
             "bn_erank_pool": reference.effective_rank(plain[stage]),
             "bn_nn_ratio": reference.neighbour_ratio(plain[stage]),
             "rankme": reference.effective_rank(own[stage], centred=False),
+            "silhouette": reference.silhouette(plain[stage], LABELS),
             "nc1_trace": reference.nc1_trace(plain[stage], LABELS),
             "knn": reference.knn(plain[stage], LABELS),
         }

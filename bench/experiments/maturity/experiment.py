@@ -17,6 +17,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from fmcefast.bench.experiments.maturity.judging import (
 from fmcefast.bench.experiments.maturity.learning import trials, wide
 from fmcefast.bench.experiments.maturity.measuring import (
     IMAGES,
-    cosines_file,
+    images_file,
     measure_run,
     measured_file,
     read_rows,
@@ -140,19 +141,17 @@ def _rows(table: pd.DataFrame, runs: Path, done: list[tuple[Setting, int]]) -> I
         for place in PLACES:
             for statistic in SIGNS:
                 yield from _of_statistic(part, table[table.fault != ""], statistic, place, name)
-    cosines = [
-        (rows[rows.module == "final"].reset_index(drop=True), np.load(cosines_file(runs, setting, seed))[:, 0])
+    images = [
+        (rows[rows.module == "final"].reset_index(drop=True), np.load(images_file(runs, setting, seed)))
         for setting, seed in done
         if setting.fault is None and seed != DEVELOPMENT_SEED
         for rows in [table[(table.setting == setting.name) & (table.seed == seed)]]
     ]
-    for apart in APART:
-        for images in (IMAGES, 64):
-            outcome = decisions(cosines, apart, images)
-            if outcome.pairs:
-                facts = {"decided": outcome.decided, "decided_wrongly": outcome.decided_wrongly, "n": outcome.pairs}
-                name = f"compare, {apart} epochs apart, {images} images"
-                yield {"name": name, "value": outcome.right, "unit": "part ordered rightly", **facts}
+    for apart, count, by in product(APART, (IMAGES, 64), ("silhouette", "invariance")) if images else ():
+        outcome = decisions(images, apart, count, by)
+        facts = {"decided": outcome.decided, "decided_wrongly": outcome.decided_wrongly, "n": outcome.pairs}
+        name = f"compare by {by}, {apart} epochs apart, {count} images"
+        yield {"name": name, "value": outcome.right, "unit": "part ordered rightly", **facts}
     for trial in trials(wide(sound), DEVELOPMENT_SEED):
         facts = {"worst": trial.worst, "error_in_phases": trial.error, "n": trial.runs}
         yield {"name": f"{trial.method}, {trial.split}", "value": trial.spearman, "unit": "rank correlation", **facts}

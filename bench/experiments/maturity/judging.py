@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.isotonic import IsotonicRegression
 
 from fmcefast.convergence.progress import progress
-from fmcefast.maturity.compare import difference
+from fmcefast.maturity.compare import compare
 
 PHASES = 10
 # +1: larger is more mature; -1: smaller is.
@@ -21,6 +21,7 @@ SIGNS = {
     "bn_erank_pool": -1,
     "bn_nn_ratio": -1,
     "cka_before": 1,
+    "silhouette": 1,
     "davies_bouldin": -1,
     "nc1_trace": -1,
     "knn": 1,
@@ -115,24 +116,27 @@ class Decisions:
     decided_wrongly: float
 
 
-def decisions(cosines: Iterable[tuple[pd.DataFrame, np.ndarray]], apart: int, images: int) -> Decisions:
+def decisions(runs: Iterable[tuple[pd.DataFrame, np.ndarray]], apart: int, images: int, by: str) -> Decisions:
     """Of pairs `apart` epochs, the earlier one in the first half.
 
-    cosines: of each run, the rows of one module and their centred cosines (checkpoints, images).
+    runs: of each, the rows of one module, and (checkpoints, 2, images) invariance and silhouette. by: "invariance" or
+    "silhouette", which has the invariance as its witness.
     """
-    outcomes = [outcome for rows, values in cosines for outcome in _decide(rows, values[:, :images], apart)]
+    outcomes = [outcome for rows, values in runs for outcome in _decide(rows, values[:, :, :images], apart, by)]
     right, decided, wrongly = np.array(outcomes, float).reshape(-1, 3).mean(axis=0)
     return Decisions(len(outcomes), float(right), float(decided), float(wrongly))
 
 
-def _decide(rows: pd.DataFrame, values: np.ndarray, apart: int) -> Iterator[tuple[bool, bool, bool]]:
+def _decide(rows: pd.DataFrame, values: np.ndarray, apart: int, by: str) -> Iterator[tuple[bool, bool, bool]]:
     place = {epoch: number for number, epoch in enumerate(rows.epoch)}
     way = dict(zip(rows.epoch, rows.progress, strict=True))
     for epoch in rows.epoch:
         later = epoch + apart
         if epoch == 0 or way[epoch] > 0.5 or later not in place or way[later] == way[epoch]:
             continue
-        lead = difference(values[place[epoch]], values[place[later]])
-        right = (lead.mean > 0) == (way[later] > way[epoch])
-        decided = lead.low > 0 or lead.high < 0
+        invariances, silhouettes = ({each: values[place[each], row] for each in (epoch, later)} for row in (0, 1))
+        by_labels = by == "silhouette"
+        (pair,) = compare(silhouettes if by_labels else invariances, witness=invariances if by_labels else None)
+        right = (pair.lead > 0) == (way[later] > way[epoch])
+        decided = pair.more_mature is not None
         yield right, decided, decided and not right

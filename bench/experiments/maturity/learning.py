@@ -44,6 +44,8 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 def trials(table: pd.DataFrame, development_seed: int) -> Iterator[Trial]:
     """All methods on all splits. table: as `wide` makes it."""
     for split, parts in _splits(table, development_seed).items():
+        if not parts:
+            continue
         for name, method in methods().items():
             results = [_judge(test, method(train, test), name) for train, test in parts]
             ranks = [rank for each in results for rank, _ in each]

@@ -22,7 +22,7 @@ from fmcefast.data.sources import sample
 from fmcefast.maturity.image_changes import DEFAULT_CHANGES
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import measure
-from fmcefast.maturity.statistics import centred_cosines
+from fmcefast.maturity.statistics import centred_cosines, silhouettes
 from fmcefast.models.networks import make_network
 from fmcefast.models.weights import read_weights
 from fmcefast.run.epochs import read_epochs
@@ -36,9 +36,9 @@ def measured_file(runs: Path, setting: Setting, seed: int) -> Path:
     return runs / f"{setting.name}-{seed}.measured.json"
 
 
-def cosines_file(runs: Path, setting: Setting, seed: int) -> Path:
-    """(checkpoints, modules, images) centred cosines."""
-    return runs / f"{setting.name}-{seed}.cosines.npy"
+def images_file(runs: Path, setting: Setting, seed: int) -> Path:
+    """(checkpoints, 2, images) invariance and silhouette of every image in the final feature map."""
+    return runs / f"{setting.name}-{seed}.images.npy"
 
 
 def measure_run(runs: Path, setting: Setting, seed: int, places: Places, device: torch.device) -> None:
@@ -48,7 +48,7 @@ def measure_run(runs: Path, setting: Setting, seed: int, places: Places, device:
     loading = LoaderSettings(recipe_of(setting.data), setting.image_size, 64, device, loader="resident")
     batches = list(make_loader(images, loading, training=False))
     losses = [row.loss for row in read_epochs(run_folder(runs, setting, seed) / "losses.csv")]
-    rows, cosines = [], []
+    rows, of_images = [], []
     before: dict[str, np.ndarray] = {}
     for epoch, network in _checkpoints(runs, setting, seed, len(losses), device):
         pooled = pool_maps(network, setting.modules, batches, evaluation=True)
@@ -59,8 +59,9 @@ def measure_run(runs: Path, setting: Setting, seed: int, places: Places, device:
                 statistics[f"bn_{change}_ccos"] = float(centred_cosines(maps.plain, maps.changed[change]).mean())
             rows.append({"epoch": epoch, "loss": losses[epoch - 1] if epoch else None, "module": place, **statistics})
         before = {name: maps.plain for name, maps in pooled.items()}
-        cosines.append([maps.invariance for maps in pooled.values()])
-    files.write_npy(cosines_file(runs, setting, seed), np.array(cosines, np.float32))
+        final = pooled[setting.modules[0]]
+        of_images.append([final.invariance, silhouettes(final.plain, images.labels)])
+    files.write_npy(images_file(runs, setting, seed), np.array(of_images, np.float32))
     files.write_json(measured_file(runs, setting, seed), rows)
 
 
