@@ -153,6 +153,8 @@ def score(
             raise InputError(f"{model} scores checkpoints without a run: leave out {run or '--reference'}.")
         return _score_any((*weights, *more_weights), model, module, options)
     if foreign := sorted(given(options).keys() & set(_OF_NO_RUN)):
+        if model is not None and not model.exists():
+            raise InputError(f"There is no model at {model}. See: fmcefast fit --help")
         raise InputError(
             f"`{foreign[0]}` is the run's own. To score without a run, give a --model that fit --model invariant made."
         )

@@ -71,15 +71,19 @@ class InvariantScore:
         changes: Sequence[str] = DEFAULT_CHANGES,
     ) -> "InvariantScore":
         """Fit to the statistic and the true FMCS (n,) of checkpoints. Raises InputError for fewer than 5, and when the
-        statistic is the same for all."""
-        from sklearn.isotonic import IsotonicRegression  # takes seconds to import
+        statistic or the FMCS is the same for all."""
+        from scipy.stats import spearmanr  # both take seconds to import
+        from sklearn.isotonic import IsotonicRegression
 
         if len(values) < _FEWEST or np.ptp(values) == 0:
             raise InputError(
                 f"A score needs {_FEWEST} or more checkpoints with different values of {statistic}; there are "
                 f"{len(np.unique(values))} of them. Give runs that keep the weights of all epochs."
             )
-        regression = IsotonicRegression(increasing="auto", out_of_bounds="clip").fit(values, scores)
+        if np.ptp(scores) == 0:
+            raise InputError(f"All checkpoints have an FMCS of {scores[0]:g}: there is nothing to learn.")
+        rising = bool(spearmanr(values, scores).statistic >= 0)  # "auto" does the same, and warns of a weak correlation
+        regression = IsotonicRegression(increasing=rising, out_of_bounds="clip").fit(values, scores)
         knots = regression.X_thresholds_, regression.y_thresholds_
         return cls(*knots, phases=phases, origin=origin, statistic=statistic, images=images, changes=changes)
 

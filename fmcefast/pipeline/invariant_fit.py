@@ -83,6 +83,8 @@ def fit_invariant(
     """
     if not output.parent.is_dir():
         raise InputError(f"There is no folder {output.parent} for {output.name}.")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder. Name a file for the score.")
     folders = [read_run(path) for path in (*runs, *tests)]
     phases = {len(markers.epochs(run)) for run in folders}
     if len(phases) > 1:

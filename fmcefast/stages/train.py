@@ -56,7 +56,8 @@ class Train(Stage[TrainResult]):
     parallel = True
 
     def outputs(self, run: RunFolder) -> list[Path]:
-        return [run.resume, run.losses_csv, run.weights, run.split_json, run.seeds]  # the commit goes first
+        # The commit goes first.
+        return [run.resume, run.losses_csv, run.maturity_csv, run.weights, run.split_json, run.seeds]
 
     def is_begun(self, run: RunFolder) -> bool:
         return any(path.exists() for path in self.outputs(run) if path != run.split_json)

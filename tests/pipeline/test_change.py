@@ -122,6 +122,13 @@ def test_a_stage_is_redone_with_what_follows(finished):
     assert left(redo(finished, extract)) == ["train", "markers"]
 
 
+def test_the_maturity_of_modules_goes_with_the_training(finished):
+    redo(finished, markers)
+    assert finished.maturity_csv.exists() and left(finished) == ["train"]
+    redo(finished, train)
+    assert not finished.maturity_csv.exists() and left(finished) == []
+
+
 def test_another_data_set_brings_its_preset(finished):
     assert redo(finished, train, {"data": "mnist"}).config.image_size == 224
 
