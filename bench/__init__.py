@@ -15,6 +15,7 @@ SUITES = {
     "reader": ("suites.reader", "random feature maps from disk, likewise"),
     "cqi": ("suites.cqi", "the search for convergence in long logs, against pandas and others"),
     "logs": ("suites.logs", "whole processes of `fmcefast markers LOG`"),
+    "probe": ("suites.probe", "maturity statistics, against the forward passes that they need"),
     "pipeline": ("suites.pipeline", "`fmcefast run`, from a cold start"),
     "plus-plus": ("experiments.plus_plus", "what FMCE-Net's scores and FMCE-Net++ are worth on a data set"),
     "maturity": (

@@ -22,10 +22,12 @@ _HOME_OF = {
     "FeatureMapLoader": "fmcefast.features.loader",
     "FeatureMapWriter": "fmcefast.features.writer",
     "FusedFMCSLoss": "fmcefast.losses.fused",
+    "InvariantScore": "fmcefast.maturity.invariant_score",
     "Markers": "fmcefast.convergence.markers",
     "RepresentationAuxiliaryLoss": "fmcefast.losses.representation_auxiliary",
     "cqi": "fmcefast.convergence.cqi",
     "find_markers": "fmcefast.convergence.markers",
+    "probe": "fmcefast.maturity.probe",
 }
 
 __all__ = [
@@ -36,10 +38,12 @@ __all__ = [
     "FeatureMapLoader",
     "FeatureMapWriter",
     "FusedFMCSLoss",
+    "InvariantScore",
     "Markers",
     "RepresentationAuxiliaryLoss",
     "cqi",
     "find_markers",
+    "probe",
 ]
 
 

@@ -75,7 +75,8 @@ def render(template: str, results: Path) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "number": number, "significant": significant, "percent": percent, "duration": duration, "mean": fmean
+        "number": number, "significant": significant, "percent": percent, "part": part, "duration": duration,
+        "mean": fmean,
     }  # fmt: skip
     files = {path.stem: load(path) for path in sorted(results.glob("*.json"), key=lambda path: path.stem)}
     environment.globals |= {"results": Facts("bench/results", files), "files": " ".join(files), "line": line}
@@ -124,6 +125,10 @@ def significant(value: float, digits: int = 3) -> str:
 
 def percent(fraction: float, digits: int = 0) -> str:
     return f"{fraction:.{digits}%}"
+
+
+def part(fraction: float | None) -> str:
+    return "-" if fraction is None else number(fraction, 2)
 
 
 def duration(seconds: float) -> str:

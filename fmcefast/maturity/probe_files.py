@@ -32,7 +32,6 @@ _HEADS = {
     "rankme": "RankMe",
     "alpha_req": "a-ReQ",
 }
-_NAME, _MODULE, _VALUE = 34, 22, 8
 
 
 @dataclass(frozen=True)
@@ -69,17 +68,15 @@ class ProbeResult:
     def explain(self) -> str:
         names = [name for name in _HEADS if any(row.statistics.get(name) is not None for row in self.rows)]
         images = f"{self.images:,} {IMAGES_OF[self.split]} images of {self.data} at {self.image_size} px"
+        files = list(dict.fromkeys(row.weights for row in self.rows))
+        short = dict(zip(files, short_names(files), strict=True))
+        rows = [[short[row.weights], row.module, *_shown(row.statistics, names), _remark(row)] for row in self.rows]
+        fresh = {row.module: row.fresh for row in self.rows}
+        rows += [["(before training)", module, *_shown(values, names), ""] for module, values in fresh.items()]
+        table = _table([["checkpoint", "module", *(_HEADS[name] for name in names), ""], *rows])
         lines = [
             f"probe: {self.backbone} on {images}, invariance to {' and '.join(self.changes)}",
-            f"{'checkpoint':{_NAME}}  {'module':{_MODULE}}" + "".join(f"{_HEADS[name]:>{_VALUE}}" for name in names),
-        ]
-        files = list(dict.fromkeys(row.weights for row in self.rows))
-        for file, short in zip(files, short_names(files), strict=True):
-            rows = [row for row in self.rows if row.weights == file]
-            lines += [_line(short, row.module, row.statistics, names) + _remark(row) for row in rows]
-        fresh = {row.module: row.fresh for row in self.rows}
-        lines += [_line("(before training)", module, values, names) for module, values in fresh.items()]
-        lines += [
+            *table,
             "",
             "A mature module sees the same in an image and in the image changed a little: inv rises towards 1 (and "
             "decay and the silhouette rise; rank, nn, DB, NC1 fall). Compare rows of one module only.",
@@ -136,17 +133,22 @@ def probe_files(
     )
 
 
-def _line(name: str, module: str, statistics: Statistics, names: list[str]) -> str:
-    shown = [statistics.get(each) for each in names]
-    values = "".join(f"{'-':>{_VALUE}}" if value is None else f"{value:{_VALUE}.4g}" for value in shown)
-    return f"{_end_of(name, _NAME):{_NAME}}  {_end_of(module, _MODULE):{_MODULE}}{values}"
+def _shown(statistics: Statistics, names: list[str]) -> list[str]:
+    values = [statistics.get(name) for name in names]
+    return ["-" if value is None else f"{value:.3g}" for value in values]
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """Names on the left, numbers on the right, and a remark at the end."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, module, *values, remark in rows:
+        numbers = "".join(f"  {value:>{width}}" for value, width in zip(values, widths[2:-1], strict=True))
+        lines.append(f"{name:{widths[0]}}  {module:{widths[1]}}{numbers}{remark}")
+    return lines
 
 
 def _remark(row: ProbeRow) -> str:
     if row.constant:
         return "  the same for all images"
     return "  never trained (batch normalisation as it began)" if row.untrained else ""
-
-
-def _end_of(name: str, width: int) -> str:
-    return name if len(name) <= width else "..." + name[3 - width :]

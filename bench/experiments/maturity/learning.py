@@ -11,9 +11,10 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from fmcefast.bench.experiments.maturity.judging import PHASES, SIGNS
+from fmcefast.bench.experiments.maturity.judging import PHASES
 from fmcefast.maturity.statistics import LABEL_FREE
 
+_ALONE = (*LABEL_FREE, "silhouette")
 _COLUMNS = [f"{statistic}_{place}" for statistic in LABEL_FREE for place in ("final", "middle")]
 # (training checkpoints, test checkpoints) -> scores of the test checkpoints
 Method = Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]
@@ -33,9 +34,9 @@ class Trial:
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a checkpoint, the label-free statistics of both modules beside each other."""
+    """One row a checkpoint, the statistics of both modules beside each other."""
     facts = ["run", "setting", "seed", "data", "family", "epoch", "progress"]
-    values = table.pivot_table(index=["run", "epoch"], columns="module", values=list(LABEL_FREE), dropna=False)
+    values = table.pivot_table(index=["run", "epoch"], columns="module", values=list(_ALONE), dropna=False)
     values.columns = [f"{statistic}_{place}" for statistic, place in values.columns]
     known = table[table.module == "final"][facts].set_index(["run", "epoch"])
     return known.join(values).reset_index()
@@ -55,7 +56,7 @@ def trials(table: pd.DataFrame, development_seed: int) -> Iterator[Trial]:
 
 
 def methods() -> dict[str, Method]:
-    alone = {f"isotonic on {statistic}": _isotonic(f"{statistic}_final") for statistic in LABEL_FREE}
+    alone = {f"isotonic on {statistic}": _isotonic(f"{statistic}_final") for statistic in _ALONE}
     return {**alone, "boosting": _boosting, "ranker": _ranker}
 
 
@@ -79,10 +80,13 @@ def _splits(table: pd.DataFrame, development_seed: int) -> dict[str, list[tuple[
 
 
 def _judge(test: pd.DataFrame, scores: np.ndarray, method: str) -> list[tuple[float, float]]:
-    """(rank correlation, mean absolute error) in each run."""
+    """(rank correlation, mean absolute error) in each run; the correlation of scores that are all the same is 0."""
     scored = test.assign(score=scores)
     return [
-        (float(spearmanr(run.score, run.progress).statistic), float((run.score - PHASES * run.progress).abs().mean()))
+        (
+            float(spearmanr(run.score, run.progress).statistic) if run.score.nunique() > 1 else 0.0,
+            float((run.score - PHASES * run.progress).abs().mean()),
+        )
         for _, run in scored.groupby("run")
     ]
 
@@ -90,8 +94,7 @@ def _judge(test: pd.DataFrame, scores: np.ndarray, method: str) -> list[tuple[fl
 def _isotonic(column: str) -> Method:
     def score(train: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
         known = train[train[column].notna()]
-        increasing = SIGNS[column.rpartition("_")[0]] > 0
-        regression = IsotonicRegression(increasing=increasing, out_of_bounds="clip")
+        regression = IsotonicRegression(increasing="auto", out_of_bounds="clip")
         return regression.fit(known[column], PHASES * known.progress).predict(test[column].fillna(known[column].mean()))
 
     return score
