@@ -16,6 +16,7 @@ from fmcefast.errors import InputError
 from fmcefast.maturity.image_changes import DEFAULT_CHANGES
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import measure
+from fmcefast.maturity.statistics import WITH_LABELS
 
 _KEY = "invariant_score"
 _FEWEST = 5  # checkpoints
@@ -91,13 +92,23 @@ class InvariantScore:
         """The FMCS (n,) of values (n,) of the statistic."""
         return np.interp(values, self.values, self.scores)
 
-    def score(self, model: nn.Module, modules: Sequence[str], loader: Iterable[Any]) -> dict[str, float]:
-        """{module: FMCS} of a model; arguments and errors as for `probe`. Raises InputError also for maps that are the
-        same for all images."""
+    @property
+    def needs_labels(self) -> bool:
+        """Whether its statistic looks at the classes of the images."""
+        return self.statistic in WITH_LABELS
+
+    def score(
+        self, model: nn.Module, modules: Sequence[str], loader: Iterable[Any], labels: Any = None
+    ) -> dict[str, float]:
+        """{module: FMCS} of a model; arguments and errors as for `probe`. Raises InputError also without the labels
+        that the statistic needs, and for maps that are the same for all images."""
+        if self.needs_labels and labels is None:
+            raise InputError(f"The statistic of this score, {self.statistic}, needs the labels of the images.")
+        known = np.asarray(labels) if self.needs_labels else None
         pooled = pool_maps(model, modules, loader, changes=self.changes)
         scores = {}
         for name, maps in pooled.items():
-            value = measure(maps)[self.statistic]
+            value = measure(maps, known)[self.statistic]
             if value is None:
                 raise InputError(f"The feature maps of {name!r} are the same for all images: nothing to score.")
             scores[name] = float(self.of_values(value))

@@ -71,7 +71,7 @@ def score_files(
         for path in weights:
             network = load_checkpoint(config.backbone, path, len(images.classes), device).network
             name = module or stages_of(network, config.image_size)[-1]
-            rows.append(FileScore(str(path), name, score.score(network, [name], images.batches)[name]))
+            rows.append(FileScore(str(path), name, score.score(network, [name], images.batches, images.labels)[name]))
             task.advance(1, note=path.name)
     return FileScores(str(model), score.phases, len(images), _caution(score, config), rows)
 

@@ -9,11 +9,12 @@ import torch
 
 from fmcefast.convergence.progress import progress as progress_of
 from fmcefast.errors import InputError
-from fmcefast.maturity.checkpoints import fresh_network, load_checkpoint, probe_images
+from fmcefast.maturity.checkpoints import ProbeImages, fresh_network, load_checkpoint, probe_images
 from fmcefast.maturity.invariant_score import InvariantScore, Origin
 from fmcefast.maturity.modules import stages_of
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import measure
+from fmcefast.maturity.statistics import WITH_LABELS, lacking_labels
 from fmcefast.progress import Progress
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder, read_run
@@ -21,7 +22,8 @@ from fmcefast.run.images import open_source, refuse_recorded
 from fmcefast.runtime.device import pick_device
 from fmcefast.stages.markers import markers
 
-STATISTIC = "bn_inv_ccos"
+# Of single statistics it ranks the checkpoints of an unseen seed best, and no mixture does better (bench/RESULTS.md).
+BEST, BEST_WITHOUT_LABELS = "silhouette", "bn_inv_ccos"
 IMAGES = 320  # spectral statistics depend on the number of images, so it is fixed
 
 
@@ -73,11 +75,12 @@ def fit_invariant(
     *,
     tests: Sequence[Path] = (),
     module: str | None = None,
-    statistic: str = STATISTIC,
+    statistic: str | None = None,
 ) -> InvariantFit:
     """Fit `output` to all epochs of `runs` whose weights are kept, and test it on `tests`.
 
-    module: of their backbones; the last feature map by default. Raises InputError for a recorded run, whose images are
+    module: of their backbones; the last feature map by default. statistic: by default the silhouette, or the invariance
+    where a run holds out too few images of a class for that. Raises InputError for a recorded run, whose images are
     its owner's, runs of different numbers of phases, and as `InvariantScore.fit` does; NotConvergedError for a run
     without markers.
     """
@@ -91,7 +94,13 @@ def fit_invariant(
         raise InputError(f"The runs have different numbers of phases: {', '.join(map(str, sorted(phases)))}.")
     for run in folders:
         refuse_recorded(run.config)
-    measured = [_measure(run, progress, module, statistic) for run in folders]
+    device = pick_device()
+    images = [probe_images(run.config, IMAGES, "test", device, progress, open_source(run)) for run in folders]
+    if statistic is None:
+        statistic = BEST_WITHOUT_LABELS if any(lacking_labels(each.labels) for each in images) else BEST
+    measured = [
+        _measure(run, of_run, device, progress, module, statistic) for run, of_run in zip(folders, images, strict=True)
+    ]
     own, others = measured[: len(runs)], measured[len(runs) :]
     score = InvariantScore.fit(
         [value for each in own for value in each.values],
@@ -113,20 +122,27 @@ def fit_invariant(
     )
 
 
-def _measure(run: RunFolder, progress: Progress, module: str | None, statistic: str) -> _Measured:
-    config, device = run.config, pick_device()
+def _measure(
+    run: RunFolder,
+    images: ProbeImages,
+    device: torch.device,
+    progress: Progress,
+    module: str | None,
+    statistic: str,
+) -> _Measured:
+    config = run.config
     found = markers.load(run)
     losses = [row.loss for row in read_epochs(run.losses_csv)]
     assert found.markers is not None
     way = progress_of(losses, first=found.e0, last=found.markers[-1], alpha=found.alpha, smoothing=found.smoothing)
     epochs = [epoch for epoch in range(1, len(losses) + 1) if run.weights_of(epoch).exists()]
-    images = probe_images(config, IMAGES, "test", device, progress, source=open_source(run))
     fresh = fresh_network(config.backbone, len(images.classes), device)
+    known = images.labels if statistic in WITH_LABELS else None
     names = [module] if module else stages_of(fresh, config.image_size)[-1:]
 
     def value_of(network: torch.nn.Module, whose: str) -> float:
         maps = pool_maps(network, names, images.batches)[names[0]]
-        value = measure(maps)[statistic]
+        value = measure(maps, known)[statistic]
         if value is None:
             raise InputError(f"The feature maps of {whose} are the same for all images: there is nothing to learn.")
         return value

@@ -231,3 +231,14 @@ def test_an_fmce_net_does_not_take_its_file(score, tmp_path):
     score.save_pretrained(tmp_path / "score.safetensors")
     with pytest.raises(InputError, match=r"is not an FMCE-Net"):
         FMCENet.from_pretrained(tmp_path / "score.safetensors")
+
+
+def test_a_statistic_of_classes_needs_labels(network, images):
+    labels = np.arange(48) % 4
+    score = InvariantScore([-1, 1], [0, 10], **{**ABOUT, "statistic": "silhouette"})
+    found = score.score(network, ["body"], [images], labels)
+    silhouette = probe(network, ["body"], [images], labels=labels)["body"]["silhouette"]
+    assert found == {"body": pytest.approx(5 + 5 * silhouette)} and score.needs_labels
+    with pytest.raises(InputError, match="silhouette, needs the labels of the images"):
+        score.score(network, ["body"], [images])
+    assert not InvariantScore([-1, 1], [0, 10], **ABOUT).needs_labels

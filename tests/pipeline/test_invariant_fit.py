@@ -7,10 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from safetensors.torch import load_file, save_file
 
 from fmcefast.convergence.progress import progress
 from fmcefast.errors import InputError, NotConvergedError
+from fmcefast.maturity import statistics
 from fmcefast.maturity.checkpoints import fresh_network, load_checkpoint, probe_images
 from fmcefast.maturity.invariant_score import InvariantScore
 from fmcefast.maturity.probe import probe
@@ -116,6 +118,19 @@ def test_a_copy_of_a_run_is_tested_alike(few, tmp_path):
     assert dataclasses.replace(result.tests[0], run=result.own[0].run) == result.own[0]
     origin = InvariantScore.from_pretrained(tmp_path / "score.safetensors").origin
     assert (origin.runs, origin.checkpoints) == (2, 10)
+
+
+def test_where_labels_serve_it_learns_from_silhouettes(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "_FOLDS", 2)  # of each class there are two images or more
+    result = fit_invariant(few[:1], tmp_path / "score.safetensors", QUIET)
+    assert result.statistic == "silhouette"
+    run = read_run(few[0])
+    images = probe_images(run.config, 320, "test", torch.device("cpu"))
+    score = InvariantScore.from_pretrained(tmp_path / "score.safetensors")
+    network = load_checkpoint(run.config.backbone, run.weights_of(5), 10, torch.device("cpu")).network
+    expected = probe(network, ["conv5"], images.batches, labels=images.labels)["conv5"]["silhouette"]
+    found = score.score(network, ["conv5"], images.batches, images.labels)["conv5"]
+    assert found == pytest.approx(float(score.of_values(expected)))
 
 
 def without_markers(paths):
