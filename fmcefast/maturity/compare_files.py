@@ -25,11 +25,11 @@ FINAL = "final feature map"
 # As bench/RESULTS.md has it, over all pairs of trainings.
 _OTHER_BACKBONES = (
     "The backbones differ, so there is no verdict: across architectures the larger silhouette was that of the more "
-    "mature checkpoint in about 9 of 10 pairs, the larger invariance in about 6 of 10."
+    "mature checkpoint in about 8 of 10 pairs, the larger invariance in about 6 of 10."
 )
 _OTHER_CLASSES = (
     "The checkpoints classify other classes, so there is no verdict: across data sets the larger silhouette was that "
-    "of the more mature checkpoint in about 8 of 10 pairs, the larger invariance in about 9 of 10."
+    "of the more mature checkpoint in about 7 of 10 pairs, the larger invariance in about 8 of 10."
 )
 
 

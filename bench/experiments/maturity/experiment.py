@@ -149,6 +149,8 @@ def _rows(table: pd.DataFrame, runs: Path, done: list[tuple[Setting, int]]) -> I
     ]
     for apart, count, by in product(APART, (IMAGES, 64), ("silhouette", "invariance")) if images else ():
         outcome = decisions(images, apart, count, by)
+        if outcome is None:
+            continue
         facts = {"decided": outcome.decided, "decided_wrongly": outcome.decided_wrongly, "n": outcome.pairs}
         name = f"compare by {by}, {apart} epochs apart, {count} images"
         yield {"name": name, "value": outcome.right, "unit": "part ordered rightly", **facts}

@@ -116,14 +116,16 @@ class Decisions:
     decided_wrongly: float
 
 
-def decisions(runs: Iterable[tuple[pd.DataFrame, np.ndarray]], apart: int, images: int, by: str) -> Decisions:
-    """Of pairs `apart` epochs, the earlier one in the first half.
+def decisions(runs: Iterable[tuple[pd.DataFrame, np.ndarray]], apart: int, images: int, by: str) -> Decisions | None:
+    """Of pairs `apart` epochs, the earlier one in the first half; None if there are none.
 
     runs: of each, the rows of one module, and (checkpoints, 2, images) invariance and silhouette. by: "invariance" or
     "silhouette", which has the invariance as its witness.
     """
     outcomes = [outcome for rows, values in runs for outcome in _decide(rows, values[:, :, :images], apart, by)]
-    right, decided, wrongly = np.array(outcomes, float).reshape(-1, 3).mean(axis=0)
+    if not outcomes:
+        return None
+    right, decided, wrongly = np.array(outcomes, float).mean(axis=0)
     return Decisions(len(outcomes), float(right), float(decided), float(wrongly))
 
 

@@ -94,7 +94,8 @@ def _judge(test: pd.DataFrame, scores: np.ndarray, method: str) -> list[tuple[fl
 def _isotonic(column: str) -> Method:
     def score(train: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
         known = train[train[column].notna()]
-        regression = IsotonicRegression(increasing="auto", out_of_bounds="clip")
+        rising = bool(spearmanr(known[column], known.progress).statistic >= 0)
+        regression = IsotonicRegression(increasing=rising, out_of_bounds="clip")
         return regression.fit(known[column], PHASES * known.progress).predict(test[column].fillna(known[column].mean()))
 
     return score
