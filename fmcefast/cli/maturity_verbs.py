@@ -93,8 +93,8 @@ def probe(
     fmcefast probe --weights epoch-*.pt --backbone resnet18 --data cifar10 --image-size 64
     fmcefast probe --weights my.pt --backbone resnet50 --data folder:my/images --module layer3 --module layer4
 
-    The first column tells how alike a module sees an image and the same image changed a little; within a training it
-    rises with maturity. A freshly initialised network stands below for reference.
+    inv tells how alike a module sees an image and the same image changed a little, silh. how well it sets the classes
+    apart; both rise with maturity. A freshly initialised network stands below for reference.
     """
     from fmcefast.maturity.probe_files import probe_files
 
@@ -139,8 +139,9 @@ def compare(
     fmcefast compare old.pt new.pt --backbone resnet18 --data folder:my/images
     fmcefast compare epoch-10.pt epoch-20.pt epoch-30.pt --backbone timm:convnext_tiny --data cifar10
 
-    The verdict rests on a bootstrap over the images, and needs no labels. Checkpoints of different backbones get no
-    verdict, but their values.
+    The verdict goes by how well the final feature map sets the classes apart (silhouettes), with a bootstrap over the
+    images; it is withheld where the invariance says the opposite. With --no-labels it goes by invariance alone, which
+    is less reliable on natural images. Checkpoints of different backbones get no verdict, but their values.
     """
     from fmcefast.maturity.compare_files import compare_files
 

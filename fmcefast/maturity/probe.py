@@ -38,10 +38,11 @@ def probe(
     `cka_before`.
 
     bn_inv_ccos: the centred cosine between the maps of an image and of the same image changed, in the mean over images
-    and changes; it grows with maturity. bn_areq_pool (grows), bn_erank_pool (falls), bn_nn_ratio (falls): spectral
-    decay, effective rank, and distance to the nearest neighbours over the mean distance. Batch normalisation takes its
-    statistics anew for these. rankme, alpha_req: as published, in evaluation mode. All are None where a module's maps
-    are the same for all images.
+    and changes; it grows with maturity. bn_areq_pool, bn_erank_pool, bn_nn_ratio: spectral decay, effective rank, and
+    distance to the nearest neighbours over the mean distance; which way they go depends on the data. Batch
+    normalisation takes its statistics anew for these, and for those that need labels, of which the silhouette tells
+    maturity best. rankme, alpha_req: as published, in evaluation mode. All are None where a module's maps are the same
+    for all images.
 
     Raises InputError for an unknown module, an output that is no feature map, too few images or images of a class, and
     values that are not finite.

@@ -78,8 +78,9 @@ class ProbeResult:
             f"probe: {self.backbone} on {images}, invariance to {' and '.join(self.changes)}",
             *table,
             "",
-            "A mature module sees the same in an image and in the image changed a little: inv rises towards 1 (and "
-            "decay and the silhouette rise; rank, nn, DB, NC1 fall). Compare rows of one module only.",
+            "A mature module sees the same in an image and in the image changed a little (inv rises towards 1), and "
+            "sets the classes apart (silh. rises, DB falls). Which way decay, rank and nn go depends on the data. "
+            "Compare rows of one module only.",
         ]
         if self.without_labels:
             lines.append(f"Without the statistics that need labels: {self.without_labels}.")

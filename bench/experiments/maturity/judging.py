@@ -28,7 +28,6 @@ SIGNS = {
     "ridge_probe": 1,
     "rankme": -1,
     "alpha_req": 1,
-    "weightwatcher_alpha": -1,
     "loss": -1,
     "epoch": 1,
 }
