@@ -271,14 +271,14 @@ def test_a_probed_module_with_constant_maps(weights, states, digits, cpu):
 
 
 def train(path: Path, *, frozen: bool) -> Path:
-    """Four epochs on 300 digits, from the same weights and over the same batches."""
+    """Eight epochs on 300 digits, from the same weights and over the same batches."""
     torch.manual_seed(0)
     network = make_network(BACKBONE, 10)
     network.stage3.requires_grad_(not frozen)
     optimizer = torch.optim.Adam([weight for weight in network.parameters() if weight.requires_grad], lr=3e-3)
     settings = LoaderSettings(recipe_of("digits"), 32, 20, torch.device("cpu"), workers=1, loader="resident")
     loader = make_loader(sample(load_source("digits", "data").train, 300), settings, training=True)
-    for _ in range(4):
+    for _ in range(8):
         for images, labels in loader:
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(network(images), labels).backward()
@@ -294,7 +294,7 @@ def test_a_stage_that_was_frozen_is_found(tmp_path, probed, cpu):
     result = compare_files([whole, frozen], [BACKBONE], images, cpu, QUIET)
     assert result.order == [str(frozen), str(whole)]
     (pair,) = result.pairs
-    assert pair.more_mature == str(whole) and pair.probability > 0.99 and not pair.contradicted
+    assert pair.more_mature == str(whole) and pair.interval[0] > 0.02 and not pair.contradicted
     assert result.by == "silhouette" and result.silhouette[str(whole)] > result.silhouette[str(frozen)]
     assert {module.module: module.untrained for module in result.modules} == {
         name: [str(frozen)] if name == "stage3" else [] for name in STAGES
