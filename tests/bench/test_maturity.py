@@ -48,7 +48,7 @@ def test_the_experiment_runs_whole_and_goes_on_where_it_was(small, capsys):
     silhouette = rows["silhouette, final"]
     assert silhouette["n"] == 2 and -1 <= silhouette["worst"] <= silhouette["value"] <= 1
     assert silhouette["phases_of_faults"] == {}  # without the trainings that make the scale
-    assert rows["epoch, final"]["value"] == pytest.approx(1, abs=0.2)
+    assert rows["epoch, final"]["value"] > 0.3
     assert {"compare by silhouette, 1 epochs apart, 64 images", "boosting, other seed"} <= rows.keys()
     table = pd.read_csv(small / "bench-results" / "maturity.csv")
     assert len(table) == 70 and set(table.module) == {"final", "middle"} and set(table.epoch) == set(range(7))

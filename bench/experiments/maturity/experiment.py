@@ -29,6 +29,7 @@ from fmcefast.bench.experiments.maturity.judging import (
     decisions,
     kinds_of_pairs,
     phases_of_faults,
+    rank_correlation,
     with_targets,
     within_runs,
 )
@@ -166,7 +167,7 @@ def _of_statistic(part: pd.DataFrame, faults: pd.DataFrame, statistic: str, plac
     within = within_runs(part, statistic)
     turned = SIGNS[statistic] * part[statistic].to_numpy(float)
     pairs = {name: kind.ordered_rightly(turned) for name, kind in kinds_of_pairs(part).items()}
-    trained = part[part.epoch > 0]
+    trained = part[(part.epoch > 0) & part[statistic].notna()]
     yield {
         "name": f"{statistic}, {place}{suffix}",
         "value": float(within.mean()),
@@ -174,7 +175,7 @@ def _of_statistic(part: pd.DataFrame, faults: pd.DataFrame, statistic: str, plac
         "worst": float(within.min()),
         "worst_run": str(within.idxmin()),
         "n": len(within),
-        "between_runs": float(trained[[statistic, "progress"]].corr("spearman").iloc[0, 1] * SIGNS[statistic]),
+        "between_runs": SIGNS[statistic] * rank_correlation(trained[statistic], trained.progress),
         "with_probe_accuracy": float(within_runs(part, statistic, "probe_part").mean()),
         "pairs_ordered_rightly": pairs,
         "phases_of_faults": phases_of_faults(part, faults[faults.module == place], statistic),

@@ -51,8 +51,14 @@ def within_runs(table: pd.DataFrame, statistic: str, target: str = "progress") -
     """The rank correlation of a statistic, turned so that it should be positive, with a target in each run."""
     trained = table[(table.epoch > 0) & table[statistic].notna()]
     return trained.groupby("run").apply(
-        lambda run: SIGNS[statistic] * spearmanr(run[statistic], run[target]).statistic, include_groups=False
+        lambda run: SIGNS[statistic] * rank_correlation(run[statistic], run[target]), include_groups=False
     )
+
+
+def rank_correlation(values: pd.Series, target: pd.Series) -> float:
+    """Spearman's; 0 where all values are the same, which tell nothing."""
+    same = values.nunique() < 2 or target.nunique() < 2
+    return 0.0 if same else float(spearmanr(values, target).statistic)
 
 
 @dataclass(frozen=True)

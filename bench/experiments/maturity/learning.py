@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from fmcefast.bench.experiments.maturity.judging import PHASES
+from fmcefast.bench.experiments.maturity.judging import PHASES, rank_correlation
 from fmcefast.maturity.statistics import LABEL_FREE
 
 _ALONE = (*LABEL_FREE, "silhouette")
@@ -80,11 +79,11 @@ def _splits(table: pd.DataFrame, development_seed: int) -> dict[str, list[tuple[
 
 
 def _judge(test: pd.DataFrame, scores: np.ndarray, method: str) -> list[tuple[float, float]]:
-    """(rank correlation, mean absolute error) in each run; the correlation of scores that are all the same is 0."""
+    """(rank correlation, mean absolute error) in each run."""
     scored = test.assign(score=scores)
     return [
         (
-            float(spearmanr(run.score, run.progress).statistic) if run.score.nunique() > 1 else 0.0,
+            rank_correlation(run.score, run.progress),
             float((run.score - PHASES * run.progress).abs().mean()),
         )
         for _, run in scored.groupby("run")
@@ -94,7 +93,7 @@ def _judge(test: pd.DataFrame, scores: np.ndarray, method: str) -> list[tuple[fl
 def _isotonic(column: str) -> Method:
     def score(train: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
         known = train[train[column].notna()]
-        rising = bool(spearmanr(known[column], known.progress).statistic >= 0)
+        rising = rank_correlation(known[column], known.progress) >= 0
         regression = IsotonicRegression(increasing=rising, out_of_bounds="clip")
         return regression.fit(known[column], PHASES * known.progress).predict(test[column].fillna(known[column].mean()))
 
