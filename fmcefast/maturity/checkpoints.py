@@ -14,6 +14,7 @@ from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.sources import load_source, sample
+from fmcefast.data.spec import DataSpec
 from fmcefast.errors import InputError
 from fmcefast.files import content_hash
 from fmcefast.maturity.statistics import FEWEST_IMAGES
@@ -103,7 +104,7 @@ def probe_images(
     images = sample(images, max(count, len(source.classes)))
     images = images.take(np.random.default_rng(_ORDER_SEED).permutation(len(images)))
     loader = make_loader(images, loader_settings(config, device), training=False)
-    recipe = config.recipe or config.data.partition(":")[0]
+    recipe = config.recipe or DataSpec.parse(config.data).name
     return ProbeImages(images, source.classes, config.data, recipe, config.image_size, split, loader)
 
 

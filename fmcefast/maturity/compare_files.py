@@ -217,19 +217,18 @@ def _look_at(
     for name, maps in pooled.items():
         if maps.constant:
             raise InputError(f"{path}: the feature maps of {name} are the same for all images.")
-    final = pooled[names[-1]].plain
+    final, of_classes, accuracy = pooled[names[-1]].plain, np.empty(0), nan
+    if with_labels:
+        with single_threaded():
+            of_classes = silhouettes(final, images.labels)
+            accuracy = ridge_probe_accuracy(final, images.labels)
     return _Look(
         invariances={name if same_backbone else FINAL: maps.invariance for name, maps in pooled.items()},
         untrained=[name for name in names if untrained(checkpoint.network, name)],
         classes=checkpoint.classes,
-        silhouettes=silhouettes(final, images.labels) if with_labels else np.empty(0),
-        ridge_probe=_linear_probe(final, images.labels) if with_labels else nan,
+        silhouettes=of_classes,
+        ridge_probe=accuracy,
     )
-
-
-def _linear_probe(pooled: np.ndarray, labels: np.ndarray) -> float:
-    with single_threaded():
-        return ridge_probe_accuracy(pooled, labels)
 
 
 def _without_verdict(pairs: list[Comparison]) -> list[Comparison]:

@@ -8,6 +8,7 @@ import pytest
 
 from fmcefast.bench.experiments.maturity import experiment, judging, measuring, training
 from fmcefast.errors import InputError
+from fmcefast.files import FolderLock
 
 NETWORK = ("shufflenet_v2_x0_5", ("conv5", "stage3"))
 SMALL = {"images": 200, "epochs": 6, "image_size": 32}
@@ -117,3 +118,29 @@ def test_decisions_have_the_invariance_as_witness(table, rng):
     assert judging.decisions([(rows, agreeing)], 1, 40, "silhouette") == right
     assert judging.decisions([(rows, opposing)], 1, 40, "silhouette") == judging.Decisions(5, 1.0, 0.0, 0.0)
     assert judging.decisions([(rows, opposing)], 1, 40, "invariance") == judging.Decisions(5, 0.0, 1.0, 1.0)
+
+
+def test_a_training_that_fails_is_not_passed_over_but_one_under_way_elsewhere_is(small, monkeypatch):
+    words = ["--only", "one", "--seeds", "1"]
+    place = small / "runs" / "maturity" / "one-1.work"
+    place.mkdir(parents=True)
+    with FolderLock(place), pytest.raises(InputError, match="Nothing in runs/maturity is measured yet"):
+        experiment.main(words)
+
+    def fail(*arguments):
+        raise InputError("as if the images were damaged")
+
+    monkeypatch.setattr(experiment, "train", fail)
+    with pytest.raises(InputError, match="as if the images were damaged"):
+        experiment.main(words)
+
+
+def test_faults_are_told_on_the_scale_of_their_own_data_and_architecture(table):
+    sound = pd.concat([table, table.assign(run="c")], ignore_index=True).assign(setting="digits-shufflenet")
+    faults = pd.DataFrame(
+        [
+            {"run": "spoilt-0", "data": "digits", "family": "resnet", "epoch": 6, "loss": 1.0},
+            {"run": "elsewhere-0", "data": "cifar10", "family": "resnet", "epoch": 6, "loss": 1.0},
+        ]
+    )
+    assert judging.phases_of_faults(sound, faults, "loss") == {"spoilt-0": pytest.approx(0)}

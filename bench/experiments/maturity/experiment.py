@@ -10,12 +10,11 @@ within runs and between runs apart, against the part of the way of the log smoot
 against the accuracy of a linear probe. Scores that are learnt leave out a seed, a data set or an architecture.
 
 All lies in --runs and goes on where it was interrupted; several processes may share the work. --judge only judges what
-is finished. Two cores need about three hours and 10 GB. Leaves maturity.json, and maturity.csv with all measurements.
+is finished. Two cores need hours, and several GB. Leaves maturity.json, and maturity.csv with all measurements.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -119,7 +118,11 @@ def _perform(work: list[tuple[Setting, int]], arguments: argparse.Namespace) -> 
     for setting, seed in work:
         place = arguments.runs / f"{setting.name}-{seed}.work"
         place.mkdir(exist_ok=True)
-        with suppress(FmcefastError), files.FolderLock(place):  # locked: another process is at it
+        try:
+            lock = files.FolderLock(place)
+        except FmcefastError:
+            continue  # another process is at it
+        with lock:
             if not is_trained(arguments.runs, setting, seed):
                 progress.line(f"training {setting.name}, seed {seed}")
                 train(arguments.runs, setting, seed, places, device)

@@ -100,10 +100,13 @@ def kinds_of_pairs(table: pd.DataFrame) -> dict[str, Pairs]:
 
 
 def phases_of_faults(table: pd.DataFrame, faults: pd.DataFrame, statistic: str) -> dict[str, float]:
-    """The phase, 0 to 10, that the last checkpoint of each faulty training gets on the scale of the digits' runs."""
+    """The phase, 0 to 10, that the last checkpoint of each faulty training gets on the scale of the sound ones of its
+    data and architecture, digits and ShuffleNetV2: elsewhere that scale means nothing."""
     reference = table[(table.setting == _REFERENCE) & table[statistic].notna()]
     if len(reference) < 20:
         return {}
+    of_reference = reference[["data", "family"]].iloc[0]
+    faults = faults[(faults.data == of_reference.data) & (faults.family == of_reference.family)]
     scale = IsotonicRegression(increasing=SIGNS[statistic] > 0, out_of_bounds="clip")
     scale.fit(reference[statistic], PHASES * reference.progress)
     last = faults.sort_values("epoch").groupby("run").last()
