@@ -38,8 +38,8 @@ def probe(
     `cka_before`.
 
     bn_inv_ccos: the centred cosine between the maps of an image and of the same image changed, in the mean over images
-    and changes; it grows with maturity. bn_areq_pool, bn_erank_pool, bn_nn_ratio: spectral decay, effective rank, and
-    distance to the nearest neighbours over the mean distance; which way they go depends on the data. Batch
+    and changes; as a rule it grows with maturity. bn_areq_pool, bn_erank_pool, bn_nn_ratio: spectral decay, effective
+    rank, and distance to the nearest neighbours over the mean distance; which way they go depends on the data. Batch
     normalisation takes its statistics anew for these, and for those that need labels, of which the silhouette tells
     maturity best. rankme, alpha_req: as published, in evaluation mode. All are None where a module's maps are the same
     for all images.

@@ -62,7 +62,7 @@ def score_files(
     `InvariantScore.from_pretrained`, `load_checkpoint` and `pool_maps` do.
     """
     if not weights:
-        raise InputError("Nothing to score. Give `weights=FILE`")
+        raise InputError("Nothing to score. Give checkpoints: `weights=FILE`")
     check_backbone(config.backbone)
     score = InvariantScore.from_pretrained(model)
     images = probe_images(config, score.images, "test", device, progress)

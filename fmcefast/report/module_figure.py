@@ -10,7 +10,7 @@ from fmcefast.report.style import RAW, finish, line_of
 from fmcefast.run.maturity import ModuleMaturity
 
 _PANELS = (
-    ("bn_inv_ccos", "(a) Invariance: rises with maturity", "centred cosine, image and changed image"),
+    ("bn_inv_ccos", "(a) Invariance", "centred cosine, image and changed image"),
     ("bn_areq_pool", "(b) Spectral decay", "exponent"),
     ("bn_erank_pool", "(c) Effective rank", "rank"),
     ("bn_nn_ratio", "(d) Nearest neighbours", "distance / mean distance"),
