@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fmcefast.bench.experiments.maturity import experiment, judging, measuring, training
+from fmcefast.bench.experiments.maturity import experiment, judging, measuring, rivals, training
 from fmcefast.errors import InputError
 from fmcefast.files import FolderLock
 
@@ -22,8 +22,9 @@ def small(monkeypatch, tmp_path):
         training.Setting("two", "digits", *NETWORK, **SMALL, optimizer="sgd", schedule="steps", lr=0.05, shift=False),
     )
     faults = (training.Setting("frozen", "digits", *NETWORK, **SMALL, fault="frozen-stage"),)
-    for module in (training, experiment):
+    for module in (training, experiment, rivals):
         monkeypatch.setattr(module, "SETTINGS", sound)
+    for module in (training, experiment):
         monkeypatch.setattr(module, "FAULTS", faults)
     for module in (measuring, experiment):
         monkeypatch.setattr(module, "IMAGES", 64)
@@ -52,6 +53,7 @@ def test_the_experiment_runs_whole_and_goes_on_where_it_was(small, capsys):
     assert rows["epoch, final"]["value"] > 0.3
     assert {"compare by silhouette, 1 epochs apart, 64 images", "boosting, other seed"} <= rows.keys()
     table = pd.read_csv(small / "bench-results" / "maturity.csv")
+    assert (table.weightwatcher > 1).all() and table.fmce_net.between(1, 5).all()
     assert len(table) == 70 and set(table.module) == {"final", "middle"} and set(table.epoch) == set(range(7))
     experiment.main([*words, "--judge"])
     again = json.loads((small / "bench-results" / "maturity.json").read_text())

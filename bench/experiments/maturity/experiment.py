@@ -5,9 +5,10 @@ r"""Which number tells how mature a checkpoint is? Many trainings, every checkpo
 
 Networks of four architectures are trained on digits, MNIST and CIFAR-10 with four seeds each, under schedules of
 different length and kind, with and without augmentation that shifts; others are spoilt on purpose. Every checkpoint is
-probed with 320 held-out images. What the statistics are made of was chosen on seed 0; they are judged on seeds 1 to 3,
-within runs and between runs apart, against the part of the way of the log smoothed loss that a checkpoint has come, and
-against the accuracy of a linear probe. Scores that are learnt leave out a seed, a data set or an architecture.
+probed with 320 held-out images, and judged by WeightWatcher and by the FMCE-Net of the run of seed 0 as well. What the
+statistics are made of was chosen on seed 0; they are judged on seeds 1 to 3, within runs and between runs apart,
+against the part of the way of the log smoothed loss that a checkpoint has come, and against the accuracy of a linear
+probe. Scores that are learnt leave out a seed, a data set or an architecture.
 
 All lies in --runs and goes on where it was interrupted; several processes may share the work. --judge only judges what
 is finished. Two cores need hours, and several GB. Leaves maturity.json, and maturity.csv with all measurements.
@@ -40,6 +41,7 @@ from fmcefast.bench.experiments.maturity.measuring import (
     measured_file,
     read_rows,
 )
+from fmcefast.bench.experiments.maturity.rivals import measure_rivals, read_rivals, rivals_file
 from fmcefast.bench.experiments.maturity.training import (
     DEVELOPMENT_SEED,
     FAULTS,
@@ -48,15 +50,14 @@ from fmcefast.bench.experiments.maturity.training import (
     Places,
     Setting,
     is_trained,
+    losses_of,
     plan,
-    run_folder,
     train,
 )
 from fmcefast.bench.tools.arguments import SuiteParser
 from fmcefast.bench.tools.results import publish
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.progress import Progress
-from fmcefast.run.epochs import read_epochs
 from fmcefast.runtime.device import pick_device
 
 PLACES = ("final", "middle")
@@ -112,28 +113,39 @@ def _work(arguments: argparse.Namespace) -> list[tuple[Setting, int]]:
 
 def _perform(work: list[tuple[Setting, int]], arguments: argparse.Namespace) -> None:
     """Train and measure what is missing, except what another process is at."""
-    device, progress = pick_device(), Progress()
+    device, progress, runs = pick_device(), Progress(), arguments.runs
     places = Places(arguments.mnist, arguments.jpegs)
-    arguments.runs.mkdir(parents=True, exist_ok=True)
+    runs.mkdir(parents=True, exist_ok=True)
+    for setting, seed in _not_elsewhere(work, runs):
+        if not is_trained(runs, setting, seed):
+            progress.line(f"training {setting.name}, seed {seed}")
+            train(runs, setting, seed, places, device)
+        if not measured_file(runs, setting, seed).exists():
+            progress.line(f"measuring {setting.name}, seed {seed}")
+            measure_run(runs, setting, seed, places, device)
+    for setting, seed in _not_elsewhere(work, runs):  # when the runs are there that FMCE-Nets are fitted to
+        if not rivals_file(runs, setting, seed).exists():
+            progress.line(f"rivals on {setting.name}, seed {seed}")
+            measure_rivals(runs, setting, seed, places, device)
+
+
+def _not_elsewhere(work: list[tuple[Setting, int]], runs: Path) -> Iterator[tuple[Setting, int]]:
+    """Each, locked while it is worked at, except those that another process has locked."""
     for setting, seed in work:
-        place = arguments.runs / f"{setting.name}-{seed}.work"
+        place = runs / f"{setting.name}-{seed}.work"
         place.mkdir(exist_ok=True)
         try:
             lock = files.FolderLock(place)
         except FmcefastError:
-            continue  # another process is at it
+            continue
         with lock:
-            if not is_trained(arguments.runs, setting, seed):
-                progress.line(f"training {setting.name}, seed {seed}")
-                train(arguments.runs, setting, seed, places, device)
-            if not measured_file(arguments.runs, setting, seed).exists():
-                progress.line(f"measuring {setting.name}, seed {seed}")
-                measure_run(arguments.runs, setting, seed, places, device)
+            yield setting, seed
 
 
 def _read(runs: Path, setting: Setting, seed: int) -> pd.DataFrame:
-    losses = [row.loss for row in read_epochs(run_folder(runs, setting, seed) / "losses.csv")]
-    table = with_targets(read_rows(runs, setting, seed), losses)
+    table = with_targets(read_rows(runs, setting, seed), losses_of(runs, setting, seed))
+    if rivals_file(runs, setting, seed).exists():
+        table = table.merge(pd.DataFrame(read_rivals(runs, setting, seed)), on="epoch", validate="many_to_one")
     table["setting"], table["fault"] = setting.name, setting.fault or ""
     return table
 

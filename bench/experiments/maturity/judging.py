@@ -28,6 +28,8 @@ SIGNS = {
     "ridge_probe": 1,
     "rankme": -1,
     "alpha_req": 1,
+    "weightwatcher": -1,
+    "fmce_net": 1,
     "loss": -1,
     "epoch": 1,
 }

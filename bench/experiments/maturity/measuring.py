@@ -13,8 +13,10 @@ from fmcefast.bench.experiments.maturity.training import (
     Places,
     Setting,
     held_out_images,
-    run_folder,
+    losses_of,
+    weights_of,
 )
+from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import recipe_of
@@ -25,7 +27,6 @@ from fmcefast.maturity.probe import measure
 from fmcefast.maturity.statistics import centred_cosines, silhouettes
 from fmcefast.models.networks import make_network
 from fmcefast.models.weights import read_weights
-from fmcefast.run.epochs import read_epochs
 from fmcefast.runtime.device import on_device
 
 IMAGES = 320
@@ -43,26 +44,32 @@ def images_file(runs: Path, setting: Setting, seed: int) -> Path:
 
 def measure_run(runs: Path, setting: Setting, seed: int, places: Places, device: torch.device) -> None:
     """Write the rows of all checkpoints of a run, the fresh network being epoch 0."""
-    images = sample(held_out_images(setting, places), IMAGES)
-    images = images.take(np.random.default_rng(0).permutation(len(images)))
-    loading = LoaderSettings(recipe_of(setting.data), setting.image_size, 64, device, loader="resident")
-    batches = list(make_loader(images, loading, training=False))
-    losses = [row.loss for row in read_epochs(run_folder(runs, setting, seed) / "losses.csv")]
+    loader = probe_loader(setting, places, device)
+    batches, labels = list(loader), loader.images.labels
+    losses = losses_of(runs, setting, seed)
     rows, of_images = [], []
     before: dict[str, np.ndarray] = {}
-    for epoch, network in _checkpoints(runs, setting, seed, len(losses), device):
+    for epoch, network in checkpoints(runs, setting, seed, device):
         pooled = pool_maps(network, setting.modules, batches, evaluation=True)
         for place, name in zip(("final", "middle"), setting.modules, strict=True):
             maps = pooled[name]
-            statistics = measure(maps, images.labels, before.get(name))
+            statistics = measure(maps, labels, before.get(name))
             for change in DEFAULT_CHANGES:
                 statistics[f"bn_{change}_ccos"] = float(centred_cosines(maps.plain, maps.changed[change]).mean())
             rows.append({"epoch": epoch, "loss": losses[epoch - 1] if epoch else None, "module": place, **statistics})
         before = {name: maps.plain for name, maps in pooled.items()}
         final = pooled[setting.modules[0]]
-        of_images.append([final.invariance, silhouettes(final.plain, images.labels)])
+        of_images.append([final.invariance, silhouettes(final.plain, labels)])
     files.write_npy(images_file(runs, setting, seed), np.array(of_images, np.float32))
     files.write_json(measured_file(runs, setting, seed), rows)
+
+
+def probe_loader(setting: Setting, places: Places, device: torch.device) -> Loader:
+    """The held-out images that every checkpoint is probed with."""
+    images = sample(held_out_images(setting, places), IMAGES)
+    images = images.take(np.random.default_rng(0).permutation(len(images)))
+    loading = LoaderSettings(recipe_of(setting.data), setting.image_size, 64, device, loader="resident")
+    return make_loader(images, loading, training=False)
 
 
 def read_rows(runs: Path, setting: Setting, seed: int) -> list[dict]:
@@ -77,13 +84,11 @@ def epochs_measured(epochs: int) -> list[int]:
     return [0, *np.unique(np.geomspace(1, epochs, MOST_CHECKPOINTS - 1).round().astype(int)).tolist()]
 
 
-def _checkpoints(
-    runs: Path, setting: Setting, seed: int, epochs: int, device: torch.device
-) -> Iterator[tuple[int, nn.Module]]:
+def checkpoints(runs: Path, setting: Setting, seed: int, device: torch.device) -> Iterator[tuple[int, nn.Module]]:
+    """The epochs that are measured, with the network after each; 0 is the fresh one."""
     torch.manual_seed(seed)
     network = on_device(make_network(setting.backbone, 10), device)
-    for epoch in epochs_measured(epochs):
+    for epoch in epochs_measured(len(losses_of(runs, setting, seed))):
         if epoch:
-            path = run_folder(runs, setting, seed) / "weights" / f"epoch-{epoch:04d}.safetensors"
-            network.load_state_dict(read_weights(path))
+            network.load_state_dict(read_weights(weights_of(runs, setting, seed, epoch)))
         yield epoch, network

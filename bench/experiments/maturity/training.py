@@ -17,6 +17,7 @@ from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.models.networks import make_network
+from fmcefast.run.epochs import read_epochs
 from fmcefast.runtime.device import amp_type, autocast, on_device
 
 SEEDS = (0, 1, 2, 3)
@@ -97,6 +98,14 @@ def plan(seeds: tuple[int, ...] = SEEDS) -> Iterator[tuple[Setting, int]]:
 
 def run_folder(runs: Path, setting: Setting, seed: int) -> Path:
     return runs / f"{setting.name}-{seed}"
+
+
+def losses_of(runs: Path, setting: Setting, seed: int) -> list[float]:
+    return [row.loss for row in read_epochs(run_folder(runs, setting, seed) / "losses.csv")]
+
+
+def weights_of(runs: Path, setting: Setting, seed: int, epoch: int) -> Path:
+    return run_folder(runs, setting, seed) / "weights" / f"epoch-{epoch:04d}.safetensors"
 
 
 def is_trained(runs: Path, setting: Setting, seed: int) -> bool:
