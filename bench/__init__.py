@@ -22,6 +22,7 @@ SUITES = {
         "experiments.maturity.experiment",
         "which number tells how mature a checkpoint is, over many trainings",
     ),
+    "invariance-loss": ("experiments.invariance_loss", "invariance as an auxiliary loss, beside FMCE-Net's"),
     "reproduce": ("experiments.reproduce", "a row of the papers' tables"),
     "mini-imagenet": ("experiments.mini_imagenet", "the papers' large experiment"),
     "gpu-tests": ("suites.gpu_tests", "the tests that need a GPU"),
