@@ -17,7 +17,7 @@ FLOORS = [
     ["fmcefast.run"],
     ["fmcefast.map_sources", "fmcefast.evaluation", "fmcefast.training", "fmcefast.maturity"],
     ["fmcefast.stages"],
-    ["fmcefast.finetuning"],
+    ["fmcefast.finetuning", "fmcefast.learning"],
     ["fmcefast.report"],
     ["fmcefast.pipeline"],
     ["fmcefast.doctor", "fmcefast.recorder", "fmcefast.callbacks"],

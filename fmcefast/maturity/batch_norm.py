@@ -28,6 +28,33 @@ def evaluated(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation goes on to normalise as before, but its running statistics do not change."""
+    layers = [(layer, layer.momentum, layer.num_batches_tracked) for layer in _with_running_statistics(model)]
+    for layer, _, batches in layers:
+        layer.momentum = 0.0
+        layer.num_batches_tracked = None if batches is None else batches.clone()
+    try:
+        yield
+    finally:
+        for layer, momentum, batches in layers:
+            layer.momentum, layer.num_batches_tracked = momentum, batches
+
+
+@contextmanager
+def statistics_fixed(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation uses its running statistics: one image may be one value a channel, without a variance."""
+    layers = [(layer, layer.training) for layer in _with_running_statistics(model)]
+    for layer, _ in layers:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer, training in layers:
+            layer.training = training
+
+
 class Recalibration:
     """Replaces the running statistics of a model by the mean of those of batches, weighted by their images.
 

@@ -1,0 +1,53 @@
+"""Whether one way to train is better than another: paired seeds, with an interval."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fmcefast.finetuning.table import paired_interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean accuracy of `arm` less that of `than` over the seeds of both, with its 95% Student interval (None for fewer
+    than two seeds and where all differ by the same), at equal `at`: "epochs" or "seconds". seconds: how many times the
+    seconds of `than` the arm took."""
+
+    arm: str
+    than: str
+    at: str
+    batch_size: int
+    seeds: int
+    difference: float
+    low: float | None
+    high: float | None
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """better, worse or equal, which means that they cannot be told apart."""
+        if self.low is not None and self.high is not None:
+            if self.low > 0:
+                return "better"
+            if self.high < 0:
+                return "worse"
+        return "equal"
+
+
+def compare_arms(
+    arm: str,
+    than: str,
+    at: str,
+    batch_size: int,
+    accuracies: Mapping[str, Mapping[int, float]],
+    seconds: Mapping[str, Mapping[int, float]],
+) -> Comparison | None:
+    """{arm: {seed: accuracy at the end}} and {arm: {seed: seconds}} -> the comparison; None without a shared seed."""
+    shared = sorted(accuracies.get(arm, {}).keys() & accuracies.get(than, {}).keys())
+    if not shared:
+        return None
+    differences = np.array([accuracies[arm][seed] - accuracies[than][seed] for seed in shared])
+    low, high = paired_interval(differences)
+    ratio = sum(seconds[arm][seed] for seed in shared) / sum(seconds[than][seed] for seed in shared)
+    return Comparison(arm, than, at, batch_size, len(shared), float(differences.mean()), low, high, ratio)
