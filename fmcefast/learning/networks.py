@@ -50,10 +50,11 @@ def first_layer(name: str) -> str:
 
 
 def _with_channels(network: nn.Module, channels: int) -> nn.Module:
-    for name, layer in network.named_modules():
+    for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer.groups == 1:
-            settings = (layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-            network.set_submodule(name, nn.Conv2d(channels, *settings, bias=layer.bias is not None))
+            layer.in_channels = channels
+            layer.weight = nn.Parameter(layer.weight.new_empty(layer.out_channels, channels, *layer.kernel_size))
+            layer.reset_parameters()
             return network
     raise InputError(
         f"{type(network).__name__} begins with no plain convolution, so it cannot take {channels} channels."

@@ -59,9 +59,9 @@ class FeatureVectorCache:
 
     def _check(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
         if not len(self.vectors):
-            shape, facts = vectors.shape[1:], {"dtype": torch.float64, "device": vectors.device}
-            self.vectors = torch.zeros(self.classes, *shape, **facts)
-            self.thresholds, self.counts = torch.zeros(2, self.classes, **facts)
+            length, device = vectors.shape[-1], vectors.device
+            self.vectors = torch.zeros(self.classes, length, dtype=torch.float64, device=device)
+            self.thresholds, self.counts = torch.zeros(2, self.classes, dtype=torch.float64, device=device)
         if vectors.ndim != 2 or vectors.shape[1:] != self.vectors.shape[1:] or labels.shape != vectors.shape[:1]:
             raise InputError(
                 f"The cache takes vectors (N, {self.vectors.shape[-1]}) and labels (N,), not {tuple(vectors.shape)} "
