@@ -7,25 +7,19 @@ import click
 
 from fmcefast import __version__
 from fmcefast.cli.finetuning_verbs import finetune, score, sweep
+from fmcefast.cli.group import Verbs
+from fmcefast.cli.learning_verbs import learn
 from fmcefast.cli.markers_verb import markers
 from fmcefast.cli.maturity_verbs import compare, probe
 from fmcefast.cli.pipeline_verbs import extract, fit, report, run, train
 from fmcefast.cli.service_verbs import bench, doctor, plan, verify
 from fmcefast.cli.wording import with_flags
-from fmcefast.errors import FmcefastError, unknown_name
+from fmcefast.errors import FmcefastError
 from fmcefast.run.command import store_advice
 from fmcefast.runtime.allocator import keep_freed_memory
 
 
-class _Verbs(click.Group):
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        command = super().get_command(ctx, name)
-        if command is None:
-            raise unknown_name("command", name, self.commands)
-        return command
-
-
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="fmcefast")
 def cli() -> None:
     """How mature are a backbone's feature maps? (Feature Map Convergence Evaluation)
@@ -36,6 +30,7 @@ def cli() -> None:
     fmcefast markers my-losses.csv  has my own training converged, and when?
     fmcefast score runs/mine --weights my.pt   how mature is a checkpoint, by the run's FMCE-Net?
     fmcefast compare old.pt new.pt --backbone resnet18 --data cifar10   which is more mature?
+    fmcefast learn cache runs/mine  skip images that feature maps explain: faster, or worse?
     fmcefast sweep runs/mine --rafs 1,0.9,0.5  does FMCE-Net++ help?
 
     RUN is a run folder, by default the newest one under runs/. A command that is run again continues where it was
@@ -71,5 +66,5 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
 
 _PIPELINE = (run, train, markers, extract, fit, finetune, sweep, score, report)
-for verb in (*_PIPELINE, probe, compare, plan, verify, doctor, bench):
+for verb in (*_PIPELINE, probe, compare, learn, plan, verify, doctor, bench):
     cli.add_command(verb)

@@ -1,7 +1,7 @@
 """Settings in messages: Python's names on the way in, flags on the way out."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import click
 
@@ -11,7 +11,9 @@ _FLAGS = {("dtype", "float16"): "--fp16", ("dtype", "float32"): "--fp32"}
 
 def with_flags(text: str, verbs: Iterable[click.Command]) -> str:
     """The text with `mu` as --mu and `amp=off` as --amp off, wherever a verb has such a flag."""
-    flags = {parameter.name: parameter.opts[0] for verb in verbs for parameter in verb.params if parameter.name}
+    flags = {
+        parameter.name: parameter.opts[0] for verb in _single(verbs) for parameter in verb.params if parameter.name
+    }
 
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
@@ -22,3 +24,9 @@ def with_flags(text: str, verbs: Iterable[click.Command]) -> str:
         return f"{flags[name]} {value}" if value else flags[name]
 
     return _SETTING.sub(flag, text)
+
+
+def _single(verbs: Iterable[click.Command]) -> Iterator[click.Command]:
+    """The verbs, those of groups too."""
+    for verb in verbs:
+        yield from _single(verb.commands.values()) if isinstance(verb, click.Group) else (verb,)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fmcefast.learning.images import DeviceImages
+from fmcefast.learning.images import Batches
 from fmcefast.learning.layer_watch import LayerWatch
 from fmcefast.learning.vector_cache import FeatureVectorCache
 from fmcefast.maturity.batch_norm import statistics_fixed
@@ -25,7 +25,7 @@ class Arm:
 
     hits = 0
 
-    def __init__(self, network: nn.Module, images: DeviceImages, batch_size: int, generator: torch.Generator):
+    def __init__(self, network: nn.Module, images: Batches, batch_size: int, generator: torch.Generator):
         self.network, self.images, self.batch_size, self.generator = network, images, batch_size, generator
 
     def batches(self, epoch: int, epochs: int) -> Sequence[torch.Tensor]:
@@ -65,8 +65,12 @@ class RandomSkip(Arm):
         self._rates = rates
 
     def batches(self, epoch: int, epochs: int) -> Sequence[torch.Tensor]:
-        part = 1 - self._rates[epoch - 1]
-        return [rows[: round(part * len(rows))] for rows in super().batches(epoch, epochs)]
+        part, batches, seen = 1 - self._rates[epoch - 1], [], 0
+        for rows in super().batches(epoch, epochs):
+            before, seen = seen, seen + len(rows)
+            # Rounded over the whole epoch: rounded by the batch, small batches would train on too many or too few.
+            batches.append(rows[: _rounded(part * seen) - _rounded(part * before)])
+        return batches
 
     def loss(self, rows: torch.Tensor) -> tuple[torch.Tensor | None, int]:
         return super().loss(rows) if len(rows) else (None, 0)
@@ -147,3 +151,7 @@ class CacheSkip(Arm):
         if self._missed is not None and len(self._missed[1]):
             images, labels = self._missed
             self.cache.update(self.watch.vectors(images), labels)
+
+
+def _rounded(number: float) -> int:
+    return math.floor(number + 0.5)

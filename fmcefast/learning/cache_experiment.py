@@ -15,7 +15,7 @@ from fmcefast.errors import InputError, unknown_name
 from fmcefast.learning.arms import Arm, CacheSkip, InfoBatch, RandomSkip
 from fmcefast.learning.comparisons import Comparison, compare_arms
 from fmcefast.learning.layer_watch import LayerWatch
-from fmcefast.learning.results import finished, learn_folder
+from fmcefast.learning.results import finished, learn_folder, saved_as
 from fmcefast.learning.settings import LearningSettings, Material
 from fmcefast.learning.training import LearnedEpoch, measure_accuracy, train_network
 from fmcefast.progress import Progress, Task
@@ -25,6 +25,9 @@ from fmcefast.runtime.device import pick_device
 # In this order: what is skipped at random, and how long plain training may take, follows the cache of the same seed.
 ARMS = ("plain", "cache", "random", "infobatch", "cache-unbiased", "plain-time")
 _NEEDS = {"random": ("cache",), "plain-time": ("plain", "cache")}
+# Settings that do not matter to all arms.
+_WITH_CACHE = ("cache", "cache-unbiased", "random", "plain-time")
+_USED_BY = {"layers": _WITH_CACHE, "std": _WITH_CACHE, "skip": ("infobatch", "cache-unbiased")}
 _COMPARED = (
     ("cache", "plain", "epochs"),
     ("cache-unbiased", "plain", "epochs"),
@@ -81,15 +84,15 @@ class CacheResult:
                 arms = [arm for arm in self.arms if arm.arm == name and arm.batch_size == batch_size]
                 if arms:
                     lines.append(_line(name, arms, self.train_images * self.epochs))
-            lines += [_words(each) for each in self.comparisons if each.batch_size == batch_size]
+            lines += [f"  {each.explain()}" for each in self.comparisons if each.batch_size == batch_size]
         return "\n".join([*lines, self.file])
 
 
 def learn_cache(
     run: RunFolder,
-    settings: LearningSettings,
     progress: Progress,
     *,
+    settings: LearningSettings,
     arms: Sequence[str] = ARMS,
     seeds: int = 5,
     batch_sizes: Sequence[int] = (),
@@ -111,6 +114,7 @@ def learn_cache(
     if seeds < 1:
         raise InputError(f"`seeds` must be at least 1, not {seeds}.")
     material = Material(run, settings, pick_device())
+    LayerWatch(material.network(0), material.settings.layers, material.train[:2])  # raises for layers that do not fit
     sizes = list(batch_sizes) or [material.batch_size]
     images = len(material.train) * settings.epochs * len(arms) * seeds * len(sizes)
     results: dict[tuple[int, int], dict[str, ArmResult]] = {}
@@ -128,6 +132,19 @@ def learn_cache(
     return _save(material, trained, learn_folder(run) / "cache.json")
 
 
+def saved_cache(run: RunFolder) -> CacheResult | None:
+    """What `learn_cache` left; None where it left nothing. Raises InputError for a damaged file."""
+
+    def read(content: dict[str, Any]) -> CacheResult:
+        arms = [
+            ArmResult(**{**arm, "epochs": [LearnedEpoch(**row) for row in arm["epochs"]]}) for arm in content["arms"]
+        ]
+        comparisons = [Comparison(**each) for each in content["comparisons"]]
+        return CacheResult(**{**content, "arms": arms, "comparisons": comparisons})
+
+    return saved_as(read, learn_folder(run) / "cache.json")
+
+
 def cell_file(run: RunFolder, arm: str, seed: int, batch_size: int) -> Path:
     return learn_folder(run) / "cache" / f"{arm}-seed-{seed}-batch-{batch_size}.json"
 
@@ -141,7 +158,9 @@ def _train(
     task: Task,
     force: bool,
 ) -> ArmResult:
-    settings = {**material.facts(), "batch_size": batch_size, "arm": arm, "seed": seed}
+    unused = {name for name, arms in _USED_BY.items() if arm not in arms}
+    settings = {name: value for name, value in material.facts().items() if name not in unused}
+    settings |= {"batch_size": batch_size, "arm": arm, "seed": seed}
     make = partial(_train_anew, material, arm, seed, batch_size, done, task)
     content = finished(cell_file(material.run, arm, seed, batch_size), settings, make, force=force)
     rows = [LearnedEpoch(**row) for row in content["epochs"]]
@@ -185,9 +204,7 @@ def _save(material: Material, trained: list[ArmResult], path: Path) -> CacheResu
         comparisons=comparisons,
         file=str(path),
     )
-    content = asdict(result)
-    content["comparisons"] = [{**asdict(each), "verdict": each.verdict} for each in comparisons]
-    files.write_json(path, {"settings": material.facts(), **content})
+    files.write_json(path, {"settings": material.facts(), **asdict(result)})
     return result
 
 
@@ -210,15 +227,4 @@ def _line(name: str, arms: list[ArmResult], images: int) -> str:
     return (
         f"  {name:<16}{100 * mean(arm.accuracy for arm in arms):>12.2f}{100 * trained:>17.1f}%"
         f"{mean(arm.seconds for arm in arms):>11.1f}"
-    )
-
-
-def _words(comparison: Comparison) -> str:
-    interval = ""
-    if comparison.low is not None and comparison.high is not None:
-        interval = f" [{100 * comparison.low:+.2f}, {100 * comparison.high:+.2f}]"
-    verdict = {"equal": "cannot be told apart"}.get(comparison.verdict, comparison.verdict)
-    return (
-        f"  {comparison.arm} against {comparison.than} at equal {comparison.at}: {100 * comparison.difference:+.2f}"
-        f"{interval}, {verdict}; {comparison.seconds:.2f}x the seconds"
     )

@@ -12,7 +12,8 @@ from fmcefast.finetuning.table import paired_interval
 class Comparison:
     """Mean accuracy of `arm` less that of `than` over the seeds of both, with its 95% Student interval (None for fewer
     than two seeds and where all differ by the same), at equal `at`: "epochs" or "seconds". seconds: how many times the
-    seconds of `than` the arm took."""
+    seconds of `than` the arm took. verdict: "better" or "worse" where the interval excludes 0; else "equal", which
+    means that they cannot be told apart."""
 
     arm: str
     than: str
@@ -23,16 +24,18 @@ class Comparison:
     low: float | None
     high: float | None
     seconds: float
+    verdict: str
 
-    @property
-    def verdict(self) -> str:
-        """better, worse or equal, which means that they cannot be told apart."""
+    def explain(self, prefix: str = "") -> str:
+        """One line; prefix: before the name of the arm."""
+        interval = ""
         if self.low is not None and self.high is not None:
-            if self.low > 0:
-                return "better"
-            if self.high < 0:
-                return "worse"
-        return "equal"
+            interval = f" [{100 * self.low:+.2f}, {100 * self.high:+.2f}]"
+        verdict = "cannot be told apart" if self.verdict == "equal" else self.verdict
+        return (
+            f"{prefix}{self.arm} against {self.than} at equal {self.at}: {100 * self.difference:+.2f}{interval}, "
+            f"{verdict}; {self.seconds:.2f}x the seconds"
+        )
 
 
 def compare_arms(
@@ -50,4 +53,5 @@ def compare_arms(
     differences = np.array([accuracies[arm][seed] - accuracies[than][seed] for seed in shared])
     low, high = paired_interval(differences)
     ratio = sum(seconds[arm][seed] for seed in shared) / sum(seconds[than][seed] for seed in shared)
-    return Comparison(arm, than, at, batch_size, len(shared), float(differences.mean()), low, high, ratio)
+    verdict = "better" if low is not None and low > 0 else "worse" if high is not None and high < 0 else "equal"
+    return Comparison(arm, than, at, batch_size, len(shared), float(differences.mean()), low, high, ratio, verdict)

@@ -1,12 +1,23 @@
 """Images in the memory of the device, any batch of them by their numbers, as they are ([LFM] augments nothing)."""
 
 import os
+from typing import Protocol
 
 import torch
 from torch.nn.functional import interpolate
 
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.recipes import Recipe
+
+
+class Batches(Protocol):
+    """What a network is trained on: DeviceImages, or the LayerMaps of another network."""
+
+    labels: torch.Tensor  # (N,) int64
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: torch.Tensor | slice) -> torch.Tensor: ...
 
 
 class DeviceImages:

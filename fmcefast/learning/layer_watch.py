@@ -10,10 +10,11 @@ from torch import nn
 
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.learning.feature_vectors import feature_vectors
-from fmcefast.maturity.batch_norm import statistics_fixed, statistics_kept
+from fmcefast.maturity.batch_norm import evaluated, statistics_fixed, statistics_kept
 from fmcefast.maturity.pooled_maps import map_shape
+from fmcefast.models.fmce_net import LEAST_CHANNELS
 
-# Vectors (N, D) -> the indices (M,) int64 of the images that go on.
+# Vectors (N, D) -> the indices (M,) int64, in increasing order, of the images that go on.
 Choose = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -52,7 +53,7 @@ class LayerWatch:
                 raise _Stop
             if len(kept) == 1:
                 stack.enter_context(statistics_fixed(self.network))
-            return output if len(kept) == len(output) else output.index_select(0, kept)
+            return output if len(kept) == len(output) else _rows(output, kept)
 
         with ExitStack() as stack:
             if len(images) == 1:
@@ -100,9 +101,7 @@ class LayerWatch:
     @torch.no_grad()
     def _trial(self, images: torch.Tensor) -> str:
         """The watched layer that runs last, after all checks."""
-        training = self.network.training
-        self.network.eval()
-        try:
+        with evaluated(self.network):
             order = self._order(images)
             self._last = order[-1]
             if not self._can_cut(images):
@@ -110,8 +109,6 @@ class LayerWatch:
                     f"The images cannot be divided at {self._last!r}: another branch of the network passes it by. Name "
                     "a layer that holds the whole block."
                 )
-        finally:
-            self.network.train(training)
         return order[-1]
 
     def _order(self, images: torch.Tensor) -> list[str]:
@@ -120,7 +117,12 @@ class LayerWatch:
         def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
             if not torch.is_tensor(output) or map_shape(output) is None:
                 what = f"a tensor {tuple(output.shape)}" if torch.is_tensor(output) else f"a {type(output).__name__}"
-                raise InputError(f"The layer {name!r} puts out {what}, not a feature map (N, C, H, W) or (N, P, C).")
+                raise InputError(
+                    f"The layer {name!r} puts out {what}, not a feature map (N, C, H, W) or (N, P, C) with at least "
+                    f"{LEAST_CHANNELS} channels."
+                )
+            if len(output) != len(images):
+                raise InputError(f"The layer {name!r} puts out {len(output)} maps for {len(images)} images.")
             order.append(name)
 
         hooks = [module.register_forward_hook(partial(note, name)) for name, module in self._modules.items()]
@@ -138,12 +140,19 @@ class LayerWatch:
 
     def _can_cut(self, images: torch.Tensor) -> bool:
         # Three images of which two go on: a branch that still has three cannot be broadcast.
-        three = torch.cat([images, images])[:3]
+        three = torch.cat([images] * 3)[:3]
         try:
             logits, _ = self.run(three, lambda vectors: torch.arange(2, device=vectors.device))
         except RuntimeError:
             return False
         return logits is not None and len(logits) == 2
+
+
+def _rows(maps: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """These rows of maps, in the same order of memory: else all that follows would be slower."""
+    if maps.ndim == 4 and maps.is_contiguous(memory_format=torch.channels_last):
+        return maps.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return maps.index_select(0, rows)
 
 
 class _Stop(Exception):  # noqa: N818

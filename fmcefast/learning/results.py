@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fmcefast import files
 from fmcefast.errors import InputError
 from fmcefast.run.folder import RunFolder
+
+Result = TypeVar("Result")
 
 
 def learn_folder(run: RunFolder) -> Path:
@@ -41,15 +43,29 @@ def finished(
 def read_result(path: Path) -> dict[str, Any] | None:
     """A result file with its settings; None where there is none. Raises InputError for a damaged one."""
 
-    def check(content: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(content["settings"], dict):
-            raise ValueError("its settings are missing")
-        return content
-
     try:
-        return files.read_json(path, check, f"Remove {path} to make it again.")
+        return files.read_json(path, _with_settings, f"Remove {path} to make it again.")
     except FileNotFoundError:
         return None
+
+
+def saved_as(read: Callable[[dict[str, Any]], Result], path: Path) -> Result | None:
+    """A result file as `read` makes it of its content without the settings; None where there is none. Raises InputError
+    for a damaged one."""
+
+    def convert(content: dict[str, Any]) -> Result:
+        return read({name: value for name, value in _with_settings(content).items() if name != "settings"})
+
+    try:
+        return files.read_json(path, convert, "Make it again with the command that made it.")
+    except FileNotFoundError:
+        return None
+
+
+def _with_settings(content: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(content["settings"], dict):
+        raise ValueError("its settings are missing")
+    return content
 
 
 def _plain(value: Any) -> Any:

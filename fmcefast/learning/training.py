@@ -9,7 +9,7 @@ from torch import nn
 
 from fmcefast.errors import FmcefastError
 from fmcefast.learning.arms import Arm
-from fmcefast.learning.images import DeviceImages
+from fmcefast.learning.images import Batches
 from fmcefast.progress import Task
 
 _EVALUATION_BATCH = 2048
@@ -29,7 +29,7 @@ class LearnedEpoch:
 
 
 def train_network(
-    arm: Arm, test: DeviceImages, *, epochs: int, lr: float, task: Task, passes: float | None = None
+    arm: Arm, test: Batches, *, epochs: int, lr: float, task: Task, passes: float | None = None
 ) -> list[LearnedEpoch]:
     """Train with Adam; the learning rate falls to 0 along a cosine over all steps.
 
@@ -73,7 +73,7 @@ def train_network(
 
 
 @torch.inference_mode()
-def measure_accuracy(network: nn.Module, images: DeviceImages) -> float:
+def measure_accuracy(network: nn.Module, images: Batches) -> float:
     """The fraction of images whose largest logit is that of their label."""
     network.eval()
     correct = torch.zeros((), dtype=torch.int64, device=images.labels.device)
@@ -83,6 +83,6 @@ def measure_accuracy(network: nn.Module, images: DeviceImages) -> float:
     return int(correct) / len(images)
 
 
-def _wait(images: DeviceImages) -> None:
+def _wait(images: Batches) -> None:
     if images.labels.device.type == "cuda":
         torch.cuda.synchronize(images.labels.device)

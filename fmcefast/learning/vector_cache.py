@@ -5,6 +5,8 @@ from torch.nn.functional import normalize, one_hot
 
 from fmcefast.errors import InputError
 
+_TINY = 1e-200  # below the length of any vector of float32 that is not zero
+
 
 class FeatureVectorCache:
     """Tells which images a class's mean feature vector already explains ([LFM] 5.1 and 5.2).
@@ -55,17 +57,14 @@ class FeatureVectorCache:
 
     def _cosines(self, vectors: torch.Tensor) -> torch.Tensor:
         """(N, K), 0 where either vector is zero."""
-        return normalize(vectors.double(), dim=1) @ normalize(self.vectors, dim=1).T
+        return normalize(vectors.double(), dim=1, eps=_TINY) @ normalize(self.vectors, dim=1, eps=_TINY).T
 
     def _check(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
-        if not len(self.vectors):
-            length, device = vectors.shape[-1], vectors.device
-            self.vectors = torch.zeros(self.classes, length, dtype=torch.float64, device=device)
-            self.thresholds, self.counts = torch.zeros(2, self.classes, dtype=torch.float64, device=device)
-        if vectors.ndim != 2 or vectors.shape[1:] != self.vectors.shape[1:] or labels.shape != vectors.shape[:1]:
+        length = self.vectors.shape[1] if len(self.vectors) else vectors.shape[-1] if vectors.ndim else "D"
+        if vectors.ndim != 2 or vectors.shape[1] != length or labels.shape != vectors.shape[:1]:
             raise InputError(
-                f"The cache takes vectors (N, {self.vectors.shape[-1]}) and labels (N,), not {tuple(vectors.shape)} "
-                f"and {tuple(labels.shape)}."
+                f"The cache takes vectors (N, {length}) and labels (N,), not {tuple(vectors.shape)} and "
+                f"{tuple(labels.shape)}."
             )
         if (
             labels.device.type == "cpu"
@@ -76,3 +75,6 @@ class FeatureVectorCache:
                 f"Labels must lie in 0..{self.classes - 1}, not in {int(labels.min())}..{int(labels.max())}. Give the "
                 "cache the number of classes of the data."
             )
+        if not len(self.vectors):
+            self.vectors = torch.zeros(self.classes, vectors.shape[1], dtype=torch.float64, device=vectors.device)
+            self.thresholds, self.counts = self.vectors.new_zeros(2, self.classes)

@@ -31,15 +31,14 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
     """Batch normalisation goes on to normalise as before, but its running statistics do not change."""
-    layers = [(layer, layer.momentum, layer.num_batches_tracked) for layer in _with_running_statistics(model)]
-    for layer, _, batches in layers:
-        layer.momentum = 0.0
-        layer.num_batches_tracked = None if batches is None else batches.clone()
+    layers = [(layer, layer.track_running_stats) for layer in _with_running_statistics(model)]
+    for layer, _ in layers:
+        layer.track_running_stats = False
     try:
         yield
     finally:
-        for layer, momentum, batches in layers:
-            layer.momentum, layer.num_batches_tracked = momentum, batches
+        for layer, tracked in layers:
+            layer.track_running_stats = tracked
 
 
 @contextmanager

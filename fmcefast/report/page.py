@@ -1,7 +1,6 @@
 """One offline HTML file with everything a run has shown."""
 
 import base64
-from importlib.resources import files as package_files
 from math import isnan
 from pathlib import Path
 from statistics import mean
@@ -16,6 +15,7 @@ from fmcefast.finetuning.sweep_csv import read_table, swept_kinds, table_of
 from fmcefast.progress import format_seconds
 from fmcefast.report.figures import confusion_figure, convergence_figure, save
 from fmcefast.report.finetuning_figures import progression_figure, raf_figure
+from fmcefast.report.learning import learning_sections
 from fmcefast.report.maturity_figures import maturity_figure, other_runs_figure
 from fmcefast.report.module_figure import module_figure
 from fmcefast.run.command import command_of
@@ -29,36 +29,42 @@ from fmcefast.stages.score import score
 
 
 def write_report(run: RunFolder) -> Path:
-    """Write report.html and figures/ from what the run holds, and return the page; stages without results are left out.
+    """Write report.html and figures/ from what the run holds, and return the page; what has no results is left out.
 
-    Raises InputError when there are no markers yet, converged or not.
+    Raises InputError when there are neither markers, converged or not, nor results of learning with feature maps.
     """
-    epoch_markers = markers.load(run)
-    epochs = read_epochs(run.losses_csv)
+    learning = learning_sections(run, lambda figure, name: _save(figure, run.figures / f"{name}.png"))
+    # What was only learnt with has no training of the run.
+    epoch_markers = None if learning and not markers.is_begun(run) else markers.load(run)
+    epochs = read_epochs(run.losses_csv) if epoch_markers else []
     fitted = fit.load(run) if fit.is_done(run) else None
     others = other_runs.load(run) if fitted and other_runs.is_done(run) else None
     scores = score.load(run) if score.is_done(run) else None
-    run.figures.mkdir(exist_ok=True)
-    pictures = {"convergence": _save(convergence_figure(epochs, epoch_markers), run.figures / "convergence.png")}
+    pictures: dict[str, str] = {}
+    if epoch_markers is not None:
+        pictures["convergence"] = _save(convergence_figure(epochs, epoch_markers), run.figures / "convergence.png")
     if fitted is not None:
         pictures["confusion"] = _save(confusion_figure(fitted.confusion), run.figures / "confusion.png")
     if others is not None:
         pictures["other_runs"] = _save(other_runs_figure(others), run.figures / "other-runs.png")
-    if scores is not None:
+    if scores is not None and epoch_markers is not None:
         figure = maturity_figure(scores, epoch_markers.markers or [])
         pictures["maturity"] = _save(figure, run.figures / "maturity.png")
     probed = [row for row in read_maturity(run.maturity_csv) if row.epoch <= len(epochs)]
     if probed:
-        converged = epoch_markers.markers[-1] if epoch_markers.markers else None
+        converged = epoch_markers.markers[-1] if epoch_markers and epoch_markers.markers else None
         pictures["probed"] = _save(module_figure(probed, converged), run.figures / "modules.png")
     sweeps = [_sweep(run, kind, pictures) for kind in swept_kinds(run)]
     modules = [(view.module, fit.load(view)) for view in run.views() if view.module and fit.is_done(view)]
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("fmcefast.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template = environment.from_string(package_files("fmcefast.report").joinpath("report.html.j2").read_text("utf-8"))
-    page = template.render(
+    page = environment.get_template("report.html.j2").render(
         name=run.path.resolve().name,
         config=run.config,
         epochs=epochs,
@@ -68,6 +74,7 @@ def write_report(run: RunFolder) -> Path:
         scores=scores,
         sweeps=sweeps,
         modules=modules,
+        learning=learning,
         pictures=pictures,
         timings=_timings(run, epochs),
         command=command_of(run),
@@ -117,5 +124,6 @@ def _timings(run: RunFolder, epochs: list[Epoch]) -> list[dict[str, str]]:
 
 def _save(figure: Figure, path: Path) -> str:
     """Save as PNG and return it as a data URL."""
+    path.parent.mkdir(exist_ok=True)
     save(figure, path)
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -1,0 +1,424 @@
+"""What the images of a data set look like to the eye and to a network ([LFM] 3 and 3.1)."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from fmcefast import files
+from fmcefast.data.image_set import ImageSet
+from fmcefast.data.sources import sample
+from fmcefast.errors import FmcefastError, InputError
+from fmcefast.learning.arms import Arm
+from fmcefast.learning.images import DeviceImages
+from fmcefast.learning.layer_maps import UpToLayer
+from fmcefast.learning.results import finished, learn_folder
+from fmcefast.learning.settings import LearningSettings, Material
+from fmcefast.learning.training import train_network
+from fmcefast.models.weights import read_weights
+from fmcefast.progress import Progress, Task
+from fmcefast.run.folder import RunFolder
+from fmcefast.runtime.device import pick_device
+
+PIXELS, MAPS = "pixels", "feature maps"
+NEIGHBOURS = 5
+OUTLIER_PART = 0.05
+
+_SEED = 0
+_PERPLEXITY = 30
+_BATCH = 2048
+_BATCH_BYTES = 64 << 20  # of the pixels of a batch in float64
+_POINT_BYTES = 1 << 30  # of the points that t-SNE gets, which scikit-learn copies twice
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """row: of the training set, from 0; label, predicted: class numbers; distance: Euclidean, of pixels in [0, 1]."""
+
+    row: int
+    label: int
+    predicted: int
+    distance: float
+
+
+@dataclass(frozen=True)
+class GroupAccuracy:
+    """The accuracy of the trained network on a group of images; None where the group is empty."""
+
+    group: str
+    images: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Leave-one-out accuracy of the nearest neighbours' vote: in the t-SNE plane, and in the space of so many
+    dimensions that t-SNE was given."""
+
+    space: str
+    dimensions: int
+    plane: float
+    original: float
+
+
+class ExploreArrays(NamedTuple):
+    """centroids: (K, C, S, S) float32 in [0, 1], zero for a class without images. outliers: (M, C, S, S) uint8, in the
+    order of `ExploreResult.outliers`. tsne: (2, n, 2) float32, of pixels and of feature maps. labels: (n,) int64."""
+
+    centroids: np.ndarray
+    outliers: np.ndarray
+    tsne: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class ExploreResult:
+    """layer: whose feature maps were looked at. class_images: training images of each class. outliers: the training
+    images farthest from the centroid of their class, class by class, the farthest first. images: held-out images that
+    t-SNE was given. largest_class: its part of them, what a guess reaches. arrays: {name: [file beside learn/,
+    checksum]}. file: learn/explore.json."""
+
+    data: str
+    backbone: str
+    layer: str
+    classes: list[str]
+    class_images: list[int]
+    outliers: list[Outlier]
+    accuracies: list[GroupAccuracy]
+    images: int
+    largest_class: float
+    separations: list[Separation]
+    arrays: dict[str, list[str]]
+    file: str
+
+    def read_arrays(self) -> ExploreArrays:
+        """The arrays that belong to the result. Raises InputError when one is missing or damaged."""
+        folder = Path(self.file).parent
+        return ExploreArrays(**{name: _read_array(folder / file, crc) for name, (file, crc) in self.arrays.items()})
+
+    def explain(self) -> str:
+        wrong = [each for each in self.outliers if each.predicted != each.label]
+        lines = [
+            f"learn explore: {self.backbone} on {self.data}, {sum(self.class_images):,} training images of "
+            f"{len(self.classes)} classes",
+            f"  of the {len(self.outliers):,} training images farthest from the centroids of their classes, the "
+            f"trained network misreads {len(wrong):,}",
+            f"  {'accuracy of the network in %':<47}{'images':>9}{'accuracy':>10}",
+        ]
+        for group in self.accuracies:
+            accuracy = "-" if group.accuracy is None else f"{100 * group.accuracy:.2f}"
+            lines.append(f"    {group.group:<45}{group.images:>9,}{accuracy:>10}")
+        lines.append(
+            f"  {f'accuracy of {NEIGHBOURS} nearest neighbours in %':<47}{'space':>9}{'t-SNE':>10}   "
+            f"{self.images:,} held-out images, {100 * self.largest_class:.1f}% in the largest class"
+        )
+        for each in self.separations:
+            name = f"maps of {self.layer}" if each.space == MAPS else each.space
+            name += f", {each.dimensions:,} dimensions"
+            lines.append(f"    {name:<45}{100 * each.original:>9.2f}{100 * each.plane:>10.2f}")
+        return "\n".join([*lines, self.file])
+
+
+def learn_explore(
+    run: RunFolder,
+    settings: LearningSettings,
+    progress: Progress,
+    *,
+    images: int = 2000,
+    farthest: int = 5,
+    network: nn.Module | None = None,
+    force: bool = False,
+) -> ExploreResult:
+    """Average the training images of each class, find those farthest from the average, see whether a trained network
+    recognises them, and lay held-out images out in a plane. Leaves learn/explore.json and learn/explore/ with arrays
+    and the weights of the network.
+
+    images: held-out images for t-SNE at most; fewer when their maps take more than 1 GiB. farthest: training
+    images of each class. network: a trained classifier, on the device of `pick_device`, left in eval mode; by default
+    one is trained plainly under seed 0, once. force: make everything anew.
+
+    Raises InputError for too few images, an unknown layer or one without square feature maps, and results that were
+    made with other settings or are damaged; FmcefastError for pixels or maps that are not finite or all the same.
+    """
+    if farthest < 1:
+        raise InputError(f"`farthest` must be at least 1, not {farthest}.")
+    material = Material(run, settings, pick_device())
+    layer = material.settings.layers[-1]
+    given = None if network is None else files.content_hash(_bytes_of(network))
+    facts = {**material.facts(), "images": images, "farthest": farthest, "network": given}
+    path = learn_folder(run) / "explore.json"
+
+    def make() -> dict[str, Any]:
+        rows = _sampled(material, material.network(_SEED) if network is None else network, images)
+        total = material.settings.epochs * len(material.train) + 2 * len(material.train) + len(material.test)
+        with progress.task("learn explore", total=total, unit="images", lines=False) as task:
+            trained = _trained(material, task, force) if network is None else network
+            return _explore(material, trained.eval(), rows, images, farthest, progress, task)
+
+    content = finished(path, facts, make, force=force)
+    result = ExploreResult(
+        data=run.config.data,
+        backbone=material.settings.backbone,
+        layer=layer,
+        classes=material.classes,
+        outliers=[Outlier(**each) for each in content.pop("outliers")],
+        accuracies=[GroupAccuracy(**each) for each in content.pop("accuracies")],
+        separations=[Separation(**each) for each in content.pop("separations")],
+        file=str(path),
+        **content,
+    )
+    result.read_arrays()
+    return result
+
+
+def neighbour_accuracy(points: np.ndarray, labels: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
+    """The fraction of points (n, D) whose label (n,) most of their nearest other points have; n above `neighbours`.
+
+    Of labels that are equally frequent the smallest wins, as in scikit-learn.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    near = NearestNeighbors(n_neighbors=neighbours).fit(points).kneighbors(return_distance=False)
+    votes = np.zeros((len(points), int(labels.max()) + 1), np.int64)
+    np.add.at(votes, (np.arange(len(points))[:, None], labels[near]), 1)
+    return float((votes.argmax(1) == labels).mean())
+
+
+def class_centroids(images: DeviceImages, classes: int) -> torch.Tensor:
+    """(K, C, S, S) float64 in [0, 1]: the mean pixels of each class, zero for one without images."""
+    counts = torch.bincount(images.labels, minlength=classes)
+    sums = torch.zeros(classes, *images.pixels(slice(0, 1)).shape[1:], dtype=torch.float64, device=counts.device)
+    for part in _parts(images):
+        sums.index_add_(0, images.labels[part], images.pixels(part).double())
+    return sums / counts.clamp(min=1)[:, None, None, None]
+
+
+class _Examined(NamedTuple):
+    """Of all images of a set: the distances from the centroids (N,) float64, labels and predictions (N,) int64."""
+
+    distances: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+
+    def accuracy(self, group: str, chosen: np.ndarray) -> GroupAccuracy:
+        """chosen: (N,) bool, or rows."""
+        right = (self.predicted == self.labels)[chosen]
+        return GroupAccuracy(group, len(right), float(right.mean()) if len(right) else None)
+
+    def farthest(self, label: int, count: int) -> np.ndarray:
+        """The rows of the `count` images of a class that are farthest from its centroid, the farthest first."""
+        rows = np.flatnonzero(self.labels == label)
+        return rows[np.argsort(-self.distances[rows], kind="stable")[:count]]
+
+
+def _explore(
+    material: Material,
+    network: nn.Module,
+    rows: np.ndarray,
+    images: int,
+    farthest: int,
+    progress: Progress,
+    task: Task,
+) -> dict[str, Any]:
+    """The content of explore.json, whose arrays are written. rows: those of the held-out images for t-SNE."""
+    classes = range(len(material.classes))
+    centroids = class_centroids(material.train, len(classes))
+    task.advance(len(material.train))
+    train = _examine(network, material.train, centroids)
+    task.advance(len(material.train))
+    test = _examine(network, material.test, centroids)
+    task.advance(len(material.test))
+    shown = np.concatenate([train.farthest(label, farthest) for label in classes])
+    labels = test.labels[rows]
+    if len(rows) < min(images, len(test.labels)):
+        progress.line(f"learn explore: t-SNE of {len(rows):,} images, as the maps of more do not fit into 1 GiB")
+    separations, planes = [], []
+    for space, points_of in ((PIXELS, material.test.pixels), (MAPS, _maps_of(material, network))):
+        progress.line(f"learn explore: t-SNE of the {space} of {len(rows):,} held-out images")
+        points = _points(points_of, rows, material.device)
+        planes.append(_plane(points, space))
+        accuracies = [neighbour_accuracy(each, labels) for each in (planes[-1], points)]
+        separations.append(Separation(space, points.shape[1], *accuracies))
+    arrays = ExploreArrays(
+        centroids=centroids.float().cpu().numpy(),
+        outliers=_shown_pixels(material.train, shown),
+        tsne=np.stack(planes),
+        labels=labels,
+    )
+    outliers = [
+        Outlier(int(row), int(train.labels[row]), int(train.predicted[row]), float(train.distances[row]))
+        for row in shown
+    ]
+    return {
+        "class_images": np.bincount(train.labels, minlength=len(classes)).tolist(),
+        "outliers": [asdict(each) for each in outliers],
+        "accuracies": [asdict(each) for each in _accuracies(train, test, len(classes))],
+        "images": len(rows),
+        "largest_class": float(np.bincount(labels).max() / len(labels)),
+        "separations": [asdict(each) for each in separations],
+        "arrays": _write_arrays(learn_folder(material.run), arrays),
+    }
+
+
+def _accuracies(train: _Examined, test: _Examined, classes: int) -> list[GroupAccuracy]:
+    """Of all images, and of the outliers. Held-out images as far from the centroid tell what is learnt from what is
+    memorised."""
+    # A single image is its class's centroid, not an outlier.
+    sizes = np.bincount(train.labels, minlength=classes)
+    counts = np.where(sizes > 1, np.maximum(1, np.round(OUTLIER_PART * sizes).astype(int)), 0)
+    outliers = [train.farthest(label, count) for label, count in enumerate(counts)]
+    least = np.array([train.distances[rows[-1]] if len(rows) else math.inf for rows in outliers])
+    part = f"{100 * OUTLIER_PART:g}%"
+    return [
+        train.accuracy("training images", np.arange(len(train.labels))),
+        train.accuracy(f"the {part} of each class farthest off", np.concatenate(outliers)),
+        test.accuracy("held-out images", np.arange(len(test.labels))),
+        test.accuracy("held-out images as far off as those", test.distances >= least[test.labels]),
+    ]
+
+
+@torch.inference_mode()
+def _examine(network: nn.Module, images: DeviceImages, centroids: torch.Tensor) -> _Examined:
+    distances, predicted = [], []
+    for part in _parts(images):
+        pixels = images.pixels(part)
+        off = pixels.double() - centroids[images.labels[part]]
+        distances.append(off.flatten(1).square().sum(1).sqrt())
+        predicted.append(network(images.normalised(pixels)).argmax(1))
+    return _Examined(*(each.cpu().numpy() for each in (torch.cat(distances), images.labels, torch.cat(predicted))))
+
+
+@torch.inference_mode()
+def _sampled(material: Material, network: nn.Module, images: int) -> np.ndarray:
+    """The rows of the held-out images that t-SNE is given. Raises InputError for too few, and for an unfit layer."""
+    maps = _maps_of(material, network)(torch.zeros(1, dtype=torch.int64, device=material.device))
+    largest = max(maps.numel(), material.test.pixels(slice(0, 1)).numel())
+    held_out, classes = len(material.test), len(material.classes)
+    count = min(images, held_out, _POINT_BYTES // (4 * largest))
+    if held_out <= NEIGHBOURS:
+        raise InputError(
+            f"{held_out} held-out images are too few: t-SNE and neighbours need {NEIGHBOURS + 1} at least."
+        )
+    least = min(held_out, max(NEIGHBOURS + 1, classes))
+    if images < least:
+        raise InputError(f"`images={images}` is too few: {classes} classes need {least} at least.")
+    if count < least:
+        raise InputError(
+            f"The maps of {material.settings.layers[-1]!r} have {largest:,} values, so that those of only {count:,} "
+            "images fit into 1 GiB. Name a later layer or give a smaller `image_size`."
+        )
+    # `sample` wants images: their row numbers stand for them.
+    numbered = ImageSet(material.source.test.labels, pixels=np.arange(held_out))
+    rows = sample(numbered, count).pixels
+    assert rows is not None
+    return rows
+
+
+def _maps_of(material: Material, network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    up_to_layer = UpToLayer(network, material.settings.layers[-1]).eval()
+    return lambda rows: up_to_layer(material.test[rows])
+
+
+@torch.inference_mode()
+def _points(points_of: Callable[[torch.Tensor], torch.Tensor], rows: np.ndarray, device: torch.device) -> np.ndarray:
+    """(n, D) float32 of these rows."""
+    chosen = torch.from_numpy(rows).to(device)
+    points = np.empty((len(rows), points_of(chosen[:1]).numel()), np.float32)
+    size = _batch_size(points.shape[1])
+    for first in range(0, len(rows), size):
+        part = slice(first, first + size)
+        points[part] = points_of(chosen[part]).flatten(1).float().cpu().numpy()
+    return points
+
+
+def _plane(points: np.ndarray, space: str) -> np.ndarray:
+    """(n, 2) float32: t-SNE, always the same."""
+    from sklearn.manifold import TSNE
+
+    if not np.isfinite(points).all():
+        raise FmcefastError(f"The {space} hold values that are not finite. Train again with a smaller `lr`.")
+    if (points == points[0]).all():
+        raise FmcefastError(
+            f"The {space} of all images are the same. Train again with a smaller `lr`, or other images."
+        )
+    perplexity = min(_PERPLEXITY, (len(points) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=_SEED).fit_transform(points)
+
+
+def _trained(material: Material, task: Task, force: bool) -> nn.Module:
+    """A plainly trained network: from learn/explore/network.safetensors when it is there, else trained and kept."""
+    settings, network = material.settings, material.network(_SEED)
+    path = learn_folder(material.run) / "explore" / "network.safetensors"
+    before = task.done
+
+    def make() -> dict[str, Any]:
+        generator = torch.Generator(device=material.device).manual_seed(_SEED)
+        arm = Arm(network, material.train, material.batch_size, generator)
+        rows = train_network(arm, material.test, epochs=settings.epochs, lr=settings.lr, task=task)
+        content = _bytes_of(network)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, content)
+        return {"epochs": [asdict(row) for row in rows], "crc32c": files.content_hash(content)}
+
+    facts = {**material.facts(), "layers": [], "seed": _SEED}  # the layer that is looked at does not change training
+    saved = finished(path.with_suffix(".json"), facts, make, force=force)
+    task.advance(before + settings.epochs * len(material.train) - task.done)
+    try:
+        if files.content_hash(path.read_bytes()) != saved["crc32c"]:
+            raise InputError("its checksum differs.")
+        network.load_state_dict(read_weights(path))
+    except (OSError, InputError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is missing or damaged: {reason} Give `force` to train it again.") from error
+    return network
+
+
+def _bytes_of(network: nn.Module) -> bytes:
+    return save({name: weight.contiguous() for name, weight in network.state_dict().items()})
+
+
+def _write_arrays(folder: Path, arrays: ExploreArrays) -> dict[str, list[str]]:
+    """{name: [file within `folder`, checksum]}."""
+    written = {}
+    for name, array in arrays._asdict().items():
+        path = folder / "explore" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.ascontiguousarray(array)
+        files.write_npy(path, array)
+        written[name] = [str(path.relative_to(folder)), files.content_hash(array)]
+    return written
+
+
+def _read_array(path: Path, checksum: str) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+        if files.content_hash(np.ascontiguousarray(array)) != checksum:
+            raise ValueError("its checksum differs")
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is missing or damaged: {reason}. Give `force` to make it again.") from error
+    return array
+
+
+def _shown_pixels(images: DeviceImages, rows: np.ndarray) -> np.ndarray:
+    """(M, C, S, S) uint8 of these rows: with float32, those of many classes would take hundreds of megabytes."""
+    chosen = torch.from_numpy(rows).to(images.labels.device)
+    parts = chosen.split(_batch_size(images.pixels(slice(0, 1)).numel()))
+    return torch.cat([(images.pixels(part) * 255).round().to(torch.uint8).cpu() for part in parts]).numpy()
+
+
+def _parts(images: DeviceImages) -> Iterator[slice]:
+    """All rows, in batches that take little memory."""
+    size = _batch_size(images.pixels(slice(0, 1)).numel())
+    return (slice(first, first + size) for first in range(0, len(images), size))
+
+
+def _batch_size(values: int) -> int:
+    """Images of so many values that are worked on at once."""
+    return max(1, min(_BATCH, _BATCH_BYTES // (8 * values)))
