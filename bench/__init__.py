@@ -16,6 +16,7 @@ SUITES = {
     "cqi": ("suites.cqi", "the search for convergence in long logs, against pandas and others"),
     "logs": ("suites.logs", "whole processes of `fmcefast markers LOG`"),
     "probe": ("suites.probe", "maturity statistics, against the forward passes that they need"),
+    "cache-step": ("suites.cache_step", "a step that skips what feature maps explain, against the plain step"),
     "pipeline": ("suites.pipeline", "`fmcefast run`, from a cold start"),
     "plus-plus": ("experiments.plus_plus", "what FMCE-Net's scores and FMCE-Net++ are worth on a data set"),
     "maturity": (
@@ -23,6 +24,7 @@ SUITES = {
         "which number tells how mature a checkpoint is, over many trainings",
     ),
     "invariance-loss": ("experiments.invariance_loss", "invariance as an auxiliary loss, beside FMCE-Net's"),
+    "cache": ("experiments.cache", "skipping what feature maps explain, beside other ways to skip"),
     "reproduce": ("experiments.reproduce", "a row of the papers' tables"),
     "mini-imagenet": ("experiments.mini_imagenet", "the papers' large experiment"),
     "gpu-tests": ("suites.gpu_tests", "the tests that need a GPU"),

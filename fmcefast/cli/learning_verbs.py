@@ -40,11 +40,12 @@ def learn(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def _learning(batch_sizes: bool = False) -> Callable:
-    """The options of all of them. batch_sizes: several may be given."""
+def _learning(*, vectors: bool = False, seeds: bool = True) -> Callable:
+    """The options of all of them. vectors: it uses feature vectors, and several batch sizes; seeds: it trains several
+    times."""
 
     def decorate(command: Callable) -> Callable:
-        several = ", or several: 32,64,128" if batch_sizes else ""
+        several = ", or several: 32,64,128" if vectors else ""
         for option in (
             output_options(),
             click.option("--force", is_flag=True, help="Train again what is finished."),
@@ -55,16 +56,18 @@ def _learning(batch_sizes: bool = False) -> Callable:
                 show_default=True,
                 help="Standard deviation in the feature vectors: as usual, or by the paper's printed formula.",
             )
-            if batch_sizes
+            if vectors
             else None,
             click.option("--lr", type=float, default=1e-3, metavar="X", help="Adam's learning rate. [default: 0.001]"),
             click.option(
                 "--batch-size",
                 "-b",
-                metavar="N" + (",N,..." if batch_sizes else ""),
+                metavar="N" + (",N,..." if vectors else ""),
                 help=f"Images in a batch{several}. [default: 4096, for fewer than 10,000 images 64]",
             ),
-            click.option("--seeds", type=int, default=5, metavar="N", help="Trainings of each kind. [default: 5]"),
+            click.option("--seeds", type=int, default=5, metavar="N", help="Trainings of each kind. [default: 5]")
+            if seeds
+            else None,
             click.option("--epochs", type=int, default=10, metavar="N", help="Epochs of a training. [default: 10]"),
             click.option("--image-size", type=int, metavar="N", help="In pixels. [default: the images', but 28 or 64]"),
             click.option(
@@ -94,7 +97,7 @@ def _learning(batch_sizes: bool = False) -> Callable:
 @click.option(
     "--skip", type=float, default=0.5, metavar="X", help="Part that infobatch and cache-unbiased skip. [default: 0.5]"
 )
-@_learning(batch_sizes=True)
+@_learning(vectors=True)
 def cache(run: Path | None, arms: str | None, skip: float, **options: Any) -> int:
     """Skip images that a class's cached feature vector explains, beside other ways to skip, seed by seed.
 
@@ -164,6 +167,26 @@ def fgsm(run: Path | None, epsilons: str | None, **options: Any) -> int:
         force=options["force"],
     )
     return finish(opened.run, result, options["as_json"])
+
+
+@learn.command()
+@click.option("--images", type=int, default=2000, metavar="N", help="Held-out images for t-SNE. [default: 2000]")
+@click.option("--farthest", type=int, default=5, metavar="N", help="Outliers to show of each class. [default: 5]")
+@_learning(seeds=False)
+def explore(run: Path | None, images: int, farthest: int, **options: Any) -> int:
+    """Mean images of the classes, the images farthest from them, and t-SNE of pixels and of feature maps.
+
+    \b
+    fmcefast learn explore runs/mnist --data mnist --data-root ~/data
+
+    Tells as well whether a network that is trained plainly recognises those outliers. Leaves RUN/learn/explore.json
+    and RUN/learn/explore/; fmcefast report RUN draws them.
+    """
+    from fmcefast.learning.explore import learn_explore
+
+    opened = _open(run, options)
+    given = {"settings": opened.settings, "images": images, "farthest": farthest, "force": options["force"]}
+    return finish(opened.run, perform(learn_explore, opened.run, opened.progress, **given), options["as_json"])
 
 
 class _Opened(NamedTuple):

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,19 +14,28 @@ from fmcefast import files
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.sources import sample
 from fmcefast.errors import FmcefastError, InputError
-from fmcefast.learning.arms import Arm
+from fmcefast.learning.explore_result import (
+    MAPS,
+    NEIGHBOURS,
+    PIXELS,
+    ExploreArrays,
+    ExploreResult,
+    GroupAccuracy,
+    Outlier,
+    Separation,
+    explore_file,
+    explore_result,
+    write_arrays,
+)
 from fmcefast.learning.images import DeviceImages
+from fmcefast.learning.kept_training import plain_facts, train_on_images
 from fmcefast.learning.layer_maps import UpToLayer
 from fmcefast.learning.results import finished, learn_folder
 from fmcefast.learning.settings import LearningSettings, Material
-from fmcefast.learning.training import train_network
-from fmcefast.models.weights import read_weights
 from fmcefast.progress import Progress, Task
 from fmcefast.run.folder import RunFolder
 from fmcefast.runtime.device import pick_device
 
-PIXELS, MAPS = "pixels", "feature maps"
-NEIGHBOURS = 5
 OUTLIER_PART = 0.05
 
 _SEED = 0
@@ -37,99 +45,11 @@ _BATCH_BYTES = 64 << 20  # of the pixels of a batch in float64
 _POINT_BYTES = 1 << 30  # of the points that t-SNE gets, which scikit-learn copies twice
 
 
-@dataclass(frozen=True)
-class Outlier:
-    """row: of the training set, from 0; label, predicted: class numbers; distance: Euclidean, of pixels in [0, 1]."""
-
-    row: int
-    label: int
-    predicted: int
-    distance: float
-
-
-@dataclass(frozen=True)
-class GroupAccuracy:
-    """The accuracy of the trained network on a group of images; None where the group is empty."""
-
-    group: str
-    images: int
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
-class Separation:
-    """Leave-one-out accuracy of the nearest neighbours' vote: in the t-SNE plane, and in the space of so many
-    dimensions that t-SNE was given."""
-
-    space: str
-    dimensions: int
-    plane: float
-    original: float
-
-
-class ExploreArrays(NamedTuple):
-    """centroids: (K, C, S, S) float32 in [0, 1], zero for a class without images. outliers: (M, C, S, S) uint8, in the
-    order of `ExploreResult.outliers`. tsne: (2, n, 2) float32, of pixels and of feature maps. labels: (n,) int64."""
-
-    centroids: np.ndarray
-    outliers: np.ndarray
-    tsne: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True)
-class ExploreResult:
-    """layer: whose feature maps were looked at. class_images: training images of each class. outliers: the training
-    images farthest from the centroid of their class, class by class, the farthest first. images: held-out images that
-    t-SNE was given. largest_class: its part of them, what a guess reaches. arrays: {name: [file beside learn/,
-    checksum]}. file: learn/explore.json."""
-
-    data: str
-    backbone: str
-    layer: str
-    classes: list[str]
-    class_images: list[int]
-    outliers: list[Outlier]
-    accuracies: list[GroupAccuracy]
-    images: int
-    largest_class: float
-    separations: list[Separation]
-    arrays: dict[str, list[str]]
-    file: str
-
-    def read_arrays(self) -> ExploreArrays:
-        """The arrays that belong to the result. Raises InputError when one is missing or damaged."""
-        folder = Path(self.file).parent
-        return ExploreArrays(**{name: _read_array(folder / file, crc) for name, (file, crc) in self.arrays.items()})
-
-    def explain(self) -> str:
-        wrong = [each for each in self.outliers if each.predicted != each.label]
-        lines = [
-            f"learn explore: {self.backbone} on {self.data}, {sum(self.class_images):,} training images of "
-            f"{len(self.classes)} classes",
-            f"  of the {len(self.outliers):,} training images farthest from the centroids of their classes, the "
-            f"trained network misreads {len(wrong):,}",
-            f"  {'accuracy of the network in %':<47}{'images':>9}{'accuracy':>10}",
-        ]
-        for group in self.accuracies:
-            accuracy = "-" if group.accuracy is None else f"{100 * group.accuracy:.2f}"
-            lines.append(f"    {group.group:<45}{group.images:>9,}{accuracy:>10}")
-        lines.append(
-            f"  {f'accuracy of {NEIGHBOURS} nearest neighbours in %':<47}{'space':>9}{'t-SNE':>10}   "
-            f"{self.images:,} held-out images, {100 * self.largest_class:.1f}% in the largest class"
-        )
-        for each in self.separations:
-            name = f"maps of {self.layer}" if each.space == MAPS else each.space
-            name += f", {each.dimensions:,} dimensions"
-            lines.append(f"    {name:<45}{100 * each.original:>9.2f}{100 * each.plane:>10.2f}")
-        return "\n".join([*lines, self.file])
-
-
 def learn_explore(
     run: RunFolder,
-    settings: LearningSettings,
     progress: Progress,
     *,
+    settings: LearningSettings,
     images: int = 2000,
     farthest: int = 5,
     network: nn.Module | None = None,
@@ -149,30 +69,18 @@ def learn_explore(
     if farthest < 1:
         raise InputError(f"`farthest` must be at least 1, not {farthest}.")
     material = Material(run, settings, pick_device())
-    layer = material.settings.layers[-1]
-    given = None if network is None else files.content_hash(_bytes_of(network))
-    facts = {**material.facts(), "images": images, "farthest": farthest, "network": given}
-    path = learn_folder(run) / "explore.json"
+    given = None if network is None else _checksum(network)
+    facts = {**plain_facts(material), "layers": material.settings.layers[-1:], "images": images, "farthest": farthest}
 
     def make() -> dict[str, Any]:
         rows = _sampled(material, material.network(_SEED) if network is None else network, images)
         total = material.settings.epochs * len(material.train) + 2 * len(material.train) + len(material.test)
         with progress.task("learn explore", total=total, unit="images", lines=False) as task:
-            trained = _trained(material, task, force) if network is None else network
+            trained = train_on_images(material, _SEED, task, force=force)[1] if network is None else network
             return _explore(material, trained.eval(), rows, images, farthest, progress, task)
 
-    content = finished(path, facts, make, force=force)
-    result = ExploreResult(
-        data=run.config.data,
-        backbone=material.settings.backbone,
-        layer=layer,
-        classes=material.classes,
-        outliers=[Outlier(**each) for each in content.pop("outliers")],
-        accuracies=[GroupAccuracy(**each) for each in content.pop("accuracies")],
-        separations=[Separation(**each) for each in content.pop("separations")],
-        file=str(path),
-        **content,
-    )
+    path = explore_file(run)
+    result = explore_result(finished(path, {**facts, "network": given}, make, force=force), path)
     result.read_arrays()
     return result
 
@@ -256,13 +164,17 @@ def _explore(
         for row in shown
     ]
     return {
+        "data": material.run.config.data,
+        "backbone": material.settings.backbone,
+        "layer": material.settings.layers[-1],
+        "classes": material.classes,
         "class_images": np.bincount(train.labels, minlength=len(classes)).tolist(),
         "outliers": [asdict(each) for each in outliers],
         "accuracies": [asdict(each) for each in _accuracies(train, test, len(classes))],
         "images": len(rows),
         "largest_class": float(np.bincount(labels).max() / len(labels)),
         "separations": [asdict(each) for each in separations],
-        "arrays": _write_arrays(learn_folder(material.run), arrays),
+        "arrays": write_arrays(learn_folder(material.run), arrays),
     }
 
 
@@ -351,59 +263,9 @@ def _plane(points: np.ndarray, space: str) -> np.ndarray:
     return TSNE(perplexity=perplexity, init="pca", random_state=_SEED).fit_transform(points)
 
 
-def _trained(material: Material, task: Task, force: bool) -> nn.Module:
-    """A plainly trained network: from learn/explore/network.safetensors when it is there, else trained and kept."""
-    settings, network = material.settings, material.network(_SEED)
-    path = learn_folder(material.run) / "explore" / "network.safetensors"
-    before = task.done
-
-    def make() -> dict[str, Any]:
-        generator = torch.Generator(device=material.device).manual_seed(_SEED)
-        arm = Arm(network, material.train, material.batch_size, generator)
-        rows = train_network(arm, material.test, epochs=settings.epochs, lr=settings.lr, task=task)
-        content = _bytes_of(network)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, content)
-        return {"epochs": [asdict(row) for row in rows], "crc32c": files.content_hash(content)}
-
-    facts = {**material.facts(), "layers": [], "seed": _SEED}  # the layer that is looked at does not change training
-    saved = finished(path.with_suffix(".json"), facts, make, force=force)
-    task.advance(before + settings.epochs * len(material.train) - task.done)
-    try:
-        if files.content_hash(path.read_bytes()) != saved["crc32c"]:
-            raise InputError("its checksum differs.")
-        network.load_state_dict(read_weights(path))
-    except (OSError, InputError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is missing or damaged: {reason} Give `force` to train it again.") from error
-    return network
-
-
-def _bytes_of(network: nn.Module) -> bytes:
-    return save({name: weight.contiguous() for name, weight in network.state_dict().items()})
-
-
-def _write_arrays(folder: Path, arrays: ExploreArrays) -> dict[str, list[str]]:
-    """{name: [file within `folder`, checksum]}."""
-    written = {}
-    for name, array in arrays._asdict().items():
-        path = folder / "explore" / f"{name}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        array = np.ascontiguousarray(array)
-        files.write_npy(path, array)
-        written[name] = [str(path.relative_to(folder)), files.content_hash(array)]
-    return written
-
-
-def _read_array(path: Path, checksum: str) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-        if files.content_hash(np.ascontiguousarray(array)) != checksum:
-            raise ValueError("its checksum differs")
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is missing or damaged: {reason}. Give `force` to make it again.") from error
-    return array
+def _checksum(network: nn.Module) -> str:
+    """Of the weights."""
+    return files.content_hash(save({name: weight.contiguous() for name, weight in network.state_dict().items()}))
 
 
 def _shown_pixels(images: DeviceImages, rows: np.ndarray) -> np.ndarray:

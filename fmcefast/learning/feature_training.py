@@ -1,42 +1,24 @@
 """Training the same architecture on the feature maps of a trained network ([LFM] 6.1 and 7.2)."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from fmcefast import files
 from fmcefast.errors import InputError
-from fmcefast.learning.arms import Arm
 from fmcefast.learning.comparisons import Comparison, compare_arms
-from fmcefast.learning.images import DeviceImages
+from fmcefast.learning.kept_training import IMAGES, KeptTraining, load_kept, train_kept, train_on_images
 from fmcefast.learning.layer_maps import LayerMaps, UpToLayer
 from fmcefast.learning.networks import make_learner
-from fmcefast.learning.results import finished, learn_folder, saved_as
+from fmcefast.learning.results import learn_folder, saved_as
 from fmcefast.learning.settings import LearningSettings, Material
-from fmcefast.learning.training import LearnedEpoch, measure_accuracy, train_network
-from fmcefast.models.weights import read_weights
-from fmcefast.progress import Progress, Task
+from fmcefast.learning.training import LearnedEpoch
+from fmcefast.progress import Progress
 from fmcefast.run.folder import RunFolder
 from fmcefast.runtime.device import on_device, pick_device
-
-IMAGES = "images"  # what the first network is trained on
-
-
-@dataclass(frozen=True)
-class FeatureTraining:
-    """One training, on images or on the feature maps of a layer. train_accuracy, accuracy: of training and of held-out
-    images at the end, as fractions."""
-
-    on: str
-    seed: int
-    train_accuracy: float
-    accuracy: float
-    epochs: list[LearnedEpoch]
 
 
 @dataclass(frozen=True)
@@ -46,7 +28,7 @@ class FeaturesResult:
     data: str
     backbone: str
     layers: list[str]
-    trainings: list[FeatureTraining]
+    trainings: list[KeptTraining]
     comparisons: list[Comparison]
     file: str
 
@@ -83,14 +65,16 @@ def learn_features(
     material = Material(run, settings, pick_device())
     _check(material, seeds)
     layers = list(material.settings.layers)
-    trainings: list[FeatureTraining] = []
+    trainings: list[KeptTraining] = []
     images = len(material.train) * settings.epochs * seeds * (1 + len(layers))
     with progress.task("learn features", total=images, unit="images", lines=False) as task:
         for seed in range(seeds):
-            base = _train(material, IMAGES, seed, None, task, force)
-            trainings.append(base)
-            network = _load(material, IMAGES, seed, material.network(seed))
-            trainings += [_train(material, layer, seed, network, task, force) for layer in layers]
+            on_images, network = train_on_images(material, seed, task, force=force)
+            trainings.append(on_images)
+            for layer in layers:
+                train, test = (LayerMaps(images, network, layer) for images in (material.train, material.test))
+                fresh = _fresh(material, train, seed)
+                trainings.append(train_kept(material, layer, seed, fresh, train, test, task, force=force))
             listed = ", ".join(f"{each.on} {each.accuracy:.4f}" for each in trainings[-1 - len(layers) :])
             progress.line(f"learn features: seed {seed}: accuracy on held-out images: {listed}")
     accuracies: dict[str, dict[int, float]] = {}
@@ -114,7 +98,7 @@ def saved_features(run: RunFolder) -> FeaturesResult | None:
 
     def read(content: dict[str, Any]) -> FeaturesResult:
         trainings = [
-            FeatureTraining(**{**each, "epochs": [LearnedEpoch(**row) for row in each["epochs"]]})
+            KeptTraining(**{**each, "epochs": [LearnedEpoch(**row) for row in each["epochs"]]})
             for each in content["trainings"]
         ]
         comparisons = [Comparison(**each) for each in content["comparisons"]]
@@ -125,12 +109,12 @@ def saved_features(run: RunFolder) -> FeaturesResult | None:
 
 def load_pair(material: Material, seed: int) -> Pair:
     """The finished networks of a seed, in eval mode."""
-    base = _load(material, IMAGES, seed, material.network(seed))
+    base = load_kept(material, IMAGES, seed, material.network(seed))
     on_maps: dict[str, nn.Module] = {}
     for layer in material.settings.layers:
         maps = LayerMaps(material.test, base, layer)
         on_maps[layer] = nn.Sequential(
-            UpToLayer(base, layer), _load(material, layer, seed, _fresh(material, maps, seed))
+            UpToLayer(base, layer), load_kept(material, layer, seed, _fresh(material, maps, seed))
         )
     return Pair(base, on_maps)
 
@@ -156,41 +140,3 @@ def _fresh(material: Material, maps: LayerMaps, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     learner = make_learner(material.settings.backbone, len(material.classes), maps.channels, maps.size)
     return on_device(learner, material.device)
-
-
-def _train(material: Material, on: str, seed: int, base: nn.Module | None, task: Task, force: bool) -> FeatureTraining:
-    settings = {name: value for name, value in material.facts().items() if name not in ("layers", "std", "skip")}
-    settings |= {"on": on, "seed": seed}
-
-    def make() -> dict[str, Any]:
-        train: DeviceImages | LayerMaps = material.train
-        test: DeviceImages | LayerMaps = material.test
-        network = material.network(seed)
-        if base is not None:
-            train, test = (LayerMaps(images, base, on) for images in (material.train, material.test))
-            network = _fresh(material, train, seed)
-        generator = torch.Generator(device=material.device).manual_seed(seed)
-        arm = Arm(network, train, material.batch_size, generator)
-        rows = train_network(arm, test, epochs=material.settings.epochs, lr=material.settings.lr, task=task)
-        path = _weights(material.run, on, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, save({name: weight.contiguous() for name, weight in network.state_dict().items()}))
-        return {"epochs": [asdict(row) for row in rows], "train_accuracy": measure_accuracy(network, train)}
-
-    content = finished(_weights(material.run, on, seed).with_suffix(".json"), settings, make, force=force)
-    rows = [LearnedEpoch(**row) for row in content["epochs"]]
-    return FeatureTraining(on, seed, content["train_accuracy"], rows[-1].accuracy, rows)
-
-
-def _weights(run: RunFolder, on: str, seed: int) -> Path:
-    return learn_folder(run) / "features" / f"{on}-seed-{seed}.safetensors"
-
-
-def _load(material: Material, on: str, seed: int, network: nn.Module) -> nn.Module:
-    path = _weights(material.run, on, seed)
-    try:
-        network.load_state_dict(read_weights(path))
-    except (InputError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be used: {reason} Give `force` to train it again.") from error
-    return network.eval()

@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy
 from fmcefast import files
 from fmcefast.errors import InputError
 from fmcefast.finetuning.table import paired_interval
-from fmcefast.learning.feature_training import IMAGES, learn_features, load_pair
+from fmcefast.learning.feature_training import learn_features, load_pair
 from fmcefast.learning.images import DeviceImages
+from fmcefast.learning.kept_training import IMAGES
 from fmcefast.learning.results import learn_folder, saved_as
 from fmcefast.learning.settings import LearningSettings, Material
 from fmcefast.progress import Progress

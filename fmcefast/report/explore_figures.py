@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from fmcefast.learning.explore import NEIGHBOURS, ExploreResult, Separation
+from fmcefast.learning.explore_result import NEIGHBOURS, ExploreResult, Separation
 from fmcefast.report.style import MARK
 
 _COLUMNS = 10

@@ -7,8 +7,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fmcefast.learning.cache_experiment import ARMS, ArmResult, CacheResult, saved_cache
-from fmcefast.learning.feature_training import IMAGES, FeaturesResult, saved_features
+from fmcefast.learning.explore_result import ExploreResult, saved_explore
+from fmcefast.learning.feature_training import FeaturesResult, saved_features
 from fmcefast.learning.fgsm import PAPER_EPSILONS, FgsmResult, saved_fgsm
+from fmcefast.learning.kept_training import IMAGES
+from fmcefast.report.explore_figures import explore_figures
 from fmcefast.report.learning_figures import arms_figure, fgsm_figure
 from fmcefast.run.folder import RunFolder
 
@@ -20,7 +23,7 @@ def learning_sections(run: RunFolder, save: Save) -> dict[str, Any]:
 
     save: (figure, name) -> data URL. Raises InputError for damaged results.
     """
-    cache, features, fgsm = saved_cache(run), saved_features(run), saved_fgsm(run)
+    cache, features, fgsm, explored = saved_cache(run), saved_features(run), saved_fgsm(run), saved_explore(run)
     sections: dict[str, Any] = {}
     if cache is not None:
         sections["cache"] = _cache(cache, save)
@@ -28,6 +31,8 @@ def learning_sections(run: RunFolder, save: Save) -> dict[str, Any]:
         sections["features"] = _features(features)
     if fgsm is not None:
         sections["fgsm"] = _fgsm(fgsm, save)
+    if explored is not None:
+        sections["explore"] = _explore(explored, save)
     return sections
 
 
@@ -68,6 +73,7 @@ def _of_batch_size(result: CacheResult, size: int, save: Save) -> dict[str, Any]
     ]
     totals = {
         name: {
+            "accuracy": 100 * mean(arm.accuracy for arm in _of(result, name, size)),
             "seconds": mean(arm.seconds for arm in _of(result, name, size)),
             "trained": mean(sum(row.trained for row in arm.epochs) for arm in _of(result, name, size)),
         }
@@ -117,6 +123,12 @@ def _fgsm(result: FgsmResult, save: Save) -> dict[str, Any]:
         "seeds": len({each.seed for each in result.attacks}),
         "picture": save(fgsm_figure(result), "learn-fgsm"),
     }
+
+
+def _explore(result: ExploreResult, save: Save) -> dict[str, Any]:
+    """The pictures of [LFM] Figs. 1 to 3, and what can be counted in them."""
+    pictures = {name: save(figure, f"learn-{name}") for name, figure in explore_figures(result).items()}
+    return {"result": result, "pictures": pictures}
 
 
 def _of(result: CacheResult, arm: str, batch_size: int) -> list[ArmResult]:
