@@ -1,5 +1,6 @@
 """What the page says of learning with feature maps."""
 
+import shlex
 from collections.abc import Callable
 from statistics import mean
 from typing import Any
@@ -11,6 +12,7 @@ from fmcefast.learning.explore_result import ExploreResult, saved_explore
 from fmcefast.learning.feature_training import FeaturesResult, saved_features
 from fmcefast.learning.fgsm import PAPER_EPSILONS, FgsmResult, saved_fgsm
 from fmcefast.learning.kept_training import IMAGES
+from fmcefast.learning.results import learn_folder, read_result
 from fmcefast.report.explore_figures import explore_figures
 from fmcefast.report.learning_figures import arms_figure, fgsm_figure
 from fmcefast.run.folder import RunFolder
@@ -34,6 +36,41 @@ def learning_sections(run: RunFolder, save: Save) -> dict[str, Any]:
     if explored is not None:
         sections["explore"] = _explore(explored, save)
     return sections
+
+
+def learning_commands(run: RunFolder) -> list[str]:
+    """The commands that made what `learning_sections` shows."""
+    commands = []
+    for verb in ("cache", "features", "fgsm", "explore"):
+        saved = read_result(learn_folder(run) / f"{verb}.json")
+        if saved is not None:
+            commands.append(_command(run, verb, saved))
+    return commands
+
+
+def _command(run: RunFolder, verb: str, saved: dict[str, Any]) -> str:
+    settings = saved["settings"]
+    trainings = saved.get("arms") or saved.get("trainings") or saved.get("attacks") or []
+    words = ["fmcefast", "learn", verb, str(run.path), "--data", run.config.data]
+    given = {"--data-root": run.config.data_root, "--subset": run.config.subset, "--recipe": run.config.recipe}
+    if run.config.data == "digits":
+        del given["--data-root"]
+    given |= {f"--{name.replace('_', '-')}": settings[name] for name in ("backbone", "image_size", "epochs", "lr")}
+    given["--batch-size"] = ",".join(
+        map(str, dict.fromkeys(arm["batch_size"] for arm in saved.get("arms", [settings])))
+    )
+    if trainings:
+        given["--seeds"] = len({each["seed"] for each in trainings})
+    if verb == "cache":
+        given |= {"--arms": ",".join(dict.fromkeys(arm["arm"] for arm in saved["arms"]))}
+        given |= {"--std": settings["std"], "--skip": settings["skip"]}
+    if verb == "explore":
+        given |= {"--images": settings["images"], "--farthest": settings["farthest"]}
+    if verb == "fgsm":
+        given["--epsilons"] = ",".join(f"{epsilon:g}" for epsilon in saved["epsilons"])
+    words += [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    words += [word for layer in settings["layers"] for word in ("--layer", layer)]
+    return shlex.join(words)
 
 
 def _cache(result: CacheResult, save: Save) -> dict[str, Any]:

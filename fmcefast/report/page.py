@@ -15,7 +15,7 @@ from fmcefast.finetuning.sweep_csv import read_table, swept_kinds, table_of
 from fmcefast.progress import format_seconds
 from fmcefast.report.figures import confusion_figure, convergence_figure, save
 from fmcefast.report.finetuning_figures import progression_figure, raf_figure
-from fmcefast.report.learning import learning_sections
+from fmcefast.report.learning import learning_commands, learning_sections
 from fmcefast.report.maturity_figures import maturity_figure, other_runs_figure
 from fmcefast.report.module_figure import module_figure
 from fmcefast.run.command import command_of
@@ -77,7 +77,7 @@ def write_report(run: RunFolder) -> Path:
         learning=learning,
         pictures=pictures,
         timings=_timings(run, epochs),
-        command=command_of(run),
+        commands=[*([command_of(run)] if epoch_markers else []), *learning_commands(run)],
         version=__version__,
         recorded=run.config.is_recorded,
         with_top1=not any(isnan(row.top1) for row in epochs),

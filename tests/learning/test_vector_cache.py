@@ -99,7 +99,9 @@ def test_vectors_of_zeros_miss_and_leave_no_nan():
     assert not cache.hits(torch.ones(2, 3), labels).any()
     cache.update(torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), labels)
     assert cache.vectors[0].tolist() == [0.75, 0.0, 0.0] and cache.thresholds.tolist() == [0.25, 0.0]
-    assert cache.hits(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), labels).tolist() == [True, False]
+    for threshold in (0.25, 0.0, -1.0):
+        cache.thresholds.fill_(threshold)
+        assert cache.hits(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), labels).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e-13, 1e18])
