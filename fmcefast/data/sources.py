@@ -73,12 +73,14 @@ def folder_of(data: str, data_root: str | Path) -> Path | None:
 
 
 def sample(images: ImageSet, count: int) -> ImageSet:
-    """`count` images, always the same ones, stratified with at least one of each class, in the original order."""
+    """`count` images, always the same ones, stratified with at least one of each class where `count` allows it, in the
+    original order."""
     if count >= len(images):
         return images
     sizes = np.bincount(images.labels)
     shares = sizes * count / len(images)
-    counts = np.maximum(np.floor(shares).astype(int), 1)
+    least = np.minimum(sizes, 1 if count >= np.count_nonzero(sizes) else 0)
+    counts = np.maximum(np.floor(shares).astype(int), least)
     while counts.sum() < count:
         counts[np.argmax(np.where(counts < sizes, shares - counts, -np.inf))] += 1
     while counts.sum() > count:

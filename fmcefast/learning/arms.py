@@ -19,14 +19,15 @@ _UNPRUNED_END = 0.875  # InfoBatch trains on everything in the last 12.5% of the
 class Arm:
     """Plain training: every image, once an epoch, in a random order.
 
-    generator: what the arm draws from. hits: images of this epoch that a cache explained. A subclass changes which
+    generator: of the order, which is the same in all arms; what is skipped is drawn apart. hits: images of this epoch that a cache explained. A subclass changes which
     images a pass sees (`batches`) or a step (`loss`).
     """
 
     hits = 0
 
     def __init__(self, network: nn.Module, images: Batches, batch_size: int, generator: torch.Generator):
-        self.network, self.images, self.batch_size, self.generator = network, images, batch_size, generator
+        self.network, self.images, self.batch_size, self._order = network, images, batch_size, generator
+        self._draws = torch.Generator(generator.device).manual_seed(generator.initial_seed())
 
     def batches(self, epoch: int, epochs: int) -> Sequence[torch.Tensor]:
         """The rows of the images of each step of an epoch, counted from 1."""
@@ -46,11 +47,11 @@ class Arm:
             return self.network(self.images[rows])
 
     def _permuted(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows[torch.randperm(len(rows), generator=self.generator, device=self._device)]
+        return rows[torch.randperm(len(rows), generator=self._order, device=self._device)]
 
     def _drawn(self, count: int) -> torch.Tensor:
         """Uniform random numbers (count,)."""
-        return torch.rand(count, generator=self.generator, device=self._device)
+        return torch.rand(count, generator=self._draws, device=self._device)
 
     @property
     def _device(self) -> torch.device:

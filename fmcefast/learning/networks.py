@@ -46,7 +46,9 @@ def first_layer(name: str) -> str:
     if name == SMALL_CNN:
         return "maps1"
     network = make_network(name, 2)
-    return next(child for child, module in network.named_children() if any(True for _ in module.parameters()))
+    first = next(child for child, module in network.named_children() if any(True for _ in module.parameters()))
+    # There, torchvision keeps all that comes before the classifier.
+    return "features." + next(iter(dict(network.features.named_children()))) if first == "features" else first
 
 
 def _with_channels(network: nn.Module, channels: int) -> nn.Module:

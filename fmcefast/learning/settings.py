@@ -9,7 +9,7 @@ from torch import nn
 
 from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.data.recipes import recipe_of
-from fmcefast.errors import InputError
+from fmcefast.errors import InputError, unknown_name
 from fmcefast.learning.feature_vectors import STDS
 from fmcefast.learning.images import DeviceImages
 from fmcefast.learning.networks import channels_of, check_learner, first_layer, make_learner, size_of
@@ -43,6 +43,8 @@ class LearningSettings:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size), ("image_size", self.image_size)):
             if value is not None and value < 1:
                 raise InputError(f"`{name}` must be at least 1, not {value}.")
+        if self.std not in STDS:
+            raise unknown_name("std", self.std, STDS)
         if not self.lr > 0:
             raise InputError(f"`lr` must be greater than 0, not {self.lr}.")
         if not 0 <= self.skip < 1:

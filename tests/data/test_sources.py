@@ -9,7 +9,8 @@ import torchvision.datasets
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from fmcefast.data.sources import load_source
+from fmcefast.data.image_set import ImageSet
+from fmcefast.data.sources import load_source, sample
 from fmcefast.data.split import read_split, write_split
 from fmcefast.errors import InputError
 
@@ -299,3 +300,10 @@ def test_tables_of_a_release_as_people_keep_them(release, tmp_path):
         file.unlink()
     with pytest.raises(InputError, match=r"No image of .* can be decoded"):
         load_source("mini-imagenet", tmp_path, skip_bad=True)
+
+
+def test_a_sample_of_fewer_images_than_classes_has_as_many_as_asked():
+    images = ImageSet(np.repeat(np.arange(10), 7), pixels=np.zeros((70, 1, 1, 1), np.uint8))
+    for count in (1, 3, 9, 10, 11):
+        taken = sample(images, count)
+        assert len(taken) == count and len(set(taken.labels)) == min(count, 10)

@@ -376,3 +376,23 @@ def test_batches_of_one_image_with_batch_normalisation(normed, images_of, kind, 
                 steps += 1
     assert steps and all(weight.isfinite().all() for weight in normed.state_dict().values())
     assert all(module.training for module in normed.modules())
+
+
+def test_all_arms_see_the_images_in_the_same_order(single, images_of):
+    images = images_of(40)
+    common = (single, images, 8, generator(3))
+    watch = LayerWatch(single, ["maps1"], images[:2])
+    arms = [
+        Arm(*common),
+        CacheSkip(single, images, 8, generator(3), watch=watch, classes=CLASSES),
+        CacheSkip(single, images, 8, generator(3), watch=watch, classes=CLASSES, skip=0.5),
+    ]
+    for epoch in (1, 2):
+        orders = []
+        for arm in arms:
+            batches = arm.batches(epoch, 2)
+            orders.append(torch.cat(list(batches)))
+            for rows in batches:
+                if arm.loss(rows)[0] is not None:
+                    arm.after_step()
+        assert orders[0].equal(orders[1]) and orders[0].equal(orders[2])
