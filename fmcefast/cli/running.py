@@ -80,4 +80,5 @@ def _verbs() -> list[click.Command]:
 def _kept(run: RunFolder) -> str:
     from fmcefast.pipeline.stages import STAGES
 
-    return " and ".join(filter(None, (stage.explain(run) for stage in STAGES)))
+    kept = " and ".join(filter(None, (stage.explain(run) for stage in STAGES)))
+    return kept or "what is finished"

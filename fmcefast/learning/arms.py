@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fmcefast.learning.images import Batches
-from fmcefast.learning.layer_watch import LayerWatch
+from fmcefast.learning.layer_watch import LayerWatch, take_rows
 from fmcefast.learning.vector_cache import FeatureVectorCache
 from fmcefast.maturity.batch_norm import statistics_fixed
 
@@ -19,8 +19,8 @@ _UNPRUNED_END = 0.875  # InfoBatch trains on everything in the last 12.5% of the
 class Arm:
     """Plain training: every image, once an epoch, in a random order.
 
-    generator: of the order, which is the same in all arms; what is skipped is drawn apart. hits: images of this epoch that a cache explained. A subclass changes which
-    images a pass sees (`batches`) or a step (`loss`).
+    generator: of the order, which is the same in all arms; what is skipped is drawn apart. hits: images of this epoch
+    that a cache explained. A subclass changes which images a pass sees (`batches`) or a step (`loss`).
     """
 
     hits = 0
@@ -139,11 +139,11 @@ class CacheSkip(Arm):
         losses, hit = cross_entropy(logits, labels[kept], reduction="none"), hit[kept]
         if self._skip == 1:
             self.hits += len(rows) - len(kept)
-            self._missed = images[kept] if len(kept) < len(rows) else images, labels[kept]
+            self._missed = (take_rows(images, kept), labels[kept]) if len(kept) < len(rows) else (images, labels)
             return losses.mean(), len(kept)
         missed = (~hit).nonzero()[:, 0]
         self.hits += len(rows) - len(missed)
-        self._missed = images[kept[missed]], labels[kept[missed]]
+        self._missed = take_rows(images, kept[missed]), labels[kept[missed]]
         weights = torch.where(hit, 1 / (1 - self._skip), 1.0)
         return (losses * weights).sum() / len(rows), len(kept)
 

@@ -53,7 +53,7 @@ class LayerWatch:
                 raise _Stop
             if len(kept) == 1:
                 stack.enter_context(statistics_fixed(self.network))
-            return output if len(kept) == len(output) else _rows(output, kept)
+            return output if len(kept) == len(output) else take_rows(output, kept)
 
         with ExitStack() as stack:
             if len(images) == 1:
@@ -148,11 +148,11 @@ class LayerWatch:
         return logits is not None and len(logits) == 2
 
 
-def _rows(maps: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """These rows of maps, in the same order of memory: else all that follows would be slower."""
-    if maps.ndim == 4 and maps.is_contiguous(memory_format=torch.channels_last):
-        return maps.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return maps.index_select(0, rows)
+def take_rows(images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """These rows of images or maps, in the same order of memory: else all that follows would be slower."""
+    if images.ndim == 4 and images.is_contiguous(memory_format=torch.channels_last):
+        return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return images.index_select(0, rows)
 
 
 class _Stop(Exception):  # noqa: N818

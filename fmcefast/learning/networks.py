@@ -42,13 +42,27 @@ def size_of(name: str, images: int) -> int:
 
 
 def first_layer(name: str) -> str:
-    """The layer that is watched when none is named."""
+    """The layer that is watched when none is named: the first one that ends in an activation, or the block with it; the
+    first of all where activations are no layers."""
     if name == SMALL_CNN:
         return "maps1"
-    network = make_network(name, 2)
-    first = next(child for child, module in network.named_children() if any(True for _ in module.parameters()))
-    # There, torchvision keeps all that comes before the classifier.
-    return "features." + next(iter(dict(network.features.named_children()))) if first == "features" else first
+    network, layer = make_network(name, 2), ""
+    while not layer or _only_holds_layers(network.get_submodule(layer), layer):
+        children = dict(network.get_submodule(layer).named_children())
+        ending = (child for child, module in children.items() if any(map(_is_activation, module.modules())))
+        layer = f"{layer}.{next(ending, next(iter(children)))}".lstrip(".")
+    return layer
+
+
+def _only_holds_layers(module: nn.Module, name: str) -> bool:
+    """Whether it is a row of layers, not a layer with its activation. torchvision calls the row of all features or layers."""
+    return name in ("features", "layers") or (
+        type(module) is nn.Sequential and not any(map(_is_activation, module.children()))
+    )
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch.nn.modules.activation", "timm.layers.activations"))
 
 
 def _with_channels(network: nn.Module, channels: int) -> nn.Module:

@@ -113,9 +113,9 @@ class Train(Stage[TrainResult]):
             raise InputError(f"{run} is not trained yet. Train it: fmcefast train {run}")
         return _result(run, epochs)
 
-    def explain(self, run: RunFolder) -> str:
+    def explain(self, run: RunFolder) -> str | None:
         epochs = _epochs(run) if self.is_done(run) else committed_epochs(Epoch, run)
-        return f"{len(epochs)} epochs"
+        return f"{len(epochs)} epochs" if epochs else None
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         yield from problem(read_epochs, run.losses_csv)

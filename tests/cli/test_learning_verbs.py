@@ -89,3 +89,13 @@ def test_a_run_about_other_images_is_not_touched(fmcefast, tmp_path):
 def test_help_without_a_verb(fmcefast):
     code, out, _ = fmcefast("learn")
     assert code == 0 and "cache" in out and "explore" in out
+
+
+def test_an_interruption_says_how_to_go_on(fmcefast, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fmcefast.learning.cache_experiment.train_network", interrupt)
+    code, out, err = fmcefast("learn", "cache", "mine", *FLAGS)
+    assert (code, out) == (1, "")
+    assert "Interrupted. mine keeps what is finished. Continue: fmcefast learn cache mine --data digits" in err

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fmcefast.errors import InputError
+from fmcefast.learning.layer_watch import LayerWatch
 from fmcefast.learning.networks import channels_of, check_learner, first_layer, make_learner, size_of
 from fmcefast.models.small_cnn import SmallCNN
 
@@ -86,3 +87,22 @@ def test_what_networks_are_shown():
 def test_the_layer_that_is_watched_by_itself():
     names = {name: first_layer(name) for name in ("small-cnn", "resnet18", "shufflenet_v2_x0_5")}
     assert names == {"small-cnn": "maps1", "resnet18": "conv1", "shufflenet_v2_x0_5": "conv1"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layer"),
+    [
+        ("small-cnn", "maps1"),
+        ("shufflenet_v2_x0_5", "conv1"),
+        ("resnet18", "relu"),
+        ("mobilenet_v3_small", "features.0"),
+        ("squeezenet1_1", "features.1"),
+        ("convnext_tiny", "features.1.0"),
+        ("googlenet", "conv1"),
+        ("timm:convnext_atto", "stages.0"),
+    ],
+)
+def test_the_first_layer_is_one_behind_which_images_can_be_left_out(backbone, layer):
+    assert first_layer(backbone) == layer
+    network = make_learner(backbone, 10, 3, 64).eval()
+    LayerWatch(network, [layer], torch.randn(2, 3, 64, 64))
