@@ -119,6 +119,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             Piece("reader", 1, "--rows 512 --batches 2 --rounds 1"),
             Piece("cqi", 1, "--losses 1e6 --rounds 1"),
             Piece("logs", 1, "--losses 1e6 --rounds 1"),
+            Piece("cache-step", 1, "--rounds 1"),
         ]
     on_gpu = arguments.gpu
     disk_and_logs = [
@@ -127,6 +128,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
         Piece("reader", 4),
         Piece("cqi", 4, "--losses 3e7 --rounds 3") if on_gpu else Piece("cqi", 8, "--rounds 3"),
         Piece("logs", 4),
+        Piece("cache-step", 2),
     ]
     if not on_gpu:
         return [

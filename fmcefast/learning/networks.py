@@ -55,10 +55,10 @@ def first_layer(name: str) -> str:
 
 
 def _only_holds_layers(module: nn.Module, name: str) -> bool:
-    """Whether it is a row of layers, not a layer with its activation. torchvision calls the row of all features or layers."""
-    return name in ("features", "layers") or (
-        type(module) is nn.Sequential and not any(map(_is_activation, module.children()))
-    )
+    """Whether it is a row of layers, not a layer with its activation."""
+    if name in ("features", "layers"):  # as torchvision calls the row of all
+        return True
+    return type(module) is nn.Sequential and not any(map(_is_activation, module.children()))
 
 
 def _is_activation(module: nn.Module) -> bool:

@@ -84,11 +84,6 @@ def test_what_networks_are_shown():
     assert [size_of("resnet18", size) for size in (8, 64, 224)] == [64, 64, 224]
 
 
-def test_the_layer_that_is_watched_by_itself():
-    names = {name: first_layer(name) for name in ("small-cnn", "resnet18", "shufflenet_v2_x0_5")}
-    assert names == {"small-cnn": "maps1", "resnet18": "conv1", "shufflenet_v2_x0_5": "conv1"}
-
-
 @pytest.mark.parametrize(
     ("backbone", "layer"),
     [
