@@ -25,6 +25,7 @@ SUITES = {
     ),
     "invariance-loss": ("experiments.invariance_loss", "invariance as an auxiliary loss, beside FMCE-Net's"),
     "cache": ("experiments.cache", "skipping what feature maps explain, beside other ways to skip"),
+    "feature-maps": ("experiments.feature_maps", "training on feature maps, and images that mislead"),
     "reproduce": ("experiments.reproduce", "a row of the papers' tables"),
     "mini-imagenet": ("experiments.mini_imagenet", "the papers' large experiment"),
     "gpu-tests": ("suites.gpu_tests", "the tests that need a GPU"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fmcefast.bench.experiments import cache
+from fmcefast.bench.experiments import cache, feature_maps
 from fmcefast.bench.suites import cache_step
 
 
@@ -54,3 +54,16 @@ def test_cache_step_checks_before_it_measures(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_step.CacheSkip, "loss", lambda self, rows: (self.network(self.images[rows]).sum(), 0))
     with pytest.raises(AssertionError, match=r"not close|not equal"):
         cache_step.main(["--rounds", "1"])
+
+
+def test_feature_maps_runs_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--", "--data", "digits", "--subset", "100", "--epochs", "2", "--seeds", "2", "--epsilons", "0"]
+    feature_maps.main(["--results", "results", "--commit", "abc", "few", *flags])
+    rows = {row["name"]: row for row in json.loads((tmp_path / "results/feature-maps-few.json").read_text())["rows"]}
+    assert rows["trained on images"]["difference"] == 0 and rows["trained on maps1"]["n"] == 2
+    assert rows["images, attack on images, epsilon 0"]["value"] == rows["trained on images"]["value"]
+    unchanged = rows["maps1, attack on images, epsilon 0"]
+    assert unchanged["difference"] == pytest.approx(rows["trained on maps1"]["difference"])
+    assert {"maps1, attack on maps1, epsilon 0.25", "images, attack on images, epsilon 0.15"} <= rows.keys()
+    assert (tmp_path / "results/feature-maps-few-fgsm.png").read_bytes().startswith(b"\x89PNG")

@@ -217,14 +217,14 @@ def test_what_cannot_be_explored(digits, monkeypatch):
         learn_explore(digits, QUIET, settings=LearningSettings(layers=("map1",)))
     with pytest.raises(InputError, match="not square feature maps"):
         learn_explore(digits, QUIET, settings=LearningSettings(layers=("head",)))
-    monkeypatch.setattr(explore, "_POINT_BYTES", 4 * 1960 * 9)
+    monkeypatch.setattr(explore, "_POINT_BYTES", 4 * 1568 * 9)
     with pytest.raises(InputError, match="those of only 9 images fit into 1 GiB"):
         learn_explore(digits, QUIET, settings=SETTINGS)
 
 
 def test_fewer_images_when_memory_is_short(explored, monkeypatch):
     _, _, material = explored
-    monkeypatch.setattr(explore, "_POINT_BYTES", 4 * 1960 * 15)
+    monkeypatch.setattr(explore, "_POINT_BYTES", 4 * 1568 * 15)
     rows = explore._sampled(material, material.network(0), 40)
     assert len(rows) == 15 and len(set(material.test.labels.numpy()[rows])) == 10
 
@@ -270,7 +270,7 @@ def test_what_is_told(explored):
     wrong = sum(each.predicted != each.label for each in result.outliers)
     text = result.explain()
     assert f"misreads {wrong}" in text and "300 training images of 10 classes" in text
-    assert "maps of maps1, 1,960 dimensions" in text and text.endswith("explore.json")
+    assert "maps of maps1, 1,568 dimensions" in text and text.endswith("explore.json")
     assert all(len(line) <= 120 for line in text.splitlines()[:-1])
     content = json.loads((explored[0].path / "learn/explore.json").read_text())
     assert content["settings"]["farthest"] == 4 and len(content["outliers"]) == 40

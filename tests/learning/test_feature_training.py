@@ -51,7 +51,7 @@ def test_maps_are_those_after_the_activation_of_the_trained_network(trained):
     rows = torch.tensor([5, 0, 9])
     expected = base.maps2(base.maps1(material.train[rows]))
     torch.testing.assert_close(maps[rows], expected.detach())
-    assert (maps.channels, maps.size, len(maps)) == (20, 7, 200) and (maps[rows] >= 0).all()
+    assert (maps.channels, maps.size, len(maps)) == (16, 7, 200) and (maps[rows] >= 0).all()
     assert not UpToLayer(base, "maps1").network.maps1._forward_hooks
 
 

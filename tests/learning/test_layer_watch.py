@@ -256,7 +256,7 @@ def test_unknown_layers(network, images):
 
 
 def test_layers_that_put_out_no_map(network, images):
-    for layer, what in (("head", r"\(2, 3\)"), ("head.0", r"\(2, 180\)")):
+    for layer, what in (("head", r"\(2, 3\)"), ("head.0", r"\(2, 144\)")):
         with pytest.raises(InputError, match=rf"The layer '{layer}' puts out a tensor {what}, not a feature map"):
             LayerWatch(network, ["maps1", layer], images)
 

@@ -17,8 +17,8 @@ def test_shapes_of_the_small_network(size, channels):
     images = torch.randn(2, channels, size, size)
     first = network.maps1(images)
     second = network.maps2(first)
-    assert first.shape == (2, 10, size // 2, size // 2)
-    assert second.shape == (2, 20, size // 4, size // 4)
+    assert first.shape == (2, 8, size // 2, size // 2)
+    assert second.shape == (2, 16, size // 4, size // 4)
     assert first.min() >= 0 and second.min() >= 0
     assert network(images).shape == (2, 6)
 
