@@ -9,14 +9,13 @@ the report for each batch size.
 """
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fmcefast.bench.experiments.plus_plus import fmcefast
 from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.commands import fmcefast, working_folder
 from fmcefast.bench.tools.measuring import shown
 from fmcefast.bench.tools.results import publish, result_name, row
 from fmcefast.learning.cache_experiment import ARMS
@@ -31,9 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where the run is kept")
     parser.add_argument("flags", nargs="*", help="flags of `fmcefast learn cache`")
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with working_folder(arguments.folder) as folder:
         learnt, _ = fmcefast("learn", "cache", arguments.name, *arguments.flags, cwd=folder)
         fmcefast("report", arguments.name, cwd=folder)
         arguments.results.mkdir(parents=True, exist_ok=True)

@@ -8,14 +8,13 @@ Runs `fmcefast learn fgsm` with these flags, which trains as `fmcefast learn fea
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fmcefast.bench.experiments.plus_plus import fmcefast
 from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.commands import fmcefast, working_folder
 from fmcefast.bench.tools.measuring import shown
 from fmcefast.bench.tools.results import publish, result_name, row
 from fmcefast.finetuning.table import paired_interval
@@ -31,9 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where the run is kept")
     parser.add_argument("flags", nargs="*", help="flags of `fmcefast learn fgsm`")
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with working_folder(arguments.folder) as folder:
         fmcefast("learn", "fgsm", arguments.name, *arguments.flags, cwd=folder)
         fmcefast("report", arguments.name, cwd=folder)
         run = read_run(folder / arguments.name)

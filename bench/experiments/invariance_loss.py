@@ -10,7 +10,6 @@ invariance-loss-NAME.json.
 """
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from torch import nn
 from torch.nn import functional
 
 from fmcefast import files
-from fmcefast.bench.experiments.plus_plus import fmcefast, raf_row
+from fmcefast.bench.experiments.plus_plus import raf_row
 from fmcefast.bench.tools.arguments import SuiteParser
+from fmcefast.bench.tools.commands import fmcefast, working_folder
 from fmcefast.bench.tools.measuring import shown
 from fmcefast.bench.tools.results import publish, row
 from fmcefast.finetuning.table import paired_interval
@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where the run and the cells are kept")
     parser.add_argument("flags", nargs="*", help="flags of `fmcefast run`")
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with working_folder(arguments.folder) as folder:
         fmcefast("run", arguments.name, *arguments.flags, cwd=folder)
         sweep = ("sweep", arguments.name, "--rafs", f"1,{arguments.rafs}", "--seeds", arguments.seeds)
         swept, _ = fmcefast(*sweep, cwd=folder)

@@ -10,11 +10,7 @@ plus-plus-NAME.json and the figures of the report beside it.
 """
 
 import csv
-import json
 import shutil
-import subprocess
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +18,8 @@ from statistics import fmean
 import torch
 
 from fmcefast.bench.tools.arguments import SuiteParser
-from fmcefast.bench.tools.measuring import FMCEFAST, shown
+from fmcefast.bench.tools.commands import fmcefast, working_folder
+from fmcefast.bench.tools.measuring import shown
 from fmcefast.bench.tools.results import publish, result_name, row
 from fmcefast.finetuning.cell import finished_cells
 from fmcefast.run.folder import read_run
@@ -38,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where the runs are kept")
     parser.add_argument("flags", nargs="*", help="flags of `fmcefast run`")
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+    with working_folder(arguments.folder) as folder:
         first, second = (f"runs/{arguments.name}-seed-{seed}" for seed in (0, 1))
         for seed, run in enumerate((first, second)):
             fmcefast("run", run, *arguments.flags, "--seed", seed, cwd=folder)
@@ -70,14 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     publish(
         arguments, "plus-plus", rows, of=arguments.name, peers=("scipy",), cells=cells, flags=shown(arguments.flags)
     )
-
-
-def fmcefast(*words, cwd: Path) -> tuple[dict, float]:
-    """The JSON result of a command, and the seconds it took."""
-    began = time.perf_counter()
-    command = [*FMCEFAST, *map(str, words), "--json"]
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout), time.perf_counter() - began
 
 
 def score_rows(name: str, scores: dict) -> list[dict]:

@@ -1,7 +1,7 @@
 """Batch normalisation whose statistics are taken anew from the images at hand."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -28,30 +28,14 @@ def evaluated(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-@contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
+def statistics_kept(model: nn.Module) -> AbstractContextManager[None]:
     """Batch normalisation goes on to normalise as before, but its running statistics do not change."""
-    layers = [(layer, layer.track_running_stats) for layer in _with_running_statistics(model)]
-    for layer, _ in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer, tracked in layers:
-            layer.track_running_stats = tracked
+    return _switched_off(model, "track_running_stats")
 
 
-@contextmanager
-def statistics_fixed(model: nn.Module) -> Iterator[None]:
+def statistics_fixed(model: nn.Module) -> AbstractContextManager[None]:
     """Batch normalisation uses its running statistics: one image may be one value a channel, without a variance."""
-    layers = [(layer, layer.training) for layer in _with_running_statistics(model)]
-    for layer, _ in layers:
-        layer.training = False
-    try:
-        yield
-    finally:
-        for layer, training in layers:
-            layer.training = training
+    return _switched_off(model, "training")
 
 
 class Recalibration:
@@ -94,6 +78,18 @@ def untrained(model: nn.Module, module: str) -> bool:
     return bool(layers) and all(
         bool(torch.all(layer.weight == 1)) and bool(torch.all(layer.bias == 0)) for layer in layers
     )
+
+
+@contextmanager
+def _switched_off(model: nn.Module, attribute: str) -> Iterator[None]:
+    layers = [(layer, getattr(layer, attribute)) for layer in _with_running_statistics(model)]
+    for layer, _ in layers:
+        setattr(layer, attribute, False)
+    try:
+        yield
+    finally:
+        for layer, value in layers:
+            setattr(layer, attribute, value)
 
 
 def _with_running_statistics(model: nn.Module) -> list[_BatchNorm]:
