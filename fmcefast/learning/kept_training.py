@@ -83,15 +83,20 @@ def train_kept(
 def load_kept(material: Material, on: str, seed: int, network: nn.Module) -> nn.Module:
     """The network with the weights of a finished training, in eval mode. Raises InputError when they are damaged."""
     path = _weights(material.run, on, seed)
+    check_kept(path)
+    network.load_state_dict(read_weights(path))
+    return network.eval()
+
+
+def check_kept(path: Path) -> None:
+    """Raise InputError unless weights are those that were written."""
     try:
         checksum = files.read_json(path.with_suffix(".json"), lambda content: content["crc32c"], "")
         if files.content_hash(path.read_bytes()) != checksum:
             raise InputError("its checksum differs.")
-        network.load_state_dict(read_weights(path))
-    except (OSError, InputError, RuntimeError) as error:
+    except (OSError, InputError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} is missing or damaged: {reason} Give `force` to train it again.") from error
-    return network.eval()
 
 
 def plain_facts(material: Material) -> dict[str, Any]:

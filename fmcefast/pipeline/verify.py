@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fmcefast.errors import FmcefastError
+from fmcefast.learning.verify import verify_learning
 from fmcefast.pipeline.stages import STAGES
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.folder import RunFolder, read_run
@@ -38,6 +39,7 @@ def verify(run: RunFolder, progress: Progress) -> VerifyResult:
     problems = [line for stage in STAGES for line in stage.verify(run, progress)]
     problems += problem(run.history.entries)
     problems += problem(read_maturity, run.maturity_csv)
+    problems += verify_learning(run)
     for path in sorted(run.seeds.glob("*/config.yaml")):
         try:
             problems += verify(read_run(path.parent), progress).problems

@@ -46,6 +46,25 @@ def test_all_of_it_is_told_on_one_offline_page(learnt, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
+def test_verify_finds_what_is_damaged(learnt, tmp_path):
+    code, out, err = learnt("verify", "runs/digits")
+    assert code == 0 and "nothing wrong" in out, err
+    folder = tmp_path / "runs/digits/learn"
+    damaged = (
+        "cache.json",
+        "cache/plain-seed-0-batch-20.json",
+        "features/maps2-seed-1.safetensors",
+        "explore/tsne.npy",
+    )
+    for name in damaged:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-20])
+    code, out, _ = learnt("verify", "runs/digits")
+    assert code == 1 and f"{len(damaged)} wrong" in out
+    for name in damaged:
+        assert name in out
+
+
 def test_json_is_one_object_and_a_second_call_returns_the_same(fmcefast):
     flags = ("learn", "cache", "runs/mine", *FLAGS, "--seeds", "1", "--arms", "plain,cache", "--json")
     code, out, _ = fmcefast(*flags)
