@@ -126,6 +126,18 @@ def write_npy(path: Path, array: np.ndarray) -> None:
     write_bytes(path, content.getvalue())
 
 
+def read_npy(path: Path, checksum: str) -> np.ndarray:
+    """An array that `write_npy` wrote. Raises InputError when it is missing, or its `content_hash` is another one."""
+    try:
+        array = np.load(path, allow_pickle=False)
+        if content_hash(np.ascontiguousarray(array)) != checksum:
+            raise ValueError("its checksum differs")
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is missing or damaged: {reason}. Give `force` to make it again.") from error
+    return array
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 

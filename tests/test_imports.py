@@ -18,6 +18,7 @@ FLOORS = [
     ["fmcefast.map_sources", "fmcefast.evaluation", "fmcefast.training", "fmcefast.maturity"],
     ["fmcefast.stages"],
     ["fmcefast.finetuning", "fmcefast.learning"],
+    ["fmcefast.attention"],
     ["fmcefast.report"],
     ["fmcefast.pipeline"],
     ["fmcefast.doctor", "fmcefast.recorder", "fmcefast.callbacks"],

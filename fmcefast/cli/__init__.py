@@ -6,6 +6,7 @@ import traceback
 import click
 
 from fmcefast import __version__
+from fmcefast.cli.cam_verb import cam
 from fmcefast.cli.finetuning_verbs import finetune, score, sweep
 from fmcefast.cli.group import Verbs
 from fmcefast.cli.learning_verbs import learn
@@ -29,6 +30,7 @@ def cli() -> None:
     fmcefast run runs/mine --data folder:my/images --epochs 60 --mu 1e-2
     fmcefast markers my-losses.csv  has my own training converged, and when?
     fmcefast score runs/mine --weights my.pt   how mature is a checkpoint, by the run's FMCE-Net?
+    fmcefast cam runs/mine         where does the network look, at every phase?
     fmcefast compare old.pt new.pt --backbone resnet18 --data cifar10   which is more mature?
     fmcefast learn cache runs/mine  skip images that feature maps explain: faster, or worse?
     fmcefast sweep runs/mine --rafs 1,0.9,0.5  does FMCE-Net++ help?
@@ -65,6 +67,6 @@ def _fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
-_PIPELINE = (run, train, markers, extract, fit, finetune, sweep, score, report)
+_PIPELINE = (run, train, markers, extract, fit, finetune, sweep, score, cam, report)
 for verb in (*_PIPELINE, probe, compare, learn, plan, verify, doctor, bench):
     cli.add_command(verb)

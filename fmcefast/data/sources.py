@@ -75,10 +75,15 @@ def folder_of(data: str, data_root: str | Path) -> Path | None:
 def sample(images: ImageSet, count: int) -> ImageSet:
     """`count` images, always the same ones, stratified with at least one of each class where `count` allows it, in the
     original order."""
-    if count >= len(images):
-        return images
-    sizes = np.bincount(images.labels)
-    shares = sizes * count / len(images)
+    return images if count >= len(images) else images.take(sample_rows(images.labels, count))
+
+
+def sample_rows(labels: np.ndarray, count: int) -> np.ndarray:
+    """The indices (at most `count`,) of the images that `sample` takes, from the labels (N,) of all."""
+    if count >= len(labels):
+        return np.arange(len(labels))
+    sizes = np.bincount(labels)
+    shares = sizes * count / len(labels)
     least = np.minimum(sizes, 1 if count >= np.count_nonzero(sizes) else 0)
     counts = np.maximum(np.floor(shares).astype(int), least)
     while counts.sum() < count:
@@ -86,8 +91,8 @@ def sample(images: ImageSet, count: int) -> ImageSet:
     while counts.sum() > count:
         counts[np.argmax(np.where(counts > 1, counts - shares, -np.inf))] -= 1
     generator = np.random.default_rng(_SPLIT_SEED)
-    rows = [generator.permutation(np.flatnonzero(images.labels == label))[:size] for label, size in enumerate(counts)]
-    return images.take(np.sort(np.concatenate(rows)))
+    rows = [generator.permutation(np.flatnonzero(labels == label))[:size] for label, size in enumerate(counts)]
+    return np.sort(np.concatenate(rows))
 
 
 def _from_files(files: ImageFiles, *, release: bool) -> Source:

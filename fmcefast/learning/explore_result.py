@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fmcefast import files
-from fmcefast.errors import InputError
 from fmcefast.learning.results import learn_folder, saved_as
 from fmcefast.run.folder import RunFolder
 
@@ -78,7 +77,7 @@ class ExploreResult:
     def read_arrays(self) -> ExploreArrays:
         """The arrays that belong to the result. Raises InputError when one is missing or damaged."""
         folder = Path(self.file).parent
-        return ExploreArrays(**{name: _read_array(folder / file, crc) for name, (file, crc) in self.arrays.items()})
+        return ExploreArrays(**{name: files.read_npy(folder / file, crc) for name, (file, crc) in self.arrays.items()})
 
     def explain(self) -> str:
         wrong = [each for each in self.outliers if each.predicted != each.label]
@@ -133,14 +132,3 @@ def write_arrays(folder: Path, arrays: ExploreArrays) -> dict[str, list[str]]:
         files.write_npy(path, array)
         written[name] = [str(path.relative_to(folder)), files.content_hash(array)]
     return written
-
-
-def _read_array(path: Path, checksum: str) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-        if files.content_hash(np.ascontiguousarray(array)) != checksum:
-            raise ValueError("its checksum differs")
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is missing or damaged: {reason}. Give `force` to make it again.") from error
-    return array

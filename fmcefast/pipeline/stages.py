@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fmcefast.attention.cam import cam
 from fmcefast.finetuning.finetune import finetune
 from fmcefast.finetuning.sweep import sweep
 from fmcefast.progress import Progress
@@ -17,7 +18,7 @@ from fmcefast.stages.stage import Stage
 from fmcefast.stages.train import train
 
 # Each uses the results of those before it.
-STAGES: tuple[Stage[Any], ...] = (train, markers, extract, fit, score, other_runs, finetune, sweep, report)
+STAGES: tuple[Stage[Any], ...] = (train, markers, extract, fit, score, other_runs, finetune, sweep, cam, report)
 
 
 def complete(run: RunFolder, progress: Progress, until: Stage[Any] = report) -> dict[str, Any]:

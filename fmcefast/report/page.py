@@ -10,9 +10,11 @@ import jinja2
 from matplotlib.figure import Figure
 
 from fmcefast import __version__, files
+from fmcefast.attention.cam import cam
 from fmcefast.finetuning.cell import finished_cells
 from fmcefast.finetuning.sweep_csv import read_table, swept_kinds, table_of
 from fmcefast.progress import format_seconds
+from fmcefast.report.cam_figures import DRAWN, cam_figures
 from fmcefast.report.figures import confusion_figure, convergence_figure, save
 from fmcefast.report.finetuning_figures import progression_figure, raf_figure
 from fmcefast.report.learning import learning_commands, learning_sections
@@ -54,6 +56,11 @@ def write_report(run: RunFolder) -> Path:
     if probed:
         converged = epoch_markers.markers[-1] if epoch_markers and epoch_markers.markers else None
         pictures["probed"] = _save(module_figure(probed, converged), run.figures / "modules.png")
+    looks = cam.load(run) if cam.is_done(run) else None
+    cam_widths: dict[str, int] = {}  # in CSS pixels: their letters are too small for pictures fitted to the page
+    for name, figure in cam_figures(looks).items() if looks else ():
+        pictures[name] = _save(figure, run.figures / f"{name}.png")
+        cam_widths[name] = round(96 * figure.get_figwidth())
     sweeps = [_sweep(run, kind, pictures) for kind in swept_kinds(run)]
     modules = [(view.module, fit.load(view)) for view in run.views() if view.module and fit.is_done(view)]
 
@@ -73,6 +80,9 @@ def write_report(run: RunFolder) -> Path:
         others=others,
         scores=scores,
         sweeps=sweeps,
+        cam=looks,
+        cam_widths=cam_widths,
+        looked_at=looks.rows[: min(looks.images, DRAWN)] if looks else [],
         modules=modules,
         learning=learning,
         pictures=pictures,

@@ -45,6 +45,8 @@ class RunFolder:
     finetune = property(lambda self: self.path / "finetune")
     seeds = property(lambda self: self.path / "seeds")
     sweep_csv = property(lambda self: self.path / "sweep.csv")
+    cam = property(lambda self: self.path / "cam")
+    cam_json = property(lambda self: self.path / "cam.json")
     figures = property(lambda self: self.path / "figures")
     report_html = property(lambda self: self.path / "report.html")
     history = property(lambda self: History(self.path / "history.jsonl"))
