@@ -1,30 +1,28 @@
-r"""Does invariance serve as a loss? Beside plain training and the papers' FMCE-Net as auxiliary loss, paired seeds.
+r"""Does invariance serve as a loss? Plain training and training with invariance as auxiliary loss, paired seeds.
 
-    fmcefast bench invariance-loss digits                            # two cores: about an hour
+    fmcefast bench invariance-loss digits                            # two cores: half an hour
     fmcefast bench invariance-loss mnist -- --data mnist --data-root ~/data/mnist --subset 2000 --image-size 64
 
 The auxiliary term is what `probe` measures, made differentiable: one minus the mean cosine of the centred pooled maps
 of an image and of the same image shifted or brighter, by turns. Like the papers' term it has the weight 1 - RAF, and
-all cells train as many epochs as plain training takes to converge. Finished cells are kept in --folder. Leaves
-invariance-loss-NAME.json.
+all cells train as many epochs as plain training takes to converge. `plus-plus` measures the papers' term. Finished
+cells are kept in --folder. Leaves invariance-loss-NAME.json.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fmcefast import files
-from fmcefast.bench.experiments.plus_plus import raf_row
 from fmcefast.bench.tools.arguments import SuiteParser
 from fmcefast.bench.tools.commands import fmcefast, working_folder
 from fmcefast.bench.tools.measuring import shown
 from fmcefast.bench.tools.results import publish, row
-from fmcefast.finetuning.table import paired_interval
+from fmcefast.finetuning.table import by_raf, compare_rafs
 from fmcefast.maturity.image_changes import CHANGES, DEFAULT_CHANGES
 from fmcefast.models.backbones import Backbone
 from fmcefast.progress import Progress
@@ -44,43 +42,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where the run and the cells are kept")
     parser.add_argument("flags", nargs="*", help="flags of `fmcefast run`")
     arguments = parser.parse_args(argv)
+    rafs = sorted({1.0, *map(float, arguments.rafs.split(","))}, reverse=True)
     with working_folder(arguments.folder) as folder:
-        fmcefast("run", arguments.name, *arguments.flags, cwd=folder)
-        sweep = ("sweep", arguments.name, "--rafs", f"1,{arguments.rafs}", "--seeds", arguments.seeds)
-        swept, _ = fmcefast(*sweep, cwd=folder)
+        for verb in ("train", "markers"):
+            fmcefast(verb, arguments.name, *(arguments.flags if verb == "train" else ()), cwd=folder)
         run = read_run(folder / arguments.name)
-        rows = [raf_row(cells) for cells in swept["table"]]
-        plain = {cell["seed"]: cell["top1"] for cell in swept["cells"] if cell["raf"] == 1}
-        for raf in map(float, arguments.rafs.split(",")):
-            rows.append(_row(raf, {seed: train_cell(run, raf, seed) for seed in plain}, plain))
+        epochs = markers.epochs(run)[-1]
+        cells = {(raf, seed): train_cell(run, raf, seed) for seed in range(arguments.seeds) for raf in rafs}
+    rows = []
+    for each in compare_rafs(by_raf((raf, seed, cell["top1"]) for (raf, seed), cell in cells.items())):
+        seconds = sum(cell["seconds"] for (raf, _), cell in cells.items() if raf == each.raf)
+        facts = {name: getattr(each, name) for name in ("std", "difference", "low", "high")}
+        entry = row(f"top-1 with invariance at RAF {each.raf:g}", [each.mean], "fraction", seconds=seconds, **facts)
+        rows.append({**entry, "n": each.seeds})
     for entry in rows:
         print(f"{entry['name']:40}{entry['value']:10.4f} {entry['unit']}")
-    publish(arguments, "invariance-loss", rows, of=arguments.name, peers=("scipy",), flags=shown(arguments.flags))
+    flags = shown(arguments.flags)
+    publish(arguments, "invariance-loss", rows, of=arguments.name, peers=("scipy",), flags=flags, epochs=epochs)
 
 
 def train_cell(run: RunFolder, raf: float, seed: int) -> dict:
-    """Top-1 and invariance loss of the last epoch of one training; a finished one is read."""
+    """Top-1 of the last epoch of one training, and its seconds; a finished one is read."""
     path = run.path / f"invariance-raf-{raf:g}-seed-{seed}.json"
     if path.exists():
         return json.loads(path.read_text("utf-8"))
     epochs, progress = markers.epochs(run)[-1], Progress()
-    objective = InvarianceAuxiliary(raf)
+    objective = Classification() if raf == 1 else InvarianceAuxiliary(raf)
     trainer = Trainer(run.with_seed(seed).config, open_source(run), pick_device(), objective=objective)
     with progress.task(f"RAF {raf:g}, seed {seed}", total=epochs * trainer.images_of_epoch, unit="images") as task:
         rows = [trainer.run_epoch(epoch, task) for epoch in range(1, epochs + 1)]
     result = {"top1": rows[-1].top1, "seconds": sum(each.seconds for each in rows)}
     files.write_json(path, result)
     return result
-
-
-def _row(raf: float, cells: dict[int, dict], plain: dict[int, float]) -> dict:
-    top1 = np.array([cells[seed]["top1"] for seed in cells])
-    differences = top1 - np.array([plain[seed] for seed in cells])
-    low, high = paired_interval(differences)
-    facts = {"difference": float(differences.mean()), "low": low, "high": high, "std": float(top1.std(ddof=1))}
-    seconds = sum(cell["seconds"] for cell in cells.values())
-    name = f"top-1 with invariance at RAF {raf:g}"
-    return {**row(name, [float(top1.mean())], "fraction"), "n": len(cells), "seconds": seconds, **facts}
 
 
 class InvarianceAuxiliary(Classification):
