@@ -168,6 +168,7 @@ def _rows(table: pd.DataFrame, runs: Path, done: list[tuple[Setting, int]]) -> I
         if outcome is None:
             continue
         facts = {"decided": outcome.decided, "decided_wrongly": outcome.decided_wrongly, "n": outcome.pairs}
+        facts["runs"] = len(images)
         name = f"compare by {by}, {apart} epochs apart, {count} images"
         yield {"name": name, "value": outcome.right, "unit": "part ordered rightly", **facts}
     for trial in trials(wide(sound), DEVELOPMENT_SEED):
