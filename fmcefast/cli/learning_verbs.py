@@ -40,9 +40,8 @@ def learn(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def _learning(*, vectors: bool = False, seeds: bool = True) -> Callable:
-    """The options of all of them. vectors: it uses feature vectors, and several batch sizes; seeds: it trains several
-    times."""
+def _learning(*, vectors: bool = False, seeds: int = 5) -> Callable:
+    """The options of all of them. vectors: it uses feature vectors, and several batch sizes; seeds: the default."""
 
     def decorate(command: Callable) -> Callable:
         several = ", or several: 32,64,128" if vectors else ""
@@ -65,9 +64,14 @@ def _learning(*, vectors: bool = False, seeds: bool = True) -> Callable:
                 metavar="N" + (",N,..." if vectors else ""),
                 help=f"Images in a batch{several}. [default: 4096, for fewer than 10,000 images 64]",
             ),
-            click.option("--seeds", type=int, default=5, metavar="N", help="Trainings of each kind. [default: 5]")
-            if seeds
-            else None,
+            click.option(
+                "--seeds",
+                type=int,
+                default=seeds,
+                metavar="N",
+                show_default=True,
+                help="Trainings of each kind, with seeds from 0 on.",
+            ),
             click.option("--epochs", type=int, default=10, metavar="N", help="Epochs of a training. [default: 10]"),
             click.option("--image-size", type=int, metavar="N", help="In pixels. [default: the images', but 28 or 64]"),
             click.option(
@@ -172,7 +176,7 @@ def fgsm(run: Path | None, epsilons: str | None, **options: Any) -> int:
 @learn.command()
 @click.option("--images", type=int, default=2000, metavar="N", help="Held-out images for t-SNE. [default: 2000]")
 @click.option("--farthest", type=int, default=5, metavar="N", help="Outliers to show of each class. [default: 5]")
-@_learning(seeds=False)
+@_learning(seeds=1)
 def explore(run: Path | None, images: int, farthest: int, **options: Any) -> int:
     """Mean images of the classes, the images farthest from them, and t-SNE of pixels and of feature maps.
 
@@ -185,7 +189,8 @@ def explore(run: Path | None, images: int, farthest: int, **options: Any) -> int
     from fmcefast.learning.explore import learn_explore
 
     opened = _open(run, options)
-    given = {"settings": opened.settings, "images": images, "farthest": farthest, "force": options["force"]}
+    given = {"settings": opened.settings, "images": images, "farthest": farthest}
+    given |= {"seeds": options["seeds"], "force": options["force"]}
     return finish(opened.run, perform(learn_explore, opened.run, opened.progress, **given), options["as_json"])
 
 

@@ -1,8 +1,8 @@
 """What the images of a data set look like to the eye and to a network ([LFM] 3 and 3.1)."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +52,7 @@ def learn_explore(
     settings: LearningSettings,
     images: int = 2000,
     farthest: int = 5,
+    seeds: int = 1,
     network: nn.Module | None = None,
     force: bool = False,
 ) -> ExploreResult:
@@ -66,18 +67,24 @@ def learn_explore(
     Raises InputError for too few images, an unknown layer or one without square feature maps, and results that were
     made with other settings or are damaged; FmcefastError for pixels or maps that are not finite or all the same.
     """
-    if farthest < 1:
-        raise InputError(f"`farthest` must be at least 1, not {farthest}.")
+    for name, value in (("farthest", farthest), ("seeds", seeds)):
+        if value < 1:
+            raise InputError(f"`{name}` must be at least 1, not {value}.")
     material = Material(run, settings, pick_device())
     given = None if network is None else _checksum(network)
     facts = {**plain_facts(material), "layers": material.settings.layers[-1:], "images": images, "farthest": farthest}
+    facts["seeds"] = seeds
 
     def make() -> dict[str, Any]:
         rows = _sampled(material, material.network(_SEED) if network is None else network, images)
-        total = material.settings.epochs * len(material.train) + 2 * len(material.train) + len(material.test)
+        total = (material.settings.epochs * seeds + 2) * len(material.train) + len(material.test)
         with progress.task("learn explore", total=total, unit="images", lines=False) as task:
-            trained = train_on_images(material, _SEED, task, force=force)[1] if network is None else network
-            return _explore(material, trained.eval(), rows, images, farthest, progress, task)
+            trained = (
+                [train_on_images(material, _SEED + seed, task, force=force)[1] for seed in range(seeds)]
+                if network is None
+                else [network.eval()]
+            )
+            return _explore(material, trained, rows, images, farthest, progress, task)
 
     path = explore_file(run)
     result = explore_result(finished(path, {**facts, "network": given}, make, force=force), path)
@@ -127,7 +134,7 @@ class _Examined(NamedTuple):
 
 def _explore(
     material: Material,
-    network: nn.Module,
+    networks: Sequence[nn.Module],
     rows: np.ndarray,
     images: int,
     farthest: int,
@@ -138,10 +145,12 @@ def _explore(
     classes = range(len(material.classes))
     centroids = class_centroids(material.train, len(classes))
     task.advance(len(material.train))
-    train = _examine(network, material.train, centroids)
+    network = networks[0]
+    trains = [_examine(each, material.train, centroids) for each in networks]
     task.advance(len(material.train))
-    test = _examine(network, material.test, centroids)
+    tests = [_examine(each, material.test, centroids) for each in networks]
     task.advance(len(material.test))
+    train, test = trains[0], tests[0]
     shown = np.concatenate([train.farthest(label, farthest) for label in classes])
     labels = test.labels[rows]
     if len(rows) < min(images, len(test.labels)):
@@ -170,12 +179,22 @@ def _explore(
         "classes": material.classes,
         "class_images": np.bincount(train.labels, minlength=len(classes)).tolist(),
         "outliers": [asdict(each) for each in outliers],
-        "accuracies": [asdict(each) for each in _accuracies(train, test, len(classes))],
+        "accuracies": [asdict(each) for each in _mean_accuracies(trains, tests, len(classes))],
         "images": len(rows),
         "largest_class": float(np.bincount(labels).max() / len(labels)),
         "separations": [asdict(each) for each in separations],
         "arrays": write_arrays(learn_folder(material.run), arrays),
     }
+
+
+def _mean_accuracies(trains: Sequence[_Examined], tests: Sequence[_Examined], classes: int) -> list[GroupAccuracy]:
+    """Over the networks; each was examined on the same images."""
+    of_networks = [_accuracies(train, test, classes) for train, test in zip(trains, tests, strict=True)]
+    means = []
+    for groups in zip(*of_networks, strict=True):
+        known = [each.accuracy for each in groups if each.accuracy is not None]
+        means.append(replace(groups[0], accuracy=sum(known) / len(known) if known else None))
+    return means
 
 
 def _accuracies(train: _Examined, test: _Examined, classes: int) -> list[GroupAccuracy]:

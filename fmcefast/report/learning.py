@@ -66,6 +66,7 @@ def _command(run: RunFolder, verb: str, saved: dict[str, Any]) -> str:
         given |= {"--std": settings["std"], "--skip": settings["skip"]}
     if verb == "explore":
         given |= {"--images": settings["images"], "--farthest": settings["farthest"]}
+        given["--seeds"] = settings["seeds"]
     if verb == "fgsm":
         given["--epsilons"] = ",".join(f"{epsilon:g}" for epsilon in saved["epsilons"])
     words += [word for flag, value in given.items() if value is not None for word in (flag, str(value))]

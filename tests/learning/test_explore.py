@@ -274,3 +274,15 @@ def test_what_is_told(explored):
     assert all(len(line) <= 120 for line in text.splitlines()[:-1])
     content = json.loads((explored[0].path / "learn/explore.json").read_text())
     assert content["settings"]["farthest"] == 4 and len(content["outliers"]) == 40
+
+
+def test_accuracies_are_means_over_the_seeds(explored, tmp_path):
+    run, first, material = explored
+    result = learn_explore(run, QUIET, settings=SETTINGS, seeds=2, force=True, **EXTENT)
+    assert [each.row for each in result.outliers] == [each.row for each in first.outliers]
+    right = []
+    for seed in (0, 1):
+        network = material.network(seed)
+        network.load_state_dict(read_weights(run.path / f"learn/features/images-seed-{seed}.safetensors"))
+        right.append((network.eval()(material.train[:]).argmax(1) == material.train.labels).double().mean().item())
+    assert result.accuracies[0] == GroupAccuracy("training images", 300, pytest.approx(np.mean(right)))
