@@ -1,5 +1,6 @@
 """Training that skips what a cached feature vector explains, beside other ways to skip ([LFM] 5 and 7.1)."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -58,6 +59,11 @@ class ArmResult:
     def seconds(self) -> float:
         return sum(row.seconds for row in self.epochs)
 
+    @property
+    def checksum(self) -> str:
+        """CRC-32C of the epochs, which other trainings may follow."""
+        return files.content_hash(json.dumps([asdict(row) for row in self.epochs]).encode())
+
 
 @dataclass(frozen=True)
 class CacheResult:
@@ -103,7 +109,7 @@ def learn_cache(
 
     batch_sizes: several, as in the paper's Fig. 8; by default that of the settings. Finished trainings are kept, unless
     `force`. Raises InputError for an unknown arm, layer or backbone, and for trainings that were made with other
-    settings.
+    settings or that followed another training.
     """
     for arm in arms:
         if arm not in ARMS:
@@ -161,8 +167,12 @@ def _train(
     unused = {name for name, arms in _USED_BY.items() if arm not in arms}
     settings = {name: value for name, value in material.facts().items() if name not in unused}
     settings |= {"batch_size": batch_size, "arm": arm, "seed": seed}
+    settings |= {f"{name}_training": done[name].checksum for name in _NEEDS.get(arm, ())}
     make = partial(_train_anew, material, arm, seed, batch_size, done, task)
+    before = task.done
     content = finished(cell_file(material.run, arm, seed, batch_size), settings, make, force=force)
+    if task.done == before:  # finished before
+        task.advance(len(material.train) * material.settings.epochs)
     rows = [LearnedEpoch(**row) for row in content["epochs"]]
     return ArmResult(arm, seed, batch_size, rows, content["train_accuracy"])
 

@@ -103,6 +103,20 @@ def test_a_damaged_result_is_named(learnt):
     path.write_text(whole)
 
 
+def test_what_followed_another_training_is_not_mixed_with_a_new_one(tmp_path):
+    run = open_run(tmp_path / "run", {"data": "digits", "subset": 60}, create=True)
+    arms, settings = ["plain", "cache", "random"], LearningSettings(epochs=2, batch_size=20)
+    learn_cache(run, QUIET, settings=settings, seeds=1, arms=arms)
+    path = cell_file(run, "cache", 0, 20)
+    content = json.loads(path.read_text())
+    content["epochs"][0]["trained"] -= 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"random-seed-0-batch-20.json was made with other settings: cache_training"):
+        learn_cache(run, QUIET, settings=settings, seeds=1, arms=arms)
+    again = learn_cache(run, QUIET, settings=settings, seeds=1, arms=arms, force=True)
+    assert [row.trained for row in again.arms[2].epochs] == [row.trained for row in again.arms[1].epochs]
+
+
 @pytest.mark.parametrize(("lead", "verdict"), [(0.05, "better"), (-0.05, "worse"), (0.0, "equal")])
 def test_comparisons_are_paired_by_seed(lead, verdict):
     plain = {0: 0.90, 1: 0.80, 2: 0.85, 3: 0.7}

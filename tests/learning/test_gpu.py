@@ -56,5 +56,7 @@ def test_all_arms_train(rng):
                     loss.backward()
                     optimizer.step()
                     arm.after_step()
+                    assert torch.isfinite(loss)
                 trained += count
-            assert trained + arm.hits <= 60 and (arm.hits or trained)
+            pruned = isinstance(arm, InfoBatch) and epoch == 2
+            assert trained < 60 if pruned else trained + arm.hits == 60
