@@ -2,11 +2,9 @@
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -14,6 +12,7 @@ import torch
 
 from fmcefast import files
 from fmcefast.doctor.machine import find_cpu, find_driver
+from fmcefast.runtime.versions import versions
 
 PACKAGES = ("fmcefast", "torch", "torchvision", "triton", "numba", "numpy")
 
@@ -26,7 +25,7 @@ def publish(arguments: argparse.Namespace, suite: str, rows: list[dict], *, of: 
     content = {
         "suite": suite,
         "hardware": hardware(),
-        "versions": versions(PACKAGES + tuple(peers)),
+        "versions": {**versions(*PACKAGES, *peers), **_driver()},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": arguments.commit or commit(),
         **facts,
@@ -67,16 +66,10 @@ def hardware() -> str:
     return f"{torch.cuda.get_device_name()}; {name}" if torch.cuda.is_available() else name
 
 
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    known = {"python": platform.python_version()}
-    if torch.cuda.is_available():
-        known |= {"driver": find_driver() or "unknown", "cuda": torch.version.cuda or "none"}
-    for package in packages:
-        try:
-            known[package] = version(package)
-        except PackageNotFoundError:
-            known[package] = "absent"
-    return known
+def _driver() -> dict[str, str]:
+    if not torch.cuda.is_available():
+        return {}
+    return {"driver": find_driver() or "unknown", "cuda": torch.version.cuda or "none"}
 
 
 def commit() -> str:

@@ -12,7 +12,8 @@ from fmcefast.cli.group import Verbs
 from fmcefast.cli.learning_verbs import learn
 from fmcefast.cli.markers_verb import markers
 from fmcefast.cli.maturity_verbs import compare, probe
-from fmcefast.cli.pipeline_verbs import extract, fit, report, run, train
+from fmcefast.cli.pipeline_verbs import extract, fit, run, train
+from fmcefast.cli.report_verb import report
 from fmcefast.cli.service_verbs import bench, doctor, plan, verify
 from fmcefast.cli.wording import with_flags
 from fmcefast.errors import FmcefastError

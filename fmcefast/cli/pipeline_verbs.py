@@ -147,18 +147,3 @@ def _fit_invariant(
     result = fit_invariant(runs, output, terminal_progress(options["quiet"]), tests=others, module=module)
     print_json(asdict(result)) if options["as_json"] else print_text(result.explain())
     return 0
-
-
-@click.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path))
-@common
-def report(run: Path | None, **options: Any) -> int:
-    """Write report.html, one offline file with every figure and table of a run.
-
-    \b
-    fmcefast report runs/mnist
-    """
-    from fmcefast.pipeline.stages import report
-
-    folder, progress, as_json = open_existing(run, report, options)
-    return finish(folder, perform(report, folder, progress), as_json)

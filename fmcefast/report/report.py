@@ -26,7 +26,7 @@ class Report(Stage[ReportResult]):
     name = "report"
 
     def __call__(self, run: RunFolder, progress: Progress, **options: Any) -> ReportResult:
-        return self.run(run, progress)  # what it shows may have changed
+        return self.run(run, progress, **options)  # what it shows may have changed
 
     def outputs(self, run: RunFolder) -> list[Path]:
         return [run.figures, run.report_html]
@@ -34,11 +34,17 @@ class Report(Stage[ReportResult]):
     def is_done(self, run: RunFolder) -> bool:
         return run.report_html.exists()
 
-    def run(self, run: RunFolder, progress: Progress) -> ReportResult:
-        """Raises InputError when there are no markers yet, converged or not."""
-        from fmcefast.report.page import write_report  # with matplotlib, which other stages do not need
+    def run(self, run: RunFolder, progress: Progress, *, output: Path | None = None) -> ReportResult:
+        """Write the page of what the run holds. output: a file outside the run, with its figures in a folder beside it.
 
-        return ReportResult(str(write_report(run)))
+        Raises InputError when there are no results at all.
+        """
+        from fmcefast.report.run_page import write_run_page  # with matplotlib, which other stages do not need
+
+        page = output or run.report_html
+        figures = page.with_name(f"{page.stem}-figures") if output else run.figures
+        write_run_page(run, page, figures)
+        return ReportResult(str(page))
 
     def load(self, run: RunFolder) -> ReportResult:
         if not self.is_done(run):

@@ -10,6 +10,9 @@ from typing import Any
 
 from fmcefast import files
 from fmcefast.errors import InputError
+from fmcefast.runtime.versions import versions
+
+_PACKAGES = ("fmcefast", "torch", "torchvision", "numpy")
 
 # The key of a rate in the file, by what is counted.
 _RATE_KEYS = {"images": "images_per_second", "maps": "maps_per_second"}
@@ -20,7 +23,7 @@ class HistoryEntry:
     """One attempt at a stage, successful or not.
 
     module: of the backbone; None is the final feature map. rate: `unit` (images or maps) a second, of all `processes`
-    together. data_wait: the fraction of training in which the network waited for images.
+    together. data_wait: the fraction of training in which the network waited for images. versions: of the software.
     """
 
     stage: str
@@ -33,6 +36,7 @@ class HistoryEntry:
     rate: float | None = None
     unit: str = "images"
     data_wait: float | None = None
+    versions: dict[str, str] | None = None
 
     @property
     def rate_of_one_process(self) -> float | None:
@@ -50,13 +54,14 @@ class HistoryEntry:
             "loader": self.loader,
             _RATE_KEYS[self.unit]: self.rate,
             "data_wait": self.data_wait,
+            "versions": self.versions,
         }
         return {name: value for name, value in content.items() if value is not None}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "HistoryEntry":
         unit = next((unit for unit, key in _RATE_KEYS.items() if key in content), "images")
-        names = ("stage", "module", "seconds", "ended", "hardware", "processes", "loader", "data_wait")
+        names = ("stage", "module", "seconds", "ended", "hardware", "processes", "loader", "data_wait", "versions")
         known = {name: content[name] for name in names if name in content}
         return cls(**known, rate=content.get(_RATE_KEYS[unit]), unit=unit)
 
@@ -82,7 +87,7 @@ class History:
     @contextmanager
     def recording(self, stage: str, module: str | None = None) -> Iterator[HistoryEntry]:
         """Add an entry when the block ends or fails. The block fills in what it knows."""
-        entry = HistoryEntry(stage, module)
+        entry = HistoryEntry(stage, module, versions=versions(*_PACKAGES))
         began = time.monotonic()
         try:
             yield entry

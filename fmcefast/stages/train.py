@@ -14,6 +14,7 @@ from fmcefast.models.networks import check_backbone
 from fmcefast.models.weights import check_safetensors
 from fmcefast.progress import Progress
 from fmcefast.run.config import Config
+from fmcefast.run.data_facts import read_data_facts, write_data_facts
 from fmcefast.run.epochs import Epoch, read_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import loader_of, open_source
@@ -57,10 +58,10 @@ class Train(Stage[TrainResult]):
 
     def outputs(self, run: RunFolder) -> list[Path]:
         # The commit goes first.
-        return [run.resume, run.losses_csv, run.maturity_csv, run.weights, run.split_json, run.seeds]
+        return [run.resume, run.losses_csv, run.maturity_csv, run.weights, run.split_json, run.data_json, run.seeds]
 
     def is_begun(self, run: RunFolder) -> bool:
-        return any(path.exists() for path in self.outputs(run) if path != run.split_json)
+        return any(path.exists() for path in self.outputs(run) if path not in (run.split_json, run.data_json))
 
     def is_done(self, run: RunFolder) -> bool:
         """Whether training has reached its last epoch, or convergence with `until_converged`. A recorded training is
@@ -84,6 +85,8 @@ class Train(Stage[TrainResult]):
         epochs = committed_epochs(Epoch, run)
         with ranks.first():
             source = open_source(run, progress, keep=True)
+            if ranks.rank == 0:
+                write_data_facts(run, source)
         device = pick_device()
         choice = loader_of(run, source.train, device)
         trainer = Trainer(replace(config, loader=choice.loader), source, device, ranks)
@@ -121,6 +124,7 @@ class Train(Stage[TrainResult]):
         yield from problem(read_epochs, run.losses_csv)
         if run.split_json.exists():
             yield from problem(read_split, run.split_json, run.path)
+        yield from problem(read_data_facts, run)
         if run.resume.exists():
             yield from problem(check_safetensors, run.resume)
 
