@@ -86,7 +86,7 @@ def _cache(result: CacheResult, album: Album, commands: Sequence[str]) -> dict[s
         "result": result,
         "seeds": len({arm.seed for arm in result.arms}),
         "by_batch_size": [_of_batch_size(result, size, album, commands) for size in sizes],
-        "by_size": Table("Accuracy by batch size, %", ["", *(f"{size:,}" for size in sizes)], by_size)
+        "by_size": Table("Accuracy by batch size, %", ["trained", *(f"{size:,}" for size in sizes)], by_size)
         if len(sizes) > 1
         else None,
     }

@@ -53,4 +53,8 @@ def _markers_table(log: LossLog, markers: Markers) -> Table | None:
         [str(phase), f"{epoch:,}", f"{log.losses[epoch - 1]:.4g}"]
         for phase, epoch in enumerate(markers.markers or [], start=1)
     ]
-    return Table("Epoch markers: the end of every phase of convergence", ["phase", "epoch", "loss"], rows) if rows else None
+    return (
+        Table("Epoch markers: the end of every phase of convergence", ["phase", "epoch", "loss"], rows)
+        if rows
+        else None
+    )

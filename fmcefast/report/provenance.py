@@ -31,7 +31,11 @@ def stages_table(results: RunResults) -> Table | None:
         for stage, taken in seconds.items()
     ]
     heads = ["stage", "time", "rate", "hardware", "software"]
-    return Table("What ran, for how long, and on what", heads, rows, text=(0, 3, 4)) if rows else None
+    return (
+        Table("What ran, for how long, and on what", heads, rows, text=(0, 3, 4)).without_empty_columns()
+        if rows
+        else None
+    )
 
 
 def settings_table(run: RunFolder) -> Table:
@@ -55,7 +59,7 @@ def data_table(results: RunResults) -> Table | None:
         [f"classes ({len(facts.classes):,})", _listed(facts.classes)],
         [f"CRC-32C of {facts.checksum_of}", facts.checksum],
     ]
-    return Table("Images (data.json)", ["of the data", ""], rows, text=(0, 1))
+    return Table("Images (data.json)", ["fact", "value"], rows, text=(0, 1))
 
 
 def seeds_of(results: RunResults) -> str:

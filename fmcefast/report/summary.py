@@ -40,13 +40,13 @@ def convergence_sentence(markers: Markers, finished: bool = True, axis: str = "e
     if markers.converged:
         return (
             f"The training loss has converged at {axis} {markers.markers[-1]:,} of {markers.epochs:,}{so_far}: there "
-            f"the smoothed loss changes by {markers.cqi:.2g} from one {axis} to the next (the CQI), at most mu = "
+            f"the smoothed loss changes by {markers.cqi:.3g} from one {axis} to the next (the CQI), at most mu = "
             f"{markers.mu:g}."
         )
     if markers.min_cqi is None:
         return f"The training loss has not converged{so_far}: {markers.epochs:,} {axis}s are too few to tell."
     return (
-        f"The training loss has not converged{so_far}: at best the smoothed loss changes by {markers.min_cqi:.2g} from "
+        f"The training loss has not converged{so_far}: at best the smoothed loss changes by {markers.min_cqi:.3g} from "
         f"one {axis} to the next (the CQI of {axis} {markers.min_cqi_epoch:,}), more than mu = {markers.mu:g}."
     )
 

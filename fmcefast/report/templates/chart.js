@@ -30,7 +30,7 @@ function thinned(y, limit = DRAWN) {
 
 function niceSteps(low, high, count) {
   const raw = (high - low || 1) / count, unit = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((n) => n * unit).find((n) => n >= raw);
+  const step = [1, 2, 5, 10].map((n) => n * unit).find((n) => n >= 0.75 * raw);
   const steps = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) steps.push(i * step);
   return steps;
@@ -121,7 +121,7 @@ class Chart {
     }
     for (const level of panel.levels ?? []) {
       group.append(element("line", {x1: LEFT, x2: width - RIGHT, y1: toY(level.y), y2: toY(level.y), class: `level ${level.kind ?? ""}`}));
-      if (level.name) group.append(element("text", {x: width - RIGHT - 4, y: toY(level.y) - 5, class: "tick end strong"}, level.name));
+      if (level.name) group.append(element("text", {x: LEFT + 4, y: toY(level.y) - 5, class: "tick strong"}, level.name));
     }
     for (const line of panel.lines) {
       let path = "", pen = "M";

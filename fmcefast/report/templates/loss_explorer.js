@@ -78,7 +78,7 @@ class LossExplorer {
       for (let k = 0; k <= count; k++) levels.push({y: Math.exp(start + ((end - start) * k) / count), kind: "phase"});
       [found.e0, ...found.markers].forEach((epoch, k) => dots.push({i: epoch - 1, y: this.smooth[epoch - 1], name: `E${k}`}));
     }
-    const converged = found?.end ? [{i: found.end - 1, y: this.cqi[found.end - 1], name: "converged"}] : [];
+    const converged = found?.end ? [{i: found.end - 1, y: this.cqi[found.end - 1], name: ""}] : [];
     const panels = [
       {title: "Training loss (log scale)", log: true, lines: [this.lines.raw, this.lines.smooth], levels, dots},
       {title: "CQI (log scale)", log: true, lines: [this.lines.cqi], levels: [{y: mu, name: `mu = ${mu}`, kind: "mu"}], dots: converged},
