@@ -15,7 +15,7 @@ from fmcefast.report.loss_chart import encoded
 from fmcefast.report.rendering import render
 from fmcefast.report.reproduction import command
 from fmcefast.report.results import RunResults, read_results
-from fmcefast.report.tables import Table, interval, percent
+from fmcefast.report.tables import Table, interval
 from fmcefast.run.command import command_of
 from fmcefast.run.config import SETTINGS
 from fmcefast.run.folder import RunFolder
@@ -81,7 +81,7 @@ def _summary(results: Sequence[RunResults], groups: dict[str, list[RunResults]])
             sentences.append(f"{name} and {first[0]} share no seed whose top-1 is known: nothing can be said of them.")
             continue
         low, high = paired_interval(differences)
-        shown = interval(*map(percent, (float(differences.mean()), low, high)), "+.2f")
+        shown = interval(float(differences.mean()), low, high, "+.2f", scale=100)
         seeds = f"{len(differences)} shared seed{'s' * (len(differences) > 1)}"
         if low is None or high is None:
             verdict = "too little to tell from chance"

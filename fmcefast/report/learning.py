@@ -14,7 +14,7 @@ from fmcefast.learning.results import learn_folder, read_result
 from fmcefast.report.explore_figures import explore_figures
 from fmcefast.report.learning_figures import arms_figure, fgsm_figure
 from fmcefast.report.pictures import Album
-from fmcefast.report.tables import Strong, Table, interval, percent
+from fmcefast.report.tables import Strong, Table, interval
 from fmcefast.run.folder import RunFolder
 
 
@@ -138,7 +138,7 @@ def _comparisons_table(result: CacheResult, size: int) -> Table | None:
         [
             f"{each.arm} with {each.than}",
             each.at,
-            interval(*map(percent, (each.difference, each.low, each.high)), "+.2f"),
+            interval(each.difference, each.low, each.high, "+.2f", scale=100),
             "not to be told apart" if each.verdict == "equal" else Strong(each.verdict),
             f"{each.seconds:.2f}",
         ]
@@ -166,7 +166,7 @@ def _features(result: FeaturesResult, commands: Sequence[str]) -> dict[str, Any]
     heads = ["trained on", "accuracy, training images, %", "held-out images, %", "gap"]
     differences = [
         f"Maps of {each.arm} less images, held out: "
-        + interval(*map(percent, (each.difference, each.low, each.high)), "+.2f")
+        + interval(each.difference, each.low, each.high, "+.2f", scale=100)
         + (", not to be told apart." if each.verdict == "equal" else ".")
         for each in result.comparisons
     ]
@@ -188,7 +188,7 @@ def _fgsm(result: FgsmResult, album: Album, commands: Sequence[str]) -> dict[str
             "the network of the images" if attacked == IMAGES else "each network itself",
             f"{100 * result.mean(IMAGES, IMAGES, epsilon):.2f}",
             f"{100 * result.mean(layer, attacked, epsilon):.2f}",
-            interval(*map(percent, result.difference(layer, attacked, epsilon)), "+.2f"),
+            interval(*result.difference(layer, attacked, epsilon), "+.2f", scale=100),
         ]
         for layer in result.layers
         for attacked in (IMAGES, layer)

@@ -27,7 +27,7 @@ from fmcefast.report.reproduction import (
 )
 from fmcefast.report.results import RunResults
 from fmcefast.report.summary import images_behind, share
-from fmcefast.report.tables import Strong, Table, interval, percent
+from fmcefast.report.tables import Strong, Table, interval
 
 
 def convergence_section(results: RunResults, album: Album) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _sweep(results: RunResults, kind: str, cells: Sequence[SweepRow], album: Alb
             f"{row.raf:g}",
             Strong(top1) if row.differs and (row.difference or 0) > 0 else top1,
             "" if row.std is None else f"{100 * row.std:.2f}",
-            interval(*map(percent, (row.difference, row.low, row.high)), "+.2f"),
+            interval(row.difference, row.low, row.high, "+.2f", scale=100),
             str(row.seeds),
             f"{mean(cell.fmcs for cell in cells if cell.raf == row.raf):.2f}",
         ])  # fmt: skip

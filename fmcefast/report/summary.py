@@ -37,7 +37,7 @@ def summarise(results: RunResults) -> list[str]:
 def convergence_sentence(markers: Markers, finished: bool = True, axis: str = "epoch") -> str:
     """finished: whether the training is over."""
     so_far = "" if finished else " so far"
-    if markers.converged:
+    if markers.markers is not None:
         return (
             f"The training loss has converged at {axis} {markers.markers[-1]:,} of {markers.epochs:,}{so_far}: there "
             f"the smoothed loss changes by {markers.cqi:.3g} from one {axis} to the next (the CQI), at most mu = "

@@ -27,14 +27,13 @@ class Table:
         )
 
 
-def interval(middle: float | None, low: float | None, high: float | None, form: str) -> str:
-    """`+0.42 [-0.10, +0.94]`; the middle alone where there is no interval, nothing where there is no middle."""
+def interval(middle: float | None, low: float | None, high: float | None, form: str, scale: float = 1) -> str:
+    """`+0.42 [-0.10, +0.94]`; the middle alone where there is no interval, nothing where there is no middle.
+
+    scale: what all three are multiplied by: 100 for percent.
+    """
     if middle is None:
         return ""
     if low is None or high is None:
-        return format(middle, form)
-    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
+        return format(scale * middle, form)
+    return f"{scale * middle:{form}} [{scale * low:{form}}, {scale * high:{form}}]"
