@@ -1,5 +1,6 @@
 """Labelled images in folders that are named after their classes."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,14 +32,14 @@ def find_class_folders(root: Path) -> ClassFolders:
     training = [folder for folder in walk.folders(parts.training) if folder not in parts.folders]
     held_out = [] if parts.held_out is None else walk.folders(parts.held_out)
     found = walk.images_below([*training, *held_out])
-    train = {folder.name: found[folder] for folder in training if found[folder]}
-    test = {folder.name: found[folder] for folder in held_out if found[folder]}
+    train = {_class_of(folder): found[folder] for folder in training if found[folder]}
+    test = {_class_of(folder): found[folder] for folder in held_out if found[folder]}
     for folder in [folder for folder in found if not found[folder]]:
         _check_empty(folder, walk)
     if len(train) < 2:
         raise _too_few(parts.training, list(train), walk)
     if parts.held_out is not None:
-        _check_classes(parts, set(train), set(test), {folder.name for folder in held_out})
+        _check_classes(parts, set(train), set(test), {_class_of(folder) for folder in held_out})
     for folder in filter(None, (root, parts.training, parts.held_out)):
         walk.left_out[OUTSIDE].update(walk.images(folder))
     if parts.training != root:
@@ -46,6 +47,11 @@ def find_class_folders(root: Path) -> ClassFolders:
     left_out = walk.explain()
     remarks = [parts.explain(), None if left_out is None else f"left out: {left_out}"]
     return ClassFolders(train, test if parts.held_out else None, [text for text in remarks if text is not None])
+
+
+def _class_of(folder: Path) -> str:
+    """The folder's name; what of it is not UTF-8 stands as \\x.., so that it can be written anywhere."""
+    return os.fsencode(folder.name).decode("utf-8", "backslashreplace")
 
 
 def _check_empty(folder: Path, walk: FolderWalk) -> None:

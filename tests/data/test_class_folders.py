@@ -228,6 +228,13 @@ def test_a_folder_that_cannot_be_read_is_named(put, monkeypatch):
         find_class_folders(root)
 
 
+def test_names_that_are_not_utf8_are_classes_of_their_own(put):
+    root = put(*images(".", classes=["cat", os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe8")]))
+    found = find_class_folders(root)
+    assert sorted(found.train) == [r"caf\xe8", r"caf\xe9", "cat"]
+    assert all(path.exists() for paths in found.train.values() for path in paths)
+
+
 def test_remarks_are_said_once(put):
     root, said = put(*images("train", "test", count=2), "train/cat/._0.jpg"), io.StringIO()
     load_source(f"folder:{root}", progress=Progress(file=said))

@@ -89,6 +89,9 @@ def test_dali_sees_every_kind_as_pillow_does(tmp_path, colours, cpu):
     exif[0x0112] = 6  # a camera held on its side: nobody turns the image
     image.save(tmp_path / "i.jpg", exif=exif)
     (tmp_path / "j.jpg").write_bytes((tmp_path / "a.jpg").read_bytes() + b"\0more after the end")
+    image.save(tmp_path / "k.jpg", format="PNG")
+    image.quantize(16).save(tmp_path / "l.png", transparency=3)
+    image.convert("LA").save(tmp_path / "m.png")
     paths = sorted(tmp_path.iterdir())
     files = ImageSet(np.arange(len(paths)), paths=paths)
     taken = {}
