@@ -34,8 +34,9 @@ def find_class_folders(root: Path) -> ClassFolders:
     found = walk.images_below([*training, *held_out])
     train = {_class_of(folder): found[folder] for folder in training if found[folder]}
     test = {_class_of(folder): found[folder] for folder in held_out if found[folder]}
-    for folder in [folder for folder in found if not found[folder]]:
-        _check_empty(folder, walk)
+    for folder, files in found.items():
+        if not files:
+            _check_empty(folder, walk)
     if len(train) < 2:
         raise _too_few(parts.training, list(train), walk)
     if parts.held_out is not None:

@@ -47,7 +47,7 @@ class FolderWalk:
                 return [entry for entry in entries if not self._leave_out(entry)]
         except OSError as error:
             raise InputError(
-                f"The folder {folder} cannot be read: {error.strerror}. Give yourself the right, or move it elsewhere."
+                f"The folder {folder} cannot be read: {error.strerror}. Change its permissions, or move it elsewhere."
             ) from error
 
     def folders(self, folder: Path) -> list[Path]:
@@ -95,12 +95,12 @@ class FolderWalk:
 
     def _leave_out(self, entry: os.DirEntry) -> bool:
         """Whether the entry does not count; all but hidden files of other kinds are remembered."""
-        kind = None
+        kind, folder = None, _is_folder(entry)
         if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
-            kind = SYSTEM if _is_folder(entry) else HIDDEN if _is_image(entry) else ""
-        elif entry.name.lower().endswith(_OTHER_SUFFIXES):
+            kind = SYSTEM if folder else HIDDEN if _is_image(entry) else ""
+        elif not folder and entry.name.lower().endswith(_OTHER_SUFFIXES):
             kind = UNREAD
-        elif entry.is_symlink() and not _is_image(entry) and not Path(entry.path).exists():
+        elif not folder and entry.is_symlink() and not _is_image(entry) and not Path(entry.path).exists():
             kind = BROKEN
         if kind:
             self.left_out[kind].add(Path(entry.path))

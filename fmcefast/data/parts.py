@@ -61,7 +61,7 @@ def find_parts(root: Path, walk: FolderWalk) -> Parts:
 
 def _hold_out(root: Path, training: Path, candidates: list[Path], walk: FolderWalk) -> Parts:
     """The first candidate with class folders is held out: more than one, or one of a class of the training images."""
-    classes = {folder.name for folder in walk.folders(training)}
+    classes = {folder.name for folder in walk.folders(training) if folder not in candidates}
     taken, left_out = None, {}
     for candidate in candidates:
         names = [folder.name for folder in walk.folders(candidate) if walk.entries(folder)]

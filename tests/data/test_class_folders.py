@@ -91,13 +91,18 @@ def test_a_held_out_part_without_classes_is_left_out(put, unlabelled):
     assert found.remarks == [f"training images from train/, test/ held out; {why}"]
 
 
-def test_a_folder_test_beside_class_folders_is_no_class(put):
-    root = put(*images("."), "test/1.jpg")
+@pytest.mark.parametrize("unlabelled", ["test/1.jpg", "test/test/1.jpg"])
+def test_a_folder_test_beside_class_folders_is_no_class(put, unlabelled):
+    root = put(*images("."), unlabelled)
     found = find_class_folders(root)
     assert list(found.train) == ["cat", "dog"] and found.test is None
     assert found.remarks == ["a fifth of the images held out; test/ is left out, as it has no folders of classes"]
-    found = find_class_folders(put(*images("test", count=1)))
-    assert list(found.train) == ["cat", "dog"] and names(found.test) == {"cat": ["0.jpg"], "dog": ["0.jpg"]}
+
+
+def test_class_folders_beside_held_out_ones(put):
+    found = find_class_folders(put(*images("."), *images("test", count=1)))
+    assert list(found.train) == ["cat", "dog"] and names(found.test) == cats_and_dogs("0.jpg")
+    assert found.remarks == ["test/ held out"]
 
 
 def test_trains_are_a_class_beside_cars(put):
