@@ -58,5 +58,5 @@ def is_sound(content: bytes) -> bool:
 
 
 def _look_through(content: bytes) -> None:
-    """Decode an eighth of the pixels, from all of the data: twice as fast as all of them. Raises ValueError."""
+    """Decode all data, for quickness at an eighth of the size. Raises ValueError."""
     simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, strict=True)

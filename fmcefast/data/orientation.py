@@ -31,9 +31,9 @@ _TURNS = {
 
 
 def turn_of(content: bytes) -> Turn:
-    """The turn that an image file asks for; none if its EXIF data is missing or cannot be read.
+    """The turn that an image file still needs; none if its EXIF data is missing or cannot be read.
 
-    None for TIFF either, which Pillow turns by itself.
+    A TIFF needs none, as Pillow turns it in any case.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
