@@ -88,6 +88,6 @@ def _too_few(folder: Path, classes: list[str], walk: FolderWalk) -> InputError:
     """An error for fewer than two classes; a folder of folders may be the one that was meant."""
     images = len(walk.images(folder))
     inside = [each for each in walk.folders(folder) if len(walk.folders(each)) > 1]
-    holds = f"{classes[0]} alone" if classes else f"{images:,} images and no folder of images" if images else "none"
+    holds = f"{classes[0]} alone" if classes else f"images ({images:,}) but no folder of them" if images else "none"
     meant = f" Did you mean `data=folder:{inside[0]}`?" if len(inside) == 1 else ""
     return InputError(f"{folder} needs a folder of images for each class; it holds {holds}.{meant}")
