@@ -198,7 +198,7 @@ REFUSED = {
         r"Which folder of .* holds the training images, Training or train\?",
     ),
     "no training": (images("val", "test"), r"holds val and test but no train\. Put a folder for each class into"),
-    "loose images": (["train/1.jpg", "train/2.jpg", "val/1.jpg"], r"train needs .*; it holds images \(2\) but no folder"),
+    "loose images": (["train/1.jpg", "train/2.jpg", "val/1.jpg"], r"it holds images \(2\) but no folder"),
     "one class": (["cat/1.jpg"], r"needs a folder of images for each class; it holds cat alone\.$"),
     "one too high": (images("photos"), r"it holds photos alone\. Did you mean `data=folder:.*/data/photos`\?"),
     "unread class": (
