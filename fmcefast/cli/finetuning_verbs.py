@@ -15,7 +15,7 @@ from fmcefast.errors import InputError
 from fmcefast.run.config import read_yaml, resolve
 
 _WHERE = ("data_root", "workers", "loader")
-_OF_NO_RUN = ("backbone", "data", "image_size", "recipe", "batch_size")
+_OF_NO_RUN = ("backbone", "data", "image_size", "recipe", "batch_size", "on_bad_image", "exif")
 
 
 @click.command()

@@ -19,7 +19,7 @@ from fmcefast.run.folder import RunFolder
 if TYPE_CHECKING:
     from fmcefast.learning.settings import LearningSettings
 
-_OF_DATA = ("data", "data_root", "subset", "recipe")
+_OF_DATA = ("data", "data_root", "subset", "recipe", "on_bad_image", "exif")
 
 
 @click.group(cls=Verbs, invoke_without_command=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fmcefast.maturity.checkpoints import ProbeImages
 
 _PARTS = re.compile(r"(\d+)")
-_OF_IMAGES = ("data", "data_root", "image_size", "recipe", "batch_size", "workers", "loader")
+_OF_IMAGES = ("data", "data_root", "image_size", "recipe", "batch_size", "workers", "loader", "on_bad_image", "exif")
 _CHANGES = ("shift", "brightness", "crop", "contrast", "noise")
 
 

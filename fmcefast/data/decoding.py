@@ -5,53 +5,73 @@ import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fmcefast.data.jpeg import decode_jpeg, is_jpeg, is_sound, jpeg_size
+from fmcefast.data.orientation import Turn, turn_of, turned
 from fmcefast.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif"),
+    *(".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"),
+)
 
-
-# What Pillow and the file system raise.
+# What Pillow, the JPEG decoder and the file system raise.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-def read_image(path: Path) -> np.ndarray:
+class Encoded(NamedTuple):
+    """An image as bytes (uint8) for a decoder: its (height, width) when upright, and the turn that makes it so."""
+
+    content: np.ndarray
+    size: tuple[int, int]
+    turn: Turn = Turn()
+
+
+def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
     """(H, W, 3) uint8: grey is repeated, 16 bits become 8, transparency is dropped, animations give their first frame.
 
-    Raises InputError with the file's name when it is missing or cannot be decoded.
+    upright: turn the image as its EXIF data says. Raises InputError with the file's name when it is missing, cannot be
+    decoded, or is a JPEG with damaged data.
     """
     try:
-        return _decode(path)
+        content = path.read_bytes()
+        pixels = _decode(content)
     except _UNREADABLE as error:
         raise InputError(
             f"The image {path} cannot be read: {_reason(error)}. Repair it, or leave such images out: "
             "`on_bad_image=skip` (with `force` if the training has begun)"
         ) from error
+    return turned(pixels, turn_of(content)) if upright else pixels
 
 
-def encoded_image(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """(bytes as uint8, (height, width)): the file itself for a grey or RGB JPEG, else its pixels as PPM.
+def encoded_image(path: Path, *, upright: bool = False, sound: set[Path] | None = None) -> Encoded:
+    """The file itself for a grey or RGB JPEG without damage, else its pixels as PPM, turned already.
 
-    Not every damaged JPEG is noticed. Raises InputError as `read_image` does.
+    sound: JPEGs known to have no damage; this one is added. Raises InputError as `read_image` does.
     """
+    sound = set() if sound is None else sound
     try:
         content = path.read_bytes()
     except OSError:
         content = b""
-    size = _jpeg_size(content)
-    if size is not None:
-        return np.frombuffer(content, np.uint8), size
-    return encoded_pixels(read_image(path))
+    size = jpeg_size(content)
+    # DALI does not notice a missing end outside the window that it decodes.
+    if size is None or content[-2:] != b"\xff\xd9" or not (path in sound or is_sound(content)):
+        return encoded_pixels(read_image(path, upright=upright))
+    sound.add(path)
+    turn = turn_of(content) if upright else Turn()
+    return Encoded(np.frombuffer(content, np.uint8), size[::-1] if turn.transposed else size, turn)
 
 
-def encoded_pixels(pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """(bytes as uint8, (height, width)) of (H, W, C) uint8 pixels, C 1 or 3, as PGM or PPM."""
+def encoded_pixels(pixels: np.ndarray) -> Encoded:
+    """(H, W, C) uint8 pixels, C 1 or 3, as PGM or PPM."""
     height, width, channels = pixels.shape
     header = f"{'P6' if channels == 3 else 'P5'} {width} {height} 255\n".encode()
-    return np.frombuffer(header + pixels.tobytes(), np.uint8), (height, width)
+    return Encoded(np.frombuffer(header + pixels.tobytes(), np.uint8), (height, width))
 
 
 def find_bad(paths: Sequence[Path], workers: int, done: Callable[[], None]) -> dict[int, str]:
@@ -59,7 +79,7 @@ def find_bad(paths: Sequence[Path], workers: int, done: Callable[[], None]) -> d
 
     def reason(path: Path) -> str | None:
         try:
-            _decode(path)
+            _decode(path.read_bytes())
         except _UNREADABLE as error:
             return _reason(error)
         return None
@@ -76,8 +96,10 @@ def find_bad(paths: Sequence[Path], workers: int, done: Callable[[], None]) -> d
     return bad
 
 
-def _decode(path: Path) -> np.ndarray:
-    with Image.open(io.BytesIO(path.read_bytes())) as image:
+def _decode(content: bytes) -> np.ndarray:
+    if is_jpeg(content) and (pixels := decode_jpeg(content)) is not None:
+        return pixels
+    with Image.open(io.BytesIO(content)) as image:
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers")
         if image.mode.startswith("I"):  # Pillow would clip 16 bits to 255, not scale them
@@ -93,26 +115,6 @@ def _reason(error: BaseException) -> str:
         return "it is not an image of a known format"
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) of a complete JPEG with one or three components of 8 bits, from its frame header; else None."""
-    # DALI does not notice a missing end outside the window that it decodes.
-    if content[:2] != b"\xff\xd8" or content[-2:] != b"\xff\xd9":
-        return None
-    place = 2
-    try:
-        while content[place] == 0xFF:
-            marker = content[place + 1]
-            if marker == 0xFF:  # padding
-                place += 1
-            elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-                bits, height, width, components = struct.unpack_from(">BHHB", content, place + 4)
-                usable = bits == 8 and components in (1, 3) and height and width
-                return (height, width) if usable else None
-            else:
-                place += 2 + struct.unpack_from(">H", content, place + 2)[0]
-    except (IndexError, struct.error):
-        pass
-    return None

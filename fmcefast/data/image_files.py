@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fmcefast.data.decoding import SUFFIXES, find_bad
+from fmcefast.data.class_folders import find_class_folders
+from fmcefast.data.decoding import find_bad
 from fmcefast.data.image_set import ImageSet
 from fmcefast.errors import InputError
 from fmcefast.progress import Progress
@@ -16,40 +17,34 @@ _RELEASE_PARTS = ("train.csv", "val.csv", "test.csv")
 
 
 class ImageFiles:
-    """Finds labelled image files under `root`. skip_bad: decode each once and leave out undecodable ones."""
+    """Finds labelled image files under `root`.
 
-    def __init__(self, root: Path, skip_bad: bool, progress: Progress):
-        self.root, self._skip_bad, self._progress = root, skip_bad, progress
+    skip_bad: decode each once and leave out undecodable ones. upright: turn images as their EXIF data says.
+    """
+
+    def __init__(self, root: Path, *, skip_bad: bool, upright: bool, progress: Progress):
+        self.root, self._skip_bad, self._upright, self._progress = root, skip_bad, upright, progress
         self.left_out: dict[str, str] = {}  # {file below root: reason}
 
     def folder(self) -> tuple[ImageSet, ImageSet | None, list[str]]:
-        """(training images, held-out images or None, classes) from CLASS/*.jpg, or train/CLASS and val/ or test/CLASS.
+        """(training images, held-out images or None, classes); see find_class_folders, also for the errors.
 
-        Raises InputError for a missing folder, an empty class, or parts with different classes.
+        Raises InputError for a missing folder.
         """
-        root = self.root
-        if not root.is_dir():
+        if not self.root.is_dir():
             raise InputError(
-                f"There is no folder {root.resolve()}. folder:PATH needs PATH/CLASS/*.jpg or PATH/train/CLASS/*.jpg."
+                f"There is no folder {self.root.resolve()}. folder:PATH needs PATH/CLASS/*.jpg or "
+                "PATH/train/CLASS/*.jpg."
             )
-        if not (root / "train").is_dir():
-            images, classes = self._class_folders(root)
-            return images, None, classes
-        train, classes = self._class_folders(root / "train")
-        name = next((name for name in ("val", "test") if (root / name).is_dir()), None)
-        if name is None:
-            return train, None, classes
-        test, test_classes = self._class_folders(root / name)
-        if test_classes != classes:
-            unmatched = sorted(set(classes) ^ set(test_classes))
-            raise InputError(
-                f"{root}/train and {root}/{name} hold different classes: only one of them has "
-                f"{', '.join(unmatched[:5])}."
-            )
-        return train, test, classes
+        found = find_class_folders(self.root)
+        for remark in found.remarks:
+            self._progress.line(f"data: {remark}")
+        classes = list(found.train)
+        train = self._of_classes(found.train, classes)
+        return train, None if found.test is None else self._of_classes(found.test, classes), classes
 
-    def mini_imagenet(self) -> tuple[ImageSet, None, list[str]]:
-        """(images, None, classes) from images/ with train.csv, val.csv and test.csv, or one folder per class.
+    def mini_imagenet(self) -> tuple[ImageSet, ImageSet | None, list[str]]:
+        """(images, None, classes) from images/ with train.csv, val.csv and test.csv; without these tables as `folder`.
 
         Raises InputError for a missing folder or table, or a table that names missing files.
         """
@@ -61,8 +56,7 @@ class ImageFiles:
             )
         tables = [root / name for name in _RELEASE_PARTS if (root / name).exists()]
         if not tables:
-            images, classes = self._class_folders(root)
-            return images, None, classes
+            return self.folder()
         if len(tables) < len(_RELEASE_PARTS):
             absent = ", ".join(name for name in _RELEASE_PARTS if not (root / name).exists())
             raise InputError(f"{root} lacks {absent} of Mini-ImageNet's release: its classes are in three tables.")
@@ -71,21 +65,12 @@ class ImageFiles:
         label_of = {name: label for label, name in enumerate(classes)}
         rows = self._existing(rows)
         paths, labels = [root / "images" / file for file, _ in rows], [label_of[name] for _, name in rows]
-        return self._usable(paths, labels, classes), None, classes
+        return self._usable(paths, labels, dict(enumerate(classes))), None, classes
 
-    def _class_folders(self, root: Path) -> tuple[ImageSet, list[str]]:
-        classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        paths: list[Path] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            files = _images_below(root / name)
-            if not files:
-                raise InputError(f"The class folder {root / name} holds no image ({' '.join(SUFFIXES)}).")
-            paths += files
-            labels += [label] * len(files)
-        if len(classes) < 2:
-            raise InputError(f"{root} needs one folder of images for each class; it holds {len(classes)} folders.")
-        return self._usable(paths, labels, classes), classes
+    def _of_classes(self, files: dict[str, list[Path]], classes: list[str]) -> ImageSet:
+        names = {label: name for label, name in enumerate(classes) if name in files}
+        paths = [path for name in names.values() for path in files[name]]
+        return self._usable(paths, [label for label, name in names.items() for _ in files[name]], names)
 
     def _read_table(self, table: Path) -> list[tuple[str, str]]:
         """(file, class) of each row."""
@@ -111,25 +96,19 @@ class ImageFiles:
         self.left_out |= {f"{folder.name}/{file}": "it does not exist" for file in missing}
         return [row for row in rows if row[0] in present]
 
-    def _usable(self, paths: list[Path], labels: list[int], classes: list[str]) -> ImageSet:
-        """The image set; without the files that cannot be decoded, if bad ones are skipped."""
-        images = ImageSet(np.array(labels, dtype=np.int64), paths=paths)
+    def _usable(self, paths: list[Path], labels: list[int], classes: dict[int, str]) -> ImageSet:
+        """The image set; without the files that cannot be decoded, if bad ones are skipped.
+
+        classes: {label: name} of those that must have an image.
+        """
+        images = ImageSet(np.array(labels, dtype=np.int64), paths=paths, upright=self._upright)
         if not self._skip_bad:
             return images
         with self._progress.task("check", total=len(paths), unit="images") as task:
             bad = find_bad(paths, len(os.sched_getaffinity(0)), lambda: task.advance(1))
         self.left_out |= {str(paths[row].relative_to(self.root)): why for row, why in bad.items()}
         images = images.take(np.delete(np.arange(len(paths)), sorted(bad)))
-        empty = [name for label, name in enumerate(classes) if label not in images.labels]
+        empty = [name for label, name in classes.items() if label not in images.labels]
         if empty:
             raise InputError(f"No image of {', '.join(empty[:5])} in {self.root} can be decoded.")
         return images
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """Image files by suffix, at any depth, also behind links; hidden files and folders are ignored."""
-    paths: list[Path] = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [Path(place) / name for name in names if not name.startswith(".")]
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)

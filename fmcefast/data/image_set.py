@@ -1,22 +1,27 @@
 """Labelled images, and a data set made of them."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from fmcefast.data.decoding import encoded_image, encoded_pixels, read_image
+from fmcefast.data.decoding import Encoded, encoded_image, encoded_pixels, read_image
 from fmcefast.errors import InputError
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labels (N,) int64 of images in a fixed order, which are `pixels` in memory or files at `paths`."""
+    """Labels (N,) int64 of images in a fixed order, which are `pixels` in memory or files at `paths`.
+
+    upright: turn files as their EXIF data says.
+    """
 
     labels: np.ndarray
     pixels: np.ndarray | None = None  # (N, H, W, C) uint8, C 1 or 3
     paths: list[Path] | None = None
+    upright: bool = False
+    _sound: set[Path] = field(default_factory=set, repr=False, compare=False)  # see encoded_image
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -29,7 +34,8 @@ class ImageSet:
 
     def take(self, rows: np.ndarray) -> "ImageSet":
         """The images at these indices, in this order."""
-        return ImageSet(
+        return replace(
+            self,
             labels=self.labels[rows],
             pixels=None if self.pixels is None else self.pixels[rows],
             paths=None if self.paths is None else [self.paths[row] for row in rows],
@@ -37,22 +43,24 @@ class ImageSet:
 
     def pixels_of(self, row: int) -> np.ndarray:
         """(H, W, C) uint8. Raises InputError with the name of a file that cannot be read."""
-        return read_image(self.files[row]) if self.pixels is None else self.pixels[row]
+        return self._read(row) if self.pixels is None else self.pixels[row]
 
-    def encoded(self, row: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """(bytes as uint8 for a decoder, (height, width)). Raises InputError as `pixels_of` does."""
-        return encoded_image(self.files[row]) if self.pixels is None else encoded_pixels(self.pixels[row])
+    def encoded(self, row: int) -> Encoded:
+        """The image as bytes for a decoder. Raises InputError as `pixels_of` does."""
+        if self.pixels is not None:
+            return encoded_pixels(self.pixels[row])
+        return encoded_image(self.files[row], upright=self.upright, sound=self._sound)
 
     def load_pixels(self, workers: int) -> np.ndarray:
         """(N, H, W, C) uint8; files are decoded. Raises InputError when they cannot be read or differ in size."""
         if self.pixels is not None:
             return self.pixels
         paths = self.files
-        first = read_image(paths[0])
+        first = self._read(0)
         loaded = np.empty((len(self), *first.shape), np.uint8)
 
         def load(row: int) -> None:
-            pixels = read_image(paths[row])
+            pixels = self._read(row)
             if pixels.shape != first.shape:
                 raise InputError(
                     f"Images of different sizes do not fit into one array: {paths[row]} has "
@@ -68,6 +76,9 @@ class ImageSet:
                 pool.shutdown(cancel_futures=True)
                 raise
         return loaded
+
+    def _read(self, row: int) -> np.ndarray:
+        return read_image(self.files[row], upright=self.upright)
 
 
 @dataclass(frozen=True)

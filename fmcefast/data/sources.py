@@ -32,12 +32,14 @@ def load_source(
     subset: int | None = None,
     *,
     skip_bad: bool = False,
+    upright: bool = False,
     progress: Progress | None = None,
 ) -> Source:
     """The images of `data`, one of NAMES.
 
     subset: keep this many training images, stratified, and the same fraction of the held-out ones, but at least one
-    image of each class. skip_bad: decode every file once and leave out those that cannot be decoded.
+    image of each class. skip_bad: decode every file once and leave out those that cannot be decoded. upright: turn
+    image files as their EXIF data says.
 
     Raises InputError for an unknown name, a missing folder, files that are damaged or cannot be downloaded, or a subset
     that does not fit.
@@ -48,7 +50,8 @@ def load_source(
     elif spec.name in _TORCHVISION:
         source = _from_torchvision(spec.name, Path(data_root))
     elif (root := folder_of(data, data_root)) is not None:
-        image_files = ImageFiles(root, skip_bad, progress or Progress(quiet=True))
+        progress = progress or Progress(quiet=True)
+        image_files = ImageFiles(root, skip_bad=skip_bad, upright=upright, progress=progress)
         source = _from_files(image_files, release=spec.path is None)
     else:
         raise unknown_name("data set", data, NAMES)

@@ -21,8 +21,8 @@ def write_split(path: Path, source: Source, folder: Path) -> None:
     files.write_text(path, json.dumps({"crc32c": _checksum(content), **content}))
 
 
-def read_split(path: Path, folder: Path) -> Source:
-    """The data set that `write_split` wrote, with its files in `folder`.
+def read_split(path: Path, folder: Path, *, upright: bool = False) -> Source:
+    """The data set that `write_split` wrote, with its files in `folder`. upright: turn them as their EXIF data says.
 
     Raises FileNotFoundError when split.json is missing, InputError when it is damaged.
     """
@@ -30,7 +30,7 @@ def read_split(path: Path, folder: Path) -> Source:
     def build(content: dict[str, Any]) -> Source:
         if content.pop("crc32c") != _checksum(content):
             raise ValueError("its checksum differs")
-        train, test = (_images(content[part], folder) for part in ("train", "test"))
+        train, test = (_images(content[part], folder, upright) for part in ("train", "test"))
         return Source(train, test, content["classes"], left_out=content["left_out"])
 
     return files.read_json(path, build, "Put it back, or start again with `force`.")
@@ -42,9 +42,9 @@ def _names(images: ImageSet, folder: Path) -> list[list]:
     ]
 
 
-def _images(rows: list[list], folder: Path) -> ImageSet:
+def _images(rows: list[list], folder: Path, upright: bool) -> ImageSet:
     labels = np.array([label for _, label in rows], dtype=np.int64)
-    return ImageSet(labels, paths=[folder / name for name, _ in rows])
+    return ImageSet(labels, paths=[folder / name for name, _ in rows], upright=upright)
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -119,7 +119,7 @@ def learn_cache(
                 raise InputError(f"The arm {arm!r} follows {needed!r}: name that one too.")
     if seeds < 1:
         raise InputError(f"`seeds` must be at least 1, not {seeds}.")
-    material = Material(run, settings, pick_device())
+    material = Material(run, settings, pick_device(), progress)
     LayerWatch(material.network(0), material.settings.layers, material.train[:2])  # raises for layers that do not fit
     sizes = list(batch_sizes) or [material.batch_size]
     images = len(material.train) * settings.epochs * len(arms) * seeds * len(sizes)

@@ -70,7 +70,7 @@ def learn_explore(
     for name, value in (("farthest", farthest), ("seeds", seeds)):
         if value < 1:
             raise InputError(f"`{name}` must be at least 1, not {value}.")
-    material = Material(run, settings, pick_device())
+    material = Material(run, settings, pick_device(), progress)
     given = None if network is None else _checksum(network)
     facts = {**plain_facts(material), "layers": material.settings.layers[-1:], "images": images, "farthest": farthest}
     facts["seeds"] = seeds

@@ -62,7 +62,7 @@ def learn_features(
     Leaves learn/features/ with a file and the weights of each training, and learn/features.json. Raises InputError for
     an unknown layer, one without square feature maps, and trainings that were made with other settings.
     """
-    material = Material(run, settings, pick_device())
+    material = Material(run, settings, pick_device(), progress)
     _check(material, seeds)
     layers = list(material.settings.layers)
     trainings: list[KeptTraining] = []

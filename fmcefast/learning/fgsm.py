@@ -112,7 +112,7 @@ def learn_fgsm(
             raise InputError(f"An epsilon is the change of a pixel in 0..1, not {epsilon}.")
     steps = sorted({*map(float, epsilons), *PAPER_EPSILONS})
     learn_features(run, progress, settings=settings, seeds=seeds, force=force)
-    material = Material(run, settings, pick_device())
+    material = Material(run, settings, pick_device(), progress)
     attacks: list[Attack] = []
     for seed in range(seeds):
         pair = load_pair(material, seed)

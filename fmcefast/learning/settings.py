@@ -13,6 +13,7 @@ from fmcefast.errors import InputError, unknown_name
 from fmcefast.learning.feature_vectors import STDS
 from fmcefast.learning.images import DeviceImages
 from fmcefast.learning.networks import channels_of, check_learner, first_layer, make_learner, size_of
+from fmcefast.progress import Progress
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import open_source
 from fmcefast.runtime.device import on_device
@@ -54,9 +55,11 @@ class LearningSettings:
 class Material:
     """The images of a run as the settings want them, and the settings with nothing left open."""
 
-    def __init__(self, run: RunFolder, settings: LearningSettings, device: torch.device):
+    def __init__(
+        self, run: RunFolder, settings: LearningSettings, device: torch.device, progress: Progress | None = None
+    ):
         self.run, self.device = run, device
-        self.source: Source = open_source(run, keep=True)
+        self.source: Source = open_source(run, progress, keep=True)
         recipe = recipe_of(run.config.recipe or run.config.data)
         height, channels = _shape(self.source.train)
         self.channels = channels_of(settings.backbone, max(channels, len(recipe.mean)))

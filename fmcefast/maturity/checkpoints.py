@@ -13,7 +13,7 @@ from torch import nn
 from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.choose import make_loader
-from fmcefast.data.sources import load_source, sample
+from fmcefast.data.sources import sample
 from fmcefast.data.spec import DataSpec
 from fmcefast.errors import InputError
 from fmcefast.files import content_hash
@@ -22,7 +22,7 @@ from fmcefast.models.networks import make_network
 from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
 from fmcefast.progress import Progress
 from fmcefast.run.config import Config
-from fmcefast.run.images import loader_settings
+from fmcefast.run.images import configured_source, loader_settings
 from fmcefast.runtime.device import free_memory, on_device
 
 # Largest part of the free memory for images, which are then decoded once instead of once a pass.
@@ -91,13 +91,13 @@ def probe_images(
 ) -> ProbeImages:
     """`count` images of a data set, or all if it has fewer, drawn once for all seeds and stratified by class.
 
-    config: `data`, `data_root`, `image_size`, `recipe`, `batch_size`, `workers` and `loader` count. split: "test", the
-    held-out images, or "train". source: the data set, where it is at hand. Raises InputError as load_source does, and
-    for fewer than 16 images.
+    config: the settings of the data set, of its images and of their loader count. split: "test", the held-out images,
+    or "train". source: the data set, where it is at hand. Raises InputError as load_source does, and for fewer than 16
+    images.
     """
     if count < FEWEST_IMAGES:
         raise InputError(f"Maturity is told from at least {FEWEST_IMAGES} images, not {count}.")
-    source = source or load_source(config.data, config.data_root, config.subset, progress=progress)
+    source = source or configured_source(config, progress)
     images = source.train if split == "train" else source.test
     if len(images) < FEWEST_IMAGES:
         raise InputError(f"{config.data} has {len(images)} {split} images; maturity needs at least {FEWEST_IMAGES}.")

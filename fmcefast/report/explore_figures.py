@@ -224,4 +224,5 @@ def _part(drawn: int, total: int) -> str:
 
 def _short(name: str) -> str:
     """The end is kept too: long names often begin alike."""
-    return name if len(name) <= _NAME else f"{name[: _NAME - 5]}…{name[-4:]}"
+    short = name if len(name) <= _NAME else f"{name[: _NAME - 5]}…{name[-4:]}"
+    return short.replace("$", r"\$")  # between two of them Matplotlib would see a formula

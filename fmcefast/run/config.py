@@ -89,6 +89,12 @@ class Config:
         "Image files that cannot be decoded: fail at the first one, or find and skip them beforehand.",
         choices=("fail", "skip"),
     )
+    exif: str = _setting(
+        "ignore",
+        "train",
+        "Orientation in the EXIF data of image files: ignore it as torchvision does, or apply it and turn the images.",
+        choices=("ignore", "apply"),
+    )
     compile: bool = _setting(
         False, "train", "Compile the backbone for training with torch.compile.", invalidates_results=False
     )

@@ -31,13 +31,23 @@ def open_source(run: RunFolder, progress: Progress | None = None, *, keep: bool 
                 "point `data_root` to its new parent folder" if in_root else "leave a link to their new folder there"
             )
             raise InputError(f"The images of {run} are no longer in {folder}. Put them back, or {moved}.")
-        return read_split(run.split_json, folder)
-    source = load_source(
-        config.data, config.data_root, config.subset, skip_bad=config.on_bad_image == "skip", progress=progress
-    )
+        return read_split(run.split_json, folder, upright=config.exif == "apply")
+    source = configured_source(config, progress)
     if folder is not None and keep:
         write_split(run.split_json, source, folder)
     return source
+
+
+def configured_source(config: Config, progress: Progress | None = None) -> Source:
+    """The data set of a configuration, found anew. Raises InputError as load_source does."""
+    return load_source(
+        config.data,
+        config.data_root,
+        config.subset,
+        skip_bad=config.on_bad_image == "skip",
+        upright=config.exif == "apply",
+        progress=progress,
+    )
 
 
 def refuse_recorded(config: Config) -> None:

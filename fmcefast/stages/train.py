@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fmcefast.convergence.cqi import cqi, has_converged
 from fmcefast.data.image_set import Source
-from fmcefast.data.sources import load_source
 from fmcefast.data.split import read_split
 from fmcefast.errors import FmcefastError, InputError
 from fmcefast.models.backbones import make_backbone
@@ -17,7 +16,7 @@ from fmcefast.run.config import Config
 from fmcefast.run.data_facts import read_data_facts, write_data_facts
 from fmcefast.run.epochs import Epoch, read_epochs
 from fmcefast.run.folder import RunFolder
-from fmcefast.run.images import loader_of, open_source
+from fmcefast.run.images import configured_source, loader_of, open_source
 from fmcefast.run.resume import load_state
 from fmcefast.runtime.device import describe, pick_device
 from fmcefast.runtime.ranks import current_ranks
@@ -72,7 +71,7 @@ class Train(Stage[TrainResult]):
         config = run.config
         check_backbone(config.backbone)
         if self.is_begun(run):
-            load_source(config.data, config.data_root, config.subset, skip_bad=config.on_bad_image == "skip")
+            configured_source(config)
             make_backbone(config.backbone, 2).feature_shape(config.image_size)
 
     def run(self, run: RunFolder, progress: Progress) -> TrainResult:

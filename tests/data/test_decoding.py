@@ -89,6 +89,9 @@ def test_dali_sees_every_kind_as_pillow_does(tmp_path, colours, cpu):
     exif[0x0112] = 6  # a camera held on its side: nobody turns the image
     image.save(tmp_path / "i.jpg", exif=exif)
     (tmp_path / "j.jpg").write_bytes((tmp_path / "a.jpg").read_bytes() + b"\0more after the end")
+    image.save(tmp_path / "k.jpg", format="PNG")
+    image.quantize(16).save(tmp_path / "l.png", transparency=3)
+    image.convert("LA").save(tmp_path / "m.png")
     paths = sorted(tmp_path.iterdir())
     files = ImageSet(np.arange(len(paths)), paths=paths)
     taken = {}
@@ -102,11 +105,11 @@ def test_dali_sees_every_kind_as_pillow_does(tmp_path, colours, cpu):
 
 def test_jpegs_are_passed_on_as_they_are_and_others_as_pixels(tmp_path, colours):
     Image.fromarray(colours).save(tmp_path / "a.jpg")
-    encoded, size = encoded_image(tmp_path / "a.jpg")
-    assert encoded.tobytes() == (tmp_path / "a.jpg").read_bytes() and size == (24, 36)
+    encoded = encoded_image(tmp_path / "a.jpg")
+    assert encoded.content.tobytes() == (tmp_path / "a.jpg").read_bytes() and encoded.size == (24, 36)
     Image.fromarray(colours).save(tmp_path / "a.png")
-    encoded, size = encoded_image(tmp_path / "a.png")
-    assert size == (24, 36) and encoded.tobytes() == b"P6 36 24 255\n" + colours.tobytes()
+    encoded = encoded_image(tmp_path / "a.png")
+    assert encoded.size == (24, 36) and encoded.content.tobytes() == b"P6 36 24 255\n" + colours.tobytes()
 
 
 BROKEN = {

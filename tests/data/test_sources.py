@@ -141,10 +141,10 @@ def test_folders_without_a_split_are_split_by_class(tmp_path):
 def test_unusable_folders_say_why(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         load_source(f"folder:{tmp_path / 'absent'}")
-    with pytest.raises(InputError, match="holds 0 folders"):
+    with pytest.raises(InputError, match="it holds none"):
         load_source(f"folder:{tmp_path}")
     (tmp_path / "cat").mkdir()
-    with pytest.raises(InputError, match=r"cat holds no image"):
+    with pytest.raises(InputError, match="it holds none"):
         load_source(f"folder:{tmp_path}")
     for name in ("train/cat", "train/dog", "val/cat", "val/cow"):
         make_image(tmp_path / "other" / name / "1.jpg")

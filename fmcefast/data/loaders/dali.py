@@ -12,8 +12,9 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from fmcefast.data.augmentation import changes
-from fmcefast.data.decoding import read_image
+from fmcefast.data.decoding import Encoded
 from fmcefast.data.loaders.base import Loader
+from fmcefast.data.orientation import stored_windows
 from fmcefast.errors import InputError
 
 _BATCHES_READ_AHEAD = 3
@@ -58,7 +59,7 @@ class DaliLoader(Loader):
         if self.images.paths is not None:
             for row in rows[: (_BATCHES_DECODED_AHEAD + 2) * self.batch_size]:
                 try:
-                    read_image(self.images.paths[row])
+                    self.images.pixels_of(row)
                 except InputError as named:
                     return named
         reason = " ".join(str(error).split())[:500]
@@ -67,6 +68,7 @@ class DaliLoader(Loader):
     def _build(self) -> "tuple[Any, _Feed]":
         feed = _Feed(self)
         on_gpu = self.device.type == "cuda"
+        turned, shifted = 3 if self.images.upright else 0, 1 if self.recipe.shift else 0
 
         @pipeline_def(  # type: ignore[call-overload]  # its stub lacks exec_dynamic
             batch_size=self.batch_size,
@@ -74,11 +76,13 @@ class DaliLoader(Loader):
             device_id=self.device.index if on_gpu else None,
             prefetch_queue_depth=_BATCHES_DECODED_AHEAD,
             exec_dynamic=True,  # its batches stay valid for as long as they are referenced
+            enable_conditionals=turned > 0,
         )
         def pipeline():
-            encoded, corners, extents, mirrored, *shifts = fn.external_source(
-                source=feed, num_outputs=5 if self.recipe.shift else 4, batch=True, cycle="raise"
+            encoded, corners, extents, mirrored, *more = fn.external_source(
+                source=feed, num_outputs=4 + turned + shifted, batch=True, cycle="raise"
             )
+            turns, shifts = more[:turned], more[turned:]
             frames = fn.decoders.image_slice(
                 encoded,
                 corners,
@@ -88,10 +92,15 @@ class DaliLoader(Loader):
                 axis_names="HW",
                 normalized_anchor=False,
                 normalized_shape=False,
-                adjust_orientation=False,  # like the other loaders
+                adjust_orientation=False,  # turned below, since not every version of DALI turns windows right
             )
             size = self.image_size
             frames = fn.resize(frames, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+            if turns:
+                transposed, upside_down, sideways = turns
+                if transposed:
+                    frames = fn.transpose(frames, perm=[1, 0, 2], transpose_layout=False)
+                frames = fn.flip(frames, vertical=upside_down, horizontal=sideways)
             if shifts:
                 frames = fn.slice(frames, *shifts, [size, size], axis_names="HW", out_of_bounds_policy="pad",
                                   normalized_anchor=False, normalized_shape=False)  # fmt: skip
@@ -126,7 +135,7 @@ class _Feed:
         self._pool.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple]:
-        ahead: deque[tuple[slice, list[Future]]] = deque()
+        ahead: deque[tuple[slice, list[Future[Encoded]]]] = deque()
         for first in range(0, len(self._order), self._batch_size):
             part = slice(first, first + self._batch_size)
             ahead.append((part, [self._pool.submit(self._images.encoded, row) for row in self._order[part]]))
@@ -135,15 +144,15 @@ class _Feed:
         while ahead:
             yield self._batch(*ahead.popleft())
 
-    def _batch(self, part: slice, reading: list[Future]) -> tuple:
-        encoded, sizes = zip(*(future.result() for future in reading), strict=True)
+    def _batch(self, part: slice, reading: list[Future[Encoded]]) -> tuple:
+        images = [future.result() for future in reading]
+        sizes, turns = np.array([image.size for image in images]), np.array([image.turn for image in images])
         draws = None if self._draws is None else self._draws[part]
-        drawn = changes(self._recipe, np.array(sizes), self._image_size, draws)
-        windows = drawn.windows.astype(np.int32)
-        return (
-            list(encoded),
-            np.ascontiguousarray(windows[:, :2]),
-            np.ascontiguousarray(windows[:, 2:]),
-            drawn.mirrored.astype(np.int32),
-            *([-drawn.shifts.astype(np.int32)] if self._recipe.shift else []),
+        drawn = changes(self._recipe, sizes, self._image_size, draws)
+        windows = stored_windows(drawn.windows, sizes, turns)
+        numbers = (
+            *(windows[:, :2], windows[:, 2:], drawn.mirrored),
+            *(turns.T if self._images.upright else ()),
+            *([-drawn.shifts] if self._recipe.shift else ()),
         )
+        return [image.content for image in images], *(np.ascontiguousarray(each, dtype=np.int32) for each in numbers)
