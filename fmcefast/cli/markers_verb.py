@@ -81,7 +81,8 @@ def _markers_of_log(
     progress.line(log.explain())
     markers = replace(find_markers(log.losses, **marker_settings), source=log.source)
     if plot is not None:
-        from fmcefast.report.figures import log_figure, save
+        from fmcefast.report.figures import log_figure
+        from fmcefast.report.saving import save
 
         save(log_figure(log.losses, markers), plot)
         progress.line(f"plot: {plot}")

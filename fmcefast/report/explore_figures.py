@@ -5,21 +5,23 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
+from matplotlib.path import Path as Outline
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 
 from fmcefast.learning.explore_result import NEIGHBOURS, ExploreResult, Separation
-from fmcefast.report.style import MARK
+from fmcefast.report.labels import head, legend_below, number_of, short
+from fmcefast.report.style import FRAME, HEADING, LINES, MARKS, SMALL, TINY, WIDTH, outline, style
 
 _COLUMNS = 10
 _CENTROIDS = 100  # drawn at most
 _ROWS = 10  # classes of outliers that are drawn
-_NAME = 12  # characters of a class name
-_MARKERS = "os^vDP*X<>"
+_NAME = 12  # letters of a class name
 _LISTED = 30  # classes that a legend names
+_VECTORS = 3000  # images that are drawn as outlines in an SVG; more become pixels
 
 
 def explore_figures(result: ExploreResult) -> dict[str, Figure]:
@@ -40,27 +42,30 @@ def explore_figures(result: ExploreResult) -> dict[str, Figure]:
     }
 
 
+@style()
 def centroids_figure(centroids: np.ndarray, classes: Sequence[str], counts: Sequence[int] | None = None) -> Figure:
-    """[LFM] Fig. 1: centroids (K, C, S, S) in [0, 1]. counts: images of each class."""
+    """[LFM] Fig. 1: centroids (K, C, S, S) in [0, 1], at most 100. counts: images of each class."""
     drawn = min(len(centroids), _CENTROIDS)
-    columns = min(_COLUMNS, 5 if drawn <= 10 else _COLUMNS, drawn)
+    columns = min(5 if drawn <= 10 else _COLUMNS, drawn)
     rows = math.ceil(drawn / columns)
-    side = 1.75 if drawn <= 10 else 1.1  # inches
-    figure = Figure(figsize=(max(4.5, side * columns + 0.9), (side + 0.4) * rows + 0.6), layout="constrained")
+    side = 1.75 if drawn <= 10 else 0.93  # inches
+    figure = Figure(figsize=(max(6.0, side * columns + 0.9), (side + 0.4) * rows))
     panels = figure.subplots(rows, columns, squeeze=False)
     image: Any = None
     for number, axes in enumerate(panels.flat):
         axes.set_axis_off()
         if number < drawn:
             image = _show(axes, centroids[number])
-            count = f"\n{counts[number]:,} images" if counts is not None else ""
-            axes.set_title(_short(classes[number]) + count, fontsize=9 if drawn <= 10 else 7.5)
+            count = f"\nn = {counts[number]:,}" if counts is not None else ""
+            axes.set_title(short(classes[number], _NAME) + count, fontsize=SMALL if drawn <= 10 else TINY)
     if centroids.shape[1] == 1:
-        figure.colorbar(image, ax=panels, label="mean pixel, 0 black to 1 white", shrink=min(1.0, 2.2 / rows + 0.2))
-    figure.suptitle("Mean of the training images of each class" + _part(drawn, len(centroids)), fontsize=11)
+        figure.colorbar(image, ax=panels, label="mean pixel (1: white)", shrink=min(1.0, 2.2 / rows + 0.2))
+    images = f" ({number_of(sum(counts), 'image')})" if counts is not None else ""
+    head(figure, f"Mean of the training images of each class{images}{_part(drawn, len(centroids))}")
     return figure
 
 
+@style()
 def outliers_figure(
     pixels: Sequence[np.ndarray],
     classes: Sequence[str],
@@ -77,7 +82,8 @@ def outliers_figure(
     numbers = range(len(pixels)) if labels is None else labels
     rows = min(len(pixels), _ROWS)
     columns = min(_COLUMNS, max(len(each) for each in pixels[:rows]))
-    figure = Figure(figsize=(max(5.5, 1.4 * columns + 1.2), 1.7 * rows + 0.8), layout="constrained")
+    side = min(1.4, (WIDTH - 1.3) / columns)
+    figure = Figure(figsize=(max(6.5, side * columns + 1.3), (side + 0.4) * rows))
     panels = figure.subplots(rows, columns, squeeze=False)
     for row, label in enumerate(numbers[:rows]):
         for column, axes in enumerate(panels[row]):
@@ -86,26 +92,28 @@ def outliers_figure(
                 axes.set_axis_off()
                 continue
             _show(axes, pixels[row][column])
-            wrong = predicted[row][column] != label
+            read_as = predicted[row][column]
             axes.set_xlabel(
-                f"distance {distances[row][column]:.2f}\nread as {_short(classes[predicted[row][column]])}",
-                fontsize=8,
-                fontweight="bold" if wrong else "normal",
+                f"{distances[row][column]:.2f}\n{short(classes[read_as], _NAME)}",
+                fontsize=TINY,
+                fontweight="bold" if read_as != label else "normal",
                 labelpad=3,
             )
             for spine in axes.spines.values():
-                spine.set(visible=bool(wrong), color=MARK, linewidth=2.5)
+                spine.set(visible=bool(read_as != label), **FRAME)
         panels[row, 0].set_ylabel(
-            _short(classes[label]), rotation=0, ha="right", va="center", fontsize=10, fontweight="bold", labelpad=8
+            short(classes[label], _NAME), rotation=0, ha="right", va="center", fontsize=SMALL, labelpad=8
         )
-    figure.suptitle(
-        f"The {columns} training images farthest from the mean of their class{_part(rows, len(pixels))}\n"
-        "Euclidean distance of pixels in [0, 1]; framed and bold: misread by the trained network",
-        fontsize=9.5,
+    drawn = sum(min(len(each), columns) for each in pixels[:rows])
+    head(
+        figure,
+        f"Training images farthest from the mean of their class ({number_of(drawn, 'image')}){_part(rows, len(pixels))}"
+        "\nbelow: Euclidean distance of pixels in 0 to 1, and what the trained network reads; framed and bold: misread",
     )
     return figure
 
 
+@style()
 def tsne_figure(
     coordinates: np.ndarray,
     labels: np.ndarray,
@@ -115,50 +123,48 @@ def tsne_figure(
 ) -> Figure:
     """[LFM] Fig. 3: t-SNE coordinates (2, n, 2) of pixels and of feature maps, with labels (n,).
 
-    Up to 10 classes have markers of their own and their names where they are densest; more are drawn as their numbers.
+    Up to 10 classes have marks of their own and their names where they are densest; more are drawn as their numbers.
     """
     present = [int(label) for label in np.unique(labels)]
-    few = max(present) < len(_MARKERS)
-    figure = Figure(figsize=(12, 6.6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, points, separation, letter in zip(panels, coordinates, separations, "ab", strict=True):
+    few = max(present) < len(MARKS)
+    figure = Figure(figsize=(WIDTH, 5.3))
+    named: list[Any] = []
+    for axes, points, separation, letter in zip(figure.subplots(1, 2), coordinates, separations, "ab", strict=True):
         for label in present:
-            chosen = points[labels == label]
-            style: dict[str, Any] = (
-                {"marker": _MARKERS[label], "s": 14}
-                if few
-                else {"marker": f"${label}$", "s": (2.2 + 2.6 * len(str(label))) ** 2}
+            mark, size = (MARKS[label], 16) if few else (_number(label), (2.2 + 2.6 * len(str(label))) ** 2)
+            named.append(
+                axes.scatter(
+                    *points[labels == label].T,
+                    color=LINES[label % len(LINES)],
+                    marker=mark,
+                    s=size,
+                    linewidths=0,
+                    rasterized=len(points) > _VECTORS,
+                    label=f"{'' if few else f'{label}: '}{short(classes[label], _NAME)}",
+                )
             )
-            axes.scatter(
-                *chosen.T, color=_colour(label, len(classes)), linewidths=0, label=_short(classes[label]), **style
-            )
-        space = f"Feature maps of {layer}" if letter == "b" and layer else separation.space.capitalize()
-        axes.set_title(
-            f"({letter}) {space}, {separation.dimensions:,} values of {len(labels):,} held-out images\n"
-            f"{NEIGHBOURS} nearest neighbours are right for {100 * separation.plane:.1f}% in this plane, "
-            f"{100 * separation.original:.1f}% in the space itself",
-            fontsize=10,
-        )
-        axes.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", aspect="equal", adjustable="datalim")
+        space = f"Feature maps of {short(layer, 24)}" if letter == "b" and layer else separation.space.capitalize()
+        axes.set_title(f"({letter}) {space}, {separation.dimensions:,} dimensions", loc="left")
+        right = f"{NEIGHBOURS} nearest neighbours are right for {100 * separation.plane:.1f}%"
+        axes.set(xticks=[], yticks=[], ylabel="t-SNE 2", aspect="equal", adjustable="datalim")
+        axes.set_xlabel(f"t-SNE 1\n{right}, before t-SNE {100 * separation.original:.1f}%")
         if few:
             _write_names(axes, points, labels, classes)
+    note = ""
     if len(present) <= _LISTED:
-        marks, names = panels[0].get_legend_handles_labels()
-        legend = figure.legend(
-            marks,
-            names,
-            loc="outside lower center",
-            ncols=min(10, len(names)),
-            frameon=False,
-            fontsize=9,
-            handletextpad=0,
-        )
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_sizes([45])  # type: ignore[attr-defined]
+        legend_below(figure, named)
     else:
-        figure.supxlabel("Each image is drawn as the number of its class, from 0.", fontsize=9, color="#555555")
+        note = "\neach image is drawn as the number of its class, from 0"
+    head(figure, f"t-SNE: alike images lie together ({number_of(len(labels), 'held-out image')}){note}")
     return figure
+
+
+def _number(label: int) -> Outline:
+    """The digits of a class as a mark."""
+    digits = TextPath((0, 0), str(label))
+    box = digits.get_extents()
+    middle = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+    return Affine2D().translate(-middle[0], -middle[1]).transform_path(digits)
 
 
 def _show(axes: Axes, pixels: np.ndarray) -> Any:
@@ -174,7 +180,7 @@ def _write_names(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: Se
     """Class names where their points are densest, moved apart where they would cover each other."""
     present = np.unique(labels)
     places = np.array([_densest(points[labels == label]) for label in present], dtype=float)
-    names = [_short(classes[label]) for label in present]
+    names = [short(classes[label], _NAME) for label in present]
     extent = max(np.ptp(points, axis=0).max(), 1e-9)
     widths = extent * np.array([0.022 * len(name) + 0.015 for name in names])
     height = 0.05 * extent
@@ -198,10 +204,9 @@ def _write_names(axes: Axes, points: np.ndarray, labels: np.ndarray, classes: Se
             name,
             ha="center",
             va="center",
-            fontsize=11,
+            fontsize=HEADING,
             fontweight="bold",
-            color="black",
-            path_effects=[withStroke(linewidth=3.5, foreground="white")],
+            path_effects=outline(3.5),
         )
 
 
@@ -211,18 +216,5 @@ def _densest(points: np.ndarray) -> np.ndarray:
     return points[np.sort(distances, axis=1)[:, len(points) // 3].argmin()]
 
 
-def _colour(label: int, classes: int) -> Any:
-    if classes <= 10:
-        return matplotlib.colormaps["tab10"](label)
-    red, green, blue, _ = matplotlib.colormaps["turbo"](label / (classes - 1))
-    return 0.75 * red, 0.75 * green, 0.75 * blue  # its yellow is too light for numbers on white
-
-
 def _part(drawn: int, total: int) -> str:
-    return f" (the first {drawn} of {total:,} classes)" if drawn < total else ""
-
-
-def _short(name: str) -> str:
-    """The end is kept too: long names often begin alike."""
-    short = name if len(name) <= _NAME else f"{name[: _NAME - 5]}…{name[-4:]}"
-    return short.replace("$", r"\$")  # between two of them Matplotlib would see a formula
+    return f"\nthe first {drawn} of {total:,} classes" if drawn < total else ""

@@ -1,81 +1,85 @@
 """The figures of a run or a loss log, as matplotlib figures."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from math import log
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import LogFormatter
 
-from fmcefast import files
 from fmcefast.convergence.cqi import curves
 from fmcefast.convergence.markers import Markers
-from fmcefast.report.style import MARK, RAW, SMOOTH, finish
+from fmcefast.report.labels import finish, head, number_of, panels
+from fmcefast.report.saving import save as save
+from fmcefast.report.style import (
+    ASIDE,
+    EPOCH_MARKER,
+    GUIDE,
+    INK,
+    MAIN,
+    PARTS,
+    SMALL,
+    START,
+    THRESHOLD,
+    curve,
+    every,
+    ink_on,
+    letters_in,
+    lines_in,
+    style,
+)
 from fmcefast.run.epochs import Epoch
 
 # Longer logs are cut into this many stretches, finer than a pixel; the extremes of every stretch are drawn.
 _STRETCHES = 2000
+_ROW, _PLOT_HEIGHT = 3.4, 2.4  # inches: a row of panels, and what is left of it for the curves
 
 
+@style()
 def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
-    """[FMCE] Fig. 3: the loss raw and smoothed, the CQI against mu, the markers on the log curve; and top-1 beside
-    them."""
-    figure = Figure(figsize=(11, 7.4), layout=ConstrainedLayoutEngine(h_pad=0.12))  # inches, between the rows
-    (loss, index), (log_loss, accuracy) = figure.subplots(2, 2)
-    drawn = _thinned(np.array([row.loss for row in epochs]), markers)
-    _draw_convergence(loss, index, log_loss, drawn, markers)
-
-    accuracy.plot([row.epoch for row in epochs], [row.top1 for row in epochs], color=SMOOTH)
-    accuracy.set(title="(d) Backbone top-1 on held-out images", ylabel="top-1")
-    if markers.markers is not None:
-        marked = np.array(markers.markers)
-        accuracy.plot(marked, [epochs[m - 1].top1 for m in marked], "o", color=MARK, markersize=4, label="markers")
-        accuracy.legend(frameon=False, loc="lower right")
-    finish(loss, index, log_loss, accuracy)
+    """[FMCE] Fig. 3: the loss raw and smoothed, the CQI against mu, the markers on the log curve; and top-1 where it
+    is known."""
+    top1 = 100 * np.array([row.top1 for row in epochs])
+    known = np.flatnonzero(~np.isnan(top1))
+    figure, axes = _convergence(np.array([row.loss for row in epochs]), markers, with_top1=len(known) > 0)
+    if "top1" in axes:
+        named = axes["top1"].plot(known + 1, top1[known], color=MAIN, label="top-1", **curve(len(known)))
+        marked = np.array([epoch for epoch in markers.markers or [] if epoch - 1 in known], dtype=int)
+        if len(marked):
+            named += axes["top1"].plot(marked, top1[marked - 1], **EPOCH_MARKER, label="at the epoch markers")
+        finish(axes["top1"], "(d) Backbone on held-out images", ylabel="top-1, %", named=named)
     return figure
 
 
+@style()
 def log_figure(losses: Any, markers: Markers) -> Figure:
-    """[FMCE] Fig. 3 a to c for losses (M,) as `find_markers` takes them; they are read once, in chunks."""
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
-    loss, index, log_loss = figure.subplots(1, 3)
-    drawn = _thinned(losses, markers)
-    _draw_convergence(loss, index, log_loss, drawn, markers)
-    finish(loss, index, log_loss)
-    if drawn.stretch > 1:
-        figure.supxlabel(
-            f"{markers.epochs:,} epochs; of every {drawn.stretch:,} the smallest and the largest value are drawn",
-            fontsize=9,
-            color="#555555",
-        )
+    """[FMCE] Fig. 3 for losses (M,) as `find_markers` takes them; they are read once, in chunks."""
+    figure, _ = _convergence(losses, markers)
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix; the file is replaced as a whole."""
-    with files.replacing(path) as partial:
-        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=130)
-
-
+@style()
 def confusion_figure(confusion: list[list[int]]) -> Figure:
     """The confusion matrix of predicted against true FMCS; rows are normalised."""
     counts = np.array(confusion)
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     phases = len(counts)
-    figure = Figure(figsize=(6.2, 5.4), layout="constrained")
+    figure = Figure(figsize=(7, 5.8))
     axes = figure.subplots()
-    image = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
-    ticks = np.arange(phases)
-    axes.set(xlabel="predicted FMCS", ylabel="true FMCS", xticks=ticks, yticks=ticks)
-    axes.set_xticklabels(ticks + 1)
-    axes.set_yticklabels(ticks + 1)
-    if phases <= 20:
+    image = axes.imshow(parts, cmap=PARTS, vmin=0, vmax=1)
+    ticks = np.arange(0, phases, every(phases))
+    axes.set(xlabel="predicted FMCS", ylabel="true FMCS")
+    axes.set_xticks(ticks, ticks + 1)
+    axes.set_yticks(ticks, ticks + 1)
+    if len(f"{counts.max():,}") <= letters_in(4.6 / phases):  # the width of a cell
         for row, column in np.argwhere(counts > 0):
-            colour = "white" if parts[row, column] > 0.5 else "#333333"
-            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, label="part of the true score's maps", shrink=0.85)
+            colour = ink_on(colormaps[PARTS](parts[row, column])[:3])
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=SMALL)
+    figure.colorbar(image, label="part of the maps of this true FMCS", shrink=0.85)
+    head(figure, f"FMCS that FMCE-Net predicts for held-out feature maps ({number_of(int(counts.sum()), 'map')})")
     return figure
 
 
@@ -93,7 +97,7 @@ class _Drawn:
 
 def _thinned(losses: Any, markers: Markers) -> _Drawn:
     stretch = -(-markers.epochs // _STRETCHES) if markers.epochs > 2 * _STRETCHES else 1
-    marked = [markers.e0, *(markers.markers or [])]
+    marked = [epoch for epoch in (markers.e0, *(markers.markers or []), markers.min_cqi_epoch) if epoch is not None]
     settings: dict[str, Any] = {"alpha": markers.alpha, "window": markers.window, "smoothing": markers.smoothing}
     parts: list[list[np.ndarray]] = []
     at = {}
@@ -116,32 +120,91 @@ def _extremes(values: np.ndarray, stretch: int) -> np.ndarray:
     return np.stack([np.fmin.reduceat(values, begins), np.fmax.reduceat(values, begins)], axis=1).ravel()
 
 
-def _draw_convergence(loss: Axes, index: Axes, log_loss: Axes, drawn: _Drawn, markers: Markers) -> None:
-    loss.plot(drawn.epochs, drawn.losses, color=RAW, label="raw")
-    loss.plot(drawn.epochs, drawn.smoothed, color=SMOOTH, label=f"smoothed ({markers.smoothing})")
-    loss.set(title="(a) Training loss", ylabel="loss")
-    loss.legend(frameon=False)
+def _convergence(losses: Any, markers: Markers, *, with_top1: bool = False) -> tuple[Figure, dict[str, Axes]]:
+    """The figure without its last panel, for top-1, which is left to draw. The CQI needs two epochs."""
+    drawn = _thinned(losses, markers)
+    with_cqi = bool((drawn.cqi > 0).any())
+    figure, axes = panels(["loss", *["cqi"] * with_cqi, "log loss", *["top1"] * with_top1], height=_ROW)
+    head(figure, _verdict(markers, drawn.stretch))
+    _draw_loss(axes["loss"], drawn, markers)
+    if with_cqi:
+        _draw_cqi(axes["cqi"], drawn, markers)
+    _draw_log_loss(axes["log loss"], drawn, markers)
+    return figure, axes
 
-    index.semilogy(drawn.epochs, drawn.cqi, color=SMOOTH, label="CQI")
-    index.axhline(markers.mu, color=MARK, linestyle="--", linewidth=1, label=f"mu = {markers.mu:g}")
-    index.set(title="(b) Convergence Quantification Indicator", ylabel="CQI (log scale)")
-    if markers.markers is not None:
-        end = markers.markers[-1]
-        index.plot(end, drawn.at[end][1], "o", color=MARK, label=f"converged: epoch {end:,}")
-    index.legend(frameon=False)
 
-    log_loss.plot(drawn.epochs, np.log(drawn.smoothed), color=SMOOTH)
-    log_loss.set(title="(c) Epoch markers on the log of the smoothed loss", ylabel="log loss")
+def _verdict(markers: Markers, stretch: int) -> str:
+    epochs = number_of(markers.epochs, "epoch")
     if markers.markers is not None:
-        _draw_phases(log_loss, drawn.at, markers.e0, markers.markers)
+        text = f"Convergence at epoch {markers.markers[-1]:,}, {markers.phases} phases ({epochs})"
+    elif markers.min_cqi is None:
+        text = f"Not converged: too few epochs to tell ({epochs})"
+    else:
+        text = f"Not converged: smallest CQI {markers.min_cqi:.3g}, mu = {markers.mu:g} ({epochs})"
+    if stretch > 1:
+        text += f"\nof every {stretch:,} epochs the smallest and the largest value are drawn"
+    return text
+
+
+def _draw_loss(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
+    dots = curve(markers.epochs)
+    named = axes.plot(drawn.epochs, drawn.losses, color=ASIDE, label="raw", **dots)
+    named += axes.plot(drawn.epochs, drawn.smoothed, color=MAIN, label=f"smoothed ({markers.smoothing})", **dots)
+    finish(axes, "(a) Training loss", ylabel="loss", named=named)
+    if markers.markers is not None and drawn.stretch == 1:
+        _enlarge(axes, drawn, markers.markers[-1], 3 * markers.window)
+
+
+def _enlarge(axes: Axes, drawn: _Drawn, middle: int, around: int) -> None:
+    """The loss so many epochs around the one of convergence, in a corner, if no curve goes through it."""
+    low, high = axes.get_ylim()
+    behind = drawn.epochs > len(drawn.epochs) / 3
+    if max(drawn.losses[behind].max(), drawn.smoothed[behind].max()) > low + 0.3 * (high - low):
+        return
+    near = np.abs(drawn.epochs - middle) <= around
+    corner = axes.inset_axes((0.5, 0.44, 0.48, 0.44))
+    corner.plot(drawn.epochs[near], drawn.losses[near], color=ASIDE)
+    corner.plot(drawn.epochs[near], drawn.smoothed[near], color=MAIN)
+    corner.axvline(middle, **GUIDE)
+    corner.set_title(f"around epoch {middle:,}", fontsize=SMALL)
+    corner.grid()
+    axes.indicate_inset_zoom(corner, edgecolor=INK)
+
+
+def _draw_cqi(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
+    named = axes.semilogy(drawn.epochs, drawn.cqi, color=MAIN, label="CQI", **curve(markers.epochs))
+    named.append(axes.axhline(markers.mu, **THRESHOLD, label=f"mu = {markers.mu:g}"))
+    marked, label = markers.min_cqi_epoch, "smallest"
+    if markers.markers is not None:
+        marked, label = markers.markers[-1], "converged"
+    if marked is not None:
+        named += axes.plot(marked, drawn.at[marked][1], **EPOCH_MARKER, label=f"{label}: epoch {marked:,}")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
+    finish(axes, "(b) Convergence Quantification Indicator", ylabel="CQI (log scale)", named=named)
+
+
+def _draw_log_loss(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
+    axes.plot(drawn.epochs, np.log(drawn.smoothed), color=MAIN, **curve(markers.epochs))
+    title = "(c) Log of the smoothed loss"
+    if markers.markers is not None:
+        title += ", cut into equal steps"
+        _draw_phases(axes, drawn.at, markers.e0, markers.markers)
+    finish(axes, title, ylabel="log loss (natural)")
 
 
 def _draw_phases(axes: Axes, at: dict[int, tuple[float, float]], e0: int, epochs: list[int]) -> None:
-    start, end = (np.log(at[epoch][0]) for epoch in (e0, epochs[-1]))
-    for k in range(len(epochs) + 1):
-        axes.axhline(start + (end - start) * k / len(epochs), color=MARK, alpha=0.25, linewidth=0.7)
-    axes.plot(e0, start, "s", color=SMOOTH, markersize=5)
-    axes.annotate("E0", (e0, start), textcoords="offset points", xytext=(6, 2), fontsize=8)
-    for k, epoch in enumerate(epochs, start=1):
-        axes.plot(epoch, np.log(at[epoch][0]), "o", color=MARK, markersize=4)
-        axes.annotate(f"E{k}", (epoch, np.log(at[epoch][0])), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    """The levels that cut the way from E0 to E_K into equal steps, named at the right, and the markers."""
+    start, end = log(at[e0][0]), log(at[epochs[-1]][0])
+    levels = start + (end - start) * np.arange(len(epochs) + 1) / len(epochs)
+    axes.plot(e0, start, **START)
+    axes.plot(epochs, np.log([at[epoch][0] for epoch in epochs]), **EPOCH_MARKER)
+    room = lines_in(_PLOT_HEIGHT * abs(end - start) / np.ptp(axes.get_ylim()))
+    step = every(len(epochs), room - 1)
+    named = range(len(epochs) % step, len(levels), step)  # the last one is among them
+    for number in named:
+        axes.axhline(levels[number], **GUIDE)
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(levels[named.start :: step], [f"E{number}: {[e0, *epochs][number]:,}" for number in named])
+    right.tick_params(length=0)
+    right.set_ylabel("marker: epoch")

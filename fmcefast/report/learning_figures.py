@@ -5,17 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from fmcefast.learning.cache_experiment import ARMS, ArmResult
 from fmcefast.learning.fgsm import PAPER_EPSILONS, FgsmResult
-from fmcefast.report.style import RAW, finish, line_of
+from fmcefast.report.labels import finish, head, legend_below, number_of, short
+from fmcefast.report.style import BAND, GUIDE, NARROW, WIDTH, line_of, style
+
+_NAME = 24  # letters of a layer
 
 
+@style()
 def arms_figure(arms: Sequence[ArmResult]) -> Figure:
     """Held-out accuracy against the epoch, the seconds of training, and the images trained; the mean over the seeds,
     whose range is shaded. arms: of one batch size."""
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2))
     panels = figure.subplots(1, 3, sharey=True)
+    named = []
     for number, name in enumerate(ARMS):
         of_arm = [arm for arm in arms if arm.arm == name]
         if not of_arm:
@@ -26,44 +32,89 @@ def arms_figure(arms: Sequence[ArmResult]) -> Figure:
             np.cumsum([[getattr(row, what) for row in arm.epochs[:length]] for arm in of_arm], axis=1).mean(axis=0)
             for what in ("seconds", "trained")
         )
+        look = line_of(number, length)
         for axes, places in zip(panels, (np.arange(1, length + 1), seconds, images), strict=True):
-            axes.plot(places, accuracy.mean(axis=0), markersize=4, label=name, **line_of(number))
-            axes.fill_between(
-                places,
-                accuracy.min(axis=0),
-                accuracy.max(axis=0),
-                color=line_of(number)["color"],
-                alpha=0.1,
-                linewidth=0,
-            )
-    seeds = len({arm.seed for arm in arms})
-    panels[0].set(title=f"(a) By epoch (seeds: {seeds})", ylabel="accuracy on held-out images, %")
-    panels[1].set_title("(b) By seconds of training")
-    panels[2].set_title("(c) By images trained")
-    finish(panels[0])
-    finish(panels[1], xlabel="seconds", whole_numbers=False)
-    finish(panels[2], xlabel="images", whole_numbers=False)
-    lines, names = panels[0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside upper center", ncols=len(names), frameon=False)
+            named += axes.plot(places, accuracy.mean(axis=0), label=name, **look)
+            axes.fill_between(places, accuracy.min(axis=0), accuracy.max(axis=0), color=look["color"], **BAND)
+    finish(panels[0], "(a) By epoch", ylabel="accuracy on held-out images, %")
+    finish(panels[1], "(b) By time", xlabel="seconds of training", ylabel="", whole_numbers=False)
+    finish(panels[2], "(c) By images", xlabel="images trained", ylabel="", whole_numbers=False)
+    panels[2].xaxis.set_major_formatter(EngFormatter(sep=""))
+    legend_below(figure, named)
+    seeds = number_of(len({arm.seed for arm in arms}), "seed")
+    head(figure, f"Ways to train with batches of {arms[0].batch_size:,}: mean and range of accuracy ({seeds})")
     _leave_out_the_start(panels[0], arms)
     return figure
 
 
+@style()
+def hits_figure(arms: Sequence[ArmResult]) -> Figure:
+    """[LFM] Fig. 7: the training images that a cache explained, and those that were trained, in each epoch; the mean
+    over the seeds, whose range is shaded. arms: of one batch size, `cache` among them."""
+    cached = [arm for arm in arms if arm.arm == "cache"]
+    figure = Figure(figsize=(NARROW, 4))
+    axes = figure.subplots()
+    named = []
+    for number, (what, label) in enumerate((("trained", "trained"), ("hits", "hits: explained by the cache"))):
+        images = np.array([[getattr(row, what) for row in arm.epochs] for arm in cached])
+        places = np.arange(1, images.shape[1] + 1)
+        look = line_of(number, len(places))
+        named += axes.plot(places, images.mean(axis=0), label=label, **look)
+        axes.fill_between(places, images.min(axis=0), images.max(axis=0), color=look["color"], **BAND)
+    finish(axes, ylabel="training images")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    legend_below(figure, named)
+    seeds = number_of(len(cached), "seed")
+    head(figure, f"Images that the cache explains, batches of {cached[0].batch_size:,}: mean and range ({seeds})")
+    return figure
+
+
+@style()
+def batch_sizes_figure(arms: Sequence[ArmResult]) -> Figure:
+    """[LFM] Fig. 8: accuracy at the end against the batch size, of plain training and of training that skips what its
+    cache explains; the mean over the seeds, whose range is shaded."""
+    figure = Figure(figsize=(NARROW, 4))
+    axes = figure.subplots()
+    sizes = sorted({arm.batch_size for arm in arms})
+    named = []
+    kinds = [
+        (arm, side, statistic)
+        for arm in ("plain", "cache")
+        for side, statistic in (("training images", "train_accuracy"), ("held-out images", "accuracy"))
+        if any(each.arm == arm for each in arms)
+    ]
+    for number, (name, side, statistic) in enumerate(kinds):
+        of_size = {size: [arm for arm in arms if (arm.arm, arm.batch_size) == (name, size)] for size in sizes}
+        places = [place for place, size in enumerate(sizes) if of_size[size]]
+        values = [[100 * getattr(arm, statistic) for arm in of_size[sizes[place]]] for place in places]
+        look = line_of(number, 1)
+        named += axes.plot(places, [np.mean(each) for each in values], label=f"{name}, {side}", **look)
+        axes.fill_between(places, [*map(min, values)], [*map(max, values)], color=look["color"], **BAND)
+    finish(axes, xlabel="images in a batch", ylabel="accuracy, %", whole_numbers=False)
+    axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    legend_below(figure, named)
+    seeds = number_of(len({arm.seed for arm in arms}), "seed")
+    head(figure, f"Accuracy by batch size: mean and range ({seeds})")
+    return figure
+
+
+@style()
 def fgsm_figure(result: FgsmResult) -> Figure:
     """Held-out accuracy against epsilon, a line for each network and attack."""
-    figure = Figure(figsize=(8.4, 4.8), layout="constrained")
+    figure = Figure(figsize=(NARROW, 4))
     axes = figure.subplots()
-    for epsilon in PAPER_EPSILONS:
-        axes.axvline(epsilon, color=RAW, linestyle=":", linewidth=1.2)
+    named = []
     for number, (network, attacked) in enumerate(result.kinds):
         values = [100 * result.mean(network, attacked, epsilon) for epsilon in result.epsilons]
-        trained = "images" if network == "images" else f"maps of {network}"
+        trained = "trained on images" if network == "images" else f"trained on maps of {short(network, _NAME)}"
         label = f"{trained}, attacked itself" if network == attacked else f"{trained}, changes made for images"
-        axes.plot(result.epsilons, values, markersize=5, label=label, **line_of(number))
-    seeds = len({each.seed for each in result.attacks})
-    axes.set(title=f"FGSM: trained on images and on feature maps (seeds: {seeds})", ylabel="accuracy, %")
-    axes.legend(frameon=False, title="network trained on", alignment="left")
-    finish(axes, xlabel="epsilon, the largest change of a pixel in 0..1", whole_numbers=False)
+        named += axes.plot(result.epsilons, values, label=label, **line_of(number, len(values)))
+    named += [axes.axvline(epsilon, **GUIDE, label="epsilons of the paper") for epsilon in PAPER_EPSILONS]
+    finish(axes, xlabel="epsilon, the largest change of a pixel in 0 to 1", ylabel="accuracy, %", whole_numbers=False)
+    legend_below(figure, named)
+    seeds = number_of(len({each.seed for each in result.attacks}), "seed")
+    head(figure, f"Accuracy on held-out images changed by FGSM: mean ({seeds})")
     return figure
 
 

@@ -1,46 +1,64 @@
 """Maturity statistics of checkpoints, module by module."""
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fmcefast.files import short_names
 from fmcefast.maturity.checkpoints import IMAGES_OF
 from fmcefast.maturity.probe_files import ProbeResult
-from fmcefast.report.style import finish, line_of
+from fmcefast.report.labels import finish, head, legend_below, number_of, short, short_files
+from fmcefast.report.style import DIFFERENT_LINES, GUIDE, NARROW, WIDTH, line_of, style
 
 _NAMED = 12  # checkpoints whose names are written
+_NAME = 24  # letters of a name
 
 
+@style()
 def probe_figure(result: ProbeResult) -> Figure:
     """Invariance, and where there are labels the accuracy of a linear probe, against the checkpoint: a line for each
-    module, and a dotted one for the module before training."""
+    module, at most 20, and a dotted one for the module before training."""
     with_probe = any(row.statistics.get("ridge_probe") is not None for row in result.rows)
-    figure = Figure(figsize=(11 if with_probe else 6.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH if with_probe else NARROW, 4))
     panels = figure.subplots(1, 2 if with_probe else 1, squeeze=False)[0]
-    change = "centred cosine, image and changed image"
-    _draw(panels[0], result, "bn_inv_ccos", "Invariance", change)
+    named = _draw(panels[0], result, "bn_inv_ccos")
+    finish(panels[0], "Invariance, of image and changed image", xlabel="checkpoint", ylabel="centred cosine")
     if with_probe:
-        _draw(panels[1], result, "ridge_probe", "Linear probe", "accuracy on held-out quarters")
-    images = f"{result.images:,} {IMAGES_OF[result.split]} images of {result.data}"
-    title = f"{result.backbone}, {images}, invariance to {' and '.join(result.changes)}; dotted: before training"
-    lines, names = panels[0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside upper center", ncols=5, frameon=False, title=title, title_fontsize=9)
+        _draw(panels[1], result, "ridge_probe")
+        finish(panels[1], "Linear probe", xlabel="checkpoint", ylabel="accuracy on held-out quarters")
+    for axes in panels:
+        _name_checkpoints(axes, result)
+    legend_below(figure, named)
+    images = number_of(result.images, f"{IMAGES_OF[result.split]} image")
+    head(
+        figure,
+        f"{result.backbone} on {result.data}, invariance to {' and '.join(result.changes)} ({images})"
+        + _rest(len({row.module for row in result.rows})),
+    )
     return figure
 
 
-def _draw(axes: Axes, result: ProbeResult, statistic: str, title: str, ylabel: str) -> None:
-    files = list(dict.fromkeys(row.weights for row in result.rows))
-    places = list(range(1, len(files) + 1))
-    for number, module in enumerate(dict.fromkeys(row.module for row in result.rows)):
+def _draw(axes: Axes, result: ProbeResult, statistic: str) -> list[Artist]:
+    """The lines that have names."""
+    named: list[Artist] = []
+    for number, module in enumerate(list(dict.fromkeys(row.module for row in result.rows))[:DIFFERENT_LINES]):
         rows = [row for row in result.rows if row.module == module]
-        style = line_of(number)
+        look = line_of(number, len(rows))
         values = [row.statistics[statistic] for row in rows]
         known = [float("nan") if value is None else value for value in values]
-        axes.plot(places, known, markersize=5, label=module, **style)
+        named += axes.plot(range(1, len(rows) + 1), known, label=short(module, _NAME), **look)
         before = rows[0].fresh.get(statistic)
         if before is not None:
-            axes.axhline(before, color=style["color"], linestyle=":", linewidth=1)
-    axes.set(title=title, ylabel=ylabel)
-    finish(axes, xlabel="checkpoint")
+            axes.axhline(before, **{**GUIDE, "color": look["color"]})
+    before_training = axes.plot([], [], **GUIDE, label="before training")
+    return [*named, *before_training]
+
+
+def _name_checkpoints(axes: Axes, result: ProbeResult) -> None:
+    files = list(dict.fromkeys(row.weights for row in result.rows))
     if len(files) <= _NAMED:
-        axes.set_xticks(places, short_names(files), rotation=30, ha="right", fontsize=8)
+        places = range(1, len(files) + 1)
+        axes.set_xticks(places, short_files(files, _NAME), rotation=30, ha="right", rotation_mode="anchor")
+
+
+def _rest(modules: int) -> str:
+    return f"\nthe first {DIFFERENT_LINES} of {modules:,} modules" if modules > DIFFERENT_LINES else ""
