@@ -69,12 +69,21 @@ def replacing(path: Path) -> Iterator[Path]:
 class FolderLock:
     """An exclusive advisory lock on a folder, across processes, held until `release`.
 
-    Raises FmcefastError when the folder is locked already. File systems without locks are not protected.
+    Raises FmcefastError when the folder is locked already or cannot be written to. File systems without locks are not
+    protected.
     """
 
     def __init__(self, folder: Path):
-        # A file of its own: network file systems do not lock folders.
-        self._file = (folder / LOCK).open("ab")
+        try:
+            # A file of its own: network file systems do not lock folders.
+            self._file = (folder / LOCK).open("ab")
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise FmcefastError(
+                f"{folder} cannot be written to ({error.strerror}). Copy it to where you may write, or name another "
+                "folder."
+            ) from error
         self._owner = os.getpid()
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

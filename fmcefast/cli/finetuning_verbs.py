@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fmcefast.cli.opening import given, open_existing
+from fmcefast.cli.opening import given, open_existing, open_to_read
 from fmcefast.cli.options import common, module_option, settings
 from fmcefast.cli.running import finish, perform, print_json, print_text, terminal_progress
 from fmcefast.errors import InputError
@@ -160,7 +160,8 @@ def score(
         )
     from fmcefast.pipeline.stages import score
 
-    folder, progress, as_json = open_existing(run, score, options)
+    keeps = reference and model is None
+    folder, progress, as_json = open_existing(run, score, options) if keeps else open_to_read(run, options)
     files = [*weights, *more_weights]
     result = perform(score, folder.view(module), progress, weights=files, model=model, reference=reference)
     return finish(folder, result, as_json)

@@ -1,6 +1,8 @@
-"""How a verb opens its run: settings are compared first, and nothing is removed for what could not be finished."""
+"""How a verb opens its run: settings are compared first, nothing is removed for what could not be finished, and no lock
+is taken where nothing is written."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,6 +53,23 @@ def open_existing(
     return _open(path, stage, options, modules, create=False, parallel=stage.parallel)
 
 
+def open_to_read(path: Path | None, options: dict[str, Any]) -> Opened:
+    """The run for a verb that leaves nothing in it: it is not locked and may be read-only. The newest run when no path
+    is given.
+
+    The settings among the options are for this command alone. Raises InputError when they contradict results.
+    """
+    from fmcefast.pipeline.change import compare
+
+    _require_one_process()
+    path = path or newest_run()
+    read_run(path)
+    change = compare(path, given(options), options["config_file"])
+    if change.contradicted is not None:
+        raise InputError(f"{change.explain()} Leave these settings out.")
+    return Opened(change.run, terminal_progress(options["quiet"]), options["as_json"])
+
+
 def folder_of_data(options: dict[str, Any]) -> Path:
     """runs/DATA for the data set of a verb's options or its configuration file."""
     in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
@@ -72,22 +91,30 @@ def _open(
     from fmcefast.pipeline.change import compare
 
     ranks, context = current_ranks(), click.get_current_context()
-    if ranks.size > 1 and not parallel:
-        raise InputError(f"fmcefast {context.info_name} runs as one process: start it without torchrun.")
+    if not parallel:
+        _require_one_process()
     if ranks.rank > 0:
         ranks.barrier()  # rank 0 has locked, checked and changed the run
         return Opened(read_run(path), Progress(quiet=True), options["as_json"])
-    existed = (path / "config.yaml").exists()
-    if existed:
-        context.with_resource(FolderLock(path))
     redo = stage if options["force"] and not stage.on_request else None
-    change = compare(path, given(options), options["config_file"], redo=redo, modules=modules)
+    compared = partial(compare, path, given(options), options["config_file"], redo=redo, modules=modules)
+    change = compared()
+    existed, writes = change.saved is not None, change.changes_anything or stage.writes(change.run)
+    if existed and writes:
+        context.with_resource(FolderLock(path))
+        change = compared()  # again, now that no other process can change the run
     _refuse(change, stage, modules, create=create, force=options["force"])
     run = change.apply()
     if not existed:
         context.with_resource(FolderLock(path))
     ranks.barrier()
     return Opened(run, terminal_progress(options["quiet"]), options["as_json"])
+
+
+def _require_one_process() -> None:
+    if current_ranks().size > 1:
+        verb = click.get_current_context().info_name
+        raise InputError(f"fmcefast {verb} runs as one process: start it without torchrun.")
 
 
 def _refuse(change: "Change", stage: "Stage[Any]", modules: Sequence[str], *, create: bool, force: bool) -> None:

@@ -37,6 +37,11 @@ class Change:
         return self.contradicted or self.redone
 
     @property
+    def changes_anything(self) -> bool:
+        """Whether applying it changes the folder."""
+        return self.run.config != self.saved or self.first is not None
+
+    @property
     def views(self) -> list[RunFolder]:
         """The views of the run whose results must go."""
         names = self.modules if self.modules and not self.contradicted else (None,)

@@ -46,12 +46,15 @@ class FindMarkers(Stage[Markers]):
         """Find the markers. Raises InputError when the training is not finished, or when its losses cannot be divided
         into phases."""
         result = _find(run)
-        text = files.json_text(asdict(result))
-        if not run.markers_json.exists() or run.markers_json.read_text(encoding="utf-8") != text:
-            files.write_text(run.markers_json, text)
-        if result.markers is not None and run.config.keep == "markers":
-            _drop_other_weights(run, result.markers)
+        if not _is_kept(run, result):
+            files.write_json(run.markers_json, asdict(result))
+        for path in _weights_to_drop(run, result):
+            path.unlink()
         return result
+
+    def writes(self, run: RunFolder) -> bool:
+        result = _find(run)
+        return not _is_kept(run, result) or bool(_weights_to_drop(run, result))
 
     def load(self, run: RunFolder) -> Markers:
         """The markers of a run, converged or not."""
@@ -108,8 +111,14 @@ def _require_weights(run: RunFolder, epochs: Iterable[int]) -> None:
         )
 
 
-def _drop_other_weights(run: RunFolder, epochs: Iterable[int]) -> None:
-    needed = {run.weights_of(epoch) for epoch in epochs}
-    for file in run.weights.glob("epoch-*.safetensors"):
-        if file not in needed:
-            file.unlink()
+def _is_kept(run: RunFolder, result: Markers) -> bool:
+    """Whether markers.json holds just this."""
+    path = run.markers_json
+    return path.exists() and path.read_bytes() == files.json_text(asdict(result)).encode()
+
+
+def _weights_to_drop(run: RunFolder, result: Markers) -> list[Path]:
+    if result.markers is None or run.config.keep != "markers":
+        return []
+    needed = {run.weights_of(epoch) for epoch in result.markers}
+    return [file for file in run.weights.glob("epoch-*.safetensors") if file not in needed]

@@ -86,6 +86,10 @@ class Stage(ABC, Generic[Result]):
         """Whether the stage has left anything."""
         return any(path.exists() for path in self.outputs(run))
 
+    def writes(self, run: RunFolder) -> bool:
+        """Whether a call may change the run; if not, the run need not be locked."""
+        return True
+
     def reason_to_skip(self, run: RunFolder) -> str | None:
         """Why `fmcefast run` leaves the stage out of this run; None when it does not."""
         return None

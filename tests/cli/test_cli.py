@@ -157,6 +157,31 @@ def test_a_run_folder_is_for_one_process(fmcefast, tmp_path):
     assert code == 1 and out == "" and "Another fmcefast process is using r" in err
 
 
+def test_verbs_that_only_read_need_no_lock_and_leave_every_file(fmcefast, run):
+    from fmcefast.files import FolderLock
+
+    def state():
+        return {path: path.stat().st_mtime_ns for path in (run.path, *run.path.rglob("*"))}
+
+    weights = ("--weights", run.weights_of(2), "--workers", "1", "--quiet")
+    before = state()
+    alone = fmcefast("markers", run.path), fmcefast("score", run.path, *weights)
+    assert [code for code, _, _ in alone] == [0, 0] and state() == before
+    with FolderLock(run.path):
+        assert (fmcefast("markers", run.path), fmcefast("score", run.path, *weights)) == alone
+        for words in (["markers", "--force"], ["markers", "--window", "3"], ["score", "--reference"]):
+            code, _, err = fmcefast(words[0], run.path, *words[1:])
+            assert code == 1 and "Another fmcefast process is using" in err
+        run.markers_json.write_text("{")
+        assert "Another fmcefast process is using" in fmcefast("markers", run.path)[2]
+
+
+def test_settings_that_contradict_a_run_are_not_for_reading_it(fmcefast, run):
+    (run.path.parent / "c.yaml").write_text("backbone: resnet18\n")
+    code, out, err = fmcefast("score", run.path, "--weights", run.weights_of(2), "--config", run.path.parent / "c.yaml")
+    assert (code, out) == (2, "") and "now resnet18. Leave these settings out." in err
+
+
 def files_of(run):
     return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
 
