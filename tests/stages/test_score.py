@@ -1,6 +1,7 @@
 """The scores of checkpoints and of other runs, against the networks, SciPy and torchmetrics."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,14 +92,14 @@ def test_the_verb_takes_many_files_and_says_a_table(run, fmcefast, tmp_path):
 
 
 def test_bad_input_is_refused(run, runs, fmcefast, tmp_path):
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled.pt")
+    torch.save(Path("an object"), tmp_path / "pickled.pt")
     torch.save(make_network("resnet18", 10).state_dict(), tmp_path / "resnet.pt")
     FMCENet(512, 1, phases=3).save_pretrained(tmp_path / "narrow.safetensors")
     FMCENet(1024, 1, phases=4).save_pretrained(tmp_path / "four.safetensors")
     own = ["--weights", run.weights_of(1)]
     for words, complaint in (
         ([], "Nothing to score. Give --weights FILE, or --reference"),
-        (["--weights", "pickled.pt"], "safetensors.torch.save_file(model.state_dict()"),
+        (["--weights", "pickled.pt"], "torch.save(model.state_dict(), 'weights.pt')"),
         (["--weights", "resnet.pt"], "are of another network"),
         (["--weights", "absent.pt"], "no weights at absent.pt"),
         ([*own, "--model", "narrow.safetensors"], "takes feature maps of 512x1x1"),
