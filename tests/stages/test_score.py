@@ -1,12 +1,15 @@
 """The scores of checkpoints and of other runs, against the networks, SciPy and torchmetrics."""
 
+import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from safetensors.torch import load_file
 
 from fmcefast import FeatureMapDataset, FMCENet
 from fmcefast.data.loaders.choose import make_loader
@@ -89,6 +92,24 @@ def test_the_verb_takes_many_files_and_says_a_table(run, fmcefast, tmp_path):
     content = json.loads(out)
     assert [each["top1"] is None for each in content["checkpoints"]] == [False, True]
     assert content["reference"] == [] and content["spearman"] is None
+
+
+def test_the_key_takes_one_of_several_sets_of_weights(run, fmcefast, tmp_path):
+    first, last = (load_file(run.weights_of(epoch)) for epoch in (1, 8))
+    torch.save({"state_dict": first, "state_dict_ema": last, "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pt")
+    alone = score(run, quiet(), weights=[run.weights_of(1), run.weights_of(8)]).checkpoints
+    words = ["score", run.path, "--weights", "w.pt", "--quiet"]
+    for key, other, expected in (
+        ("state_dict", "state_dict_ema", alone[0]),
+        ("state_dict_ema", "state_dict", alone[1]),
+    ):
+        (found,) = json.loads(fmcefast(*words, "--key", key, "--json")[1])["checkpoints"]
+        assert found == {**asdict(expected), "weights": "w.pt", "epoch": None, "key": key, "other_keys": [other]}
+    code, out, _ = fmcefast(*words)
+    assert code == 0
+    assert out.splitlines()[-1] == "w.pt: state_dict_ema was taken. state_dict would fit too: --key state_dict"
+    code, out, err = fmcefast(*words, "--key", "model")
+    assert (code, out) == (2, "") and "Unknown key of w.pt 'model'. Known: state_dict, state_dict_ema." in err
 
 
 def test_bad_input_is_refused(run, runs, fmcefast, tmp_path):
