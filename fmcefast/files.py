@@ -4,6 +4,7 @@ import errno
 import fcntl
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -165,12 +166,25 @@ def read_json(path: Path, build: Callable[[Any], Content], remedy: str) -> Conte
         raise InputError(f"{path} is damaged: {error}. {remedy}") from error
 
 
+def as_json(content: Any, indent: int | None = None) -> str:
+    """JSON, on one line without `indent`. Numbers that are not finite become null, since JSON knows none."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
 def json_text(content: Any) -> str:
-    return json.dumps(content, indent=2) + "\n"
+    return as_json(content, indent=2) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json_text(content))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
 def content_hash(data: bytes | np.ndarray) -> str:

@@ -1,6 +1,8 @@
 """Files and their hashes."""
 
 import errno
+import json
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,27 @@ def test_a_content_hash_is_the_crc32c(data):
 
 def test_a_content_hash_has_eight_digits():
     assert files.content_hash(b"") == "00000000"
+
+
+def test_json_has_null_for_what_is_no_number():
+    """And keeps everything else; markers.json and the like are compared byte by byte."""
+    content = {
+        "a": nan,
+        "b": [inf, 1.5, (np.float64("-inf"), {"c": np.float64(0.1)})],
+        "d": "NaN",
+        "e": 10**30,
+        "f": True,
+    }
+    expected = {"a": None, "b": [None, 1.5, [None, {"c": 0.1}]], "d": "NaN", "e": 10**30, "f": True}
+    assert json.loads(files.as_json(content), parse_constant=pytest.fail) == expected
+    assert files.json_text(content) == json.dumps(expected, indent=2) + "\n"
+
+
+def test_all_json_is_made_in_one_place():
+    """Which is what keeps NaN out of it. The other one makes no JSON but a message."""
+    root = Path(files.__file__).parent
+    makers = {str(path.relative_to(root)) for path in root.rglob("*.py") if "json.dump" in path.read_text("utf-8")}
+    assert makers <= {"files.py", "logs/json_logs.py"}
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):

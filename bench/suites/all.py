@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = [arguments.results / f"{piece.name}.json" for piece in pieces]
     results = [json.loads(path.read_text()) for path in paths if path.exists()]
     if arguments.json:
-        print(json.dumps({"pieces": states, "results": results}), file=sys.__stdout__)
+        print(files.as_json({"pieces": states, "results": results}), file=sys.__stdout__)
     else:
         print(
             "\n\n".join(map(table, results)) + "\n\n" + "\n".join(f"{name:40}{state}" for name, state in states.items())
@@ -190,7 +190,7 @@ def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str
         log = messages.read()
     last_line = output.splitlines()[-1:]  # lines before it come from libraries
     if last_line and last_line[0].startswith("{"):  # gpu-tests leaves a result even when tests fail
-        files.write_text(result, json.dumps(json.loads(last_line[0]), indent=2) + "\n")
+        files.write_json(result, json.loads(last_line[0]))
     if failed:
         files.write_text(failure, log)
     else:

@@ -1,7 +1,6 @@
 """Result files: rows and ratios, with hardware, versions, date and commit."""
 
 import argparse
-import json
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -33,9 +32,9 @@ def publish(arguments: argparse.Namespace, suite: str, rows: list[dict], *, of: 
     }
     arguments.results.mkdir(parents=True, exist_ok=True)
     path = arguments.results / f"{result_name(suite, of)}.json"
-    files.write_text(path, json.dumps(content, indent=2) + "\n")
+    files.write_json(path, content)
     if arguments.json:
-        print(json.dumps(content), file=sys.__stdout__)
+        print(files.as_json(content), file=sys.__stdout__)
     else:
         print(path)
 

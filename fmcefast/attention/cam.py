@@ -27,7 +27,7 @@ from fmcefast.evaluation.held_out import expected_scores, require_maps, require_
 from fmcefast.finetuning.cell import finished_cells
 from fmcefast.models.extractors import FinalMap, ModuleMaps
 from fmcefast.models.fmce_net import FMCENet
-from fmcefast.models.weights import read_weights
+from fmcefast.models.weights import WeightsFile
 from fmcefast.progress import Progress
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import evaluation_loader, loader_of, open_source
@@ -230,9 +230,9 @@ def _look(
     with progress.task("cam", total=len(checkpoints) * len(chosen), unit="images") as task:
         for each in checkpoints:
             path = run.path / each.weights
-            tensors = read_weights(path)
-            extractor.take(tensors, path)
-            whole.take(tensors, path)
+            weights = WeightsFile(path)
+            extractor.take(weights)
+            whole.take(weights)
             probabilities, fmcs = _predict(extractor, fmce_net, batches)
             if not np.isfinite(probabilities).all():
                 raise FmcefastError(f"The network's logits are not finite with the weights {path}.")

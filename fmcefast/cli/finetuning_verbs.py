@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fmcefast.cli.opening import given, open_existing, open_to_read
-from fmcefast.cli.options import common, module_option, settings
+from fmcefast.cli.options import common, key_option, module_option, settings
 from fmcefast.cli.running import finish, perform, print_json, print_text, terminal_progress
 from fmcefast.errors import InputError
 from fmcefast.run.config import read_yaml, resolve
@@ -33,10 +33,17 @@ _OF_NO_RUN = ("backbone", "data", "image_size", "recipe", "batch_size", "on_bad_
 @click.option(
     "--init", metavar="FILE", type=click.Path(path_type=Path), help="Weights to start from, instead of fresh ones."
 )
+@key_option
 @settings(also=(*_WHERE, "compile"))
 @common
 def finetune(
-    run: Path | None, raf: float, seed: int | None, epochs: int | None, init: Path | None, **options: Any
+    run: Path | None,
+    raf: float,
+    seed: int | None,
+    epochs: int | None,
+    init: Path | None,
+    key: str | None,
+    **options: Any,
 ) -> int:
     """Train the backbone anew with the run's FMCE-Net as auxiliary loss (FMCE-Net++).
 
@@ -50,7 +57,7 @@ def finetune(
     from fmcefast.pipeline.stages import finetune
 
     folder, progress, as_json = open_existing(run, finetune, options)
-    given = {"raf": raf, "seed": seed, "epochs": epochs, "init": init, "force": options["force"]}
+    given = {"raf": raf, "seed": seed, "epochs": epochs, "init": init, "key": key, "force": options["force"]}
     return finish(folder, perform(finetune, folder, progress, **given), as_json)
 
 
@@ -114,9 +121,10 @@ def sweep(
     multiple=True,
     metavar="FILE...",
     type=click.Path(path_type=Path),
-    help="Checkpoints to score: safetensors or a plain state_dict.",
+    help="Checkpoints to score: safetensors, files of torch.save, or indexes of shards.",
 )
 @click.argument("more_weights", nargs=-1, metavar="", type=click.Path(path_type=Path))
+@key_option
 @click.option("--model", metavar="FILE", type=click.Path(path_type=Path), help="An FMCE-Net. [default: the run's]")
 @module_option
 @click.option(
@@ -128,6 +136,7 @@ def score(
     run: Path | None,
     weights: tuple[Path, ...],
     more_weights: tuple[Path, ...],
+    key: str | None,
     model: Path | None,
     module: str | None,
     reference: bool,
@@ -142,7 +151,7 @@ def score(
 
     Every held-out image's feature map gets a score from 1 to K; the table shows mean, spread and distribution. The last
     form opens no run: its model comes from fit --model invariant, and --backbone, --data, --image-size, --recipe and
-    --batch-size are for it alone. Nothing in a file is executed: pickled objects are refused.
+    --batch-size are for it alone. Nothing in a file is executed: of pickled objects only the tensors are read.
     """
     if options["force"]:
         raise InputError("score keeps nothing that --force could redo; leave it out.")
@@ -151,7 +160,7 @@ def score(
     if model is not None and _is_invariant(model):
         if run is not None or reference:
             raise InputError(f"{model} scores checkpoints without a run: leave out {run or '--reference'}.")
-        return _score_any((*weights, *more_weights), model, module, options)
+        return _score_any((*weights, *more_weights), key, model, module, options)
     if foreign := sorted(given(options).keys() & set(_OF_NO_RUN)):
         if model is not None and not model.exists():
             raise InputError(f"There is no model at {model}. See: fmcefast fit --help")
@@ -163,7 +172,7 @@ def score(
     keeps = reference and model is None
     folder, progress, as_json = open_existing(run, score, options) if keeps else open_to_read(run, options)
     files = [*weights, *more_weights]
-    result = perform(score, folder.view(module), progress, weights=files, model=model, reference=reference)
+    result = perform(score, folder.view(module), progress, weights=files, key=key, model=model, reference=reference)
     return finish(folder, result, as_json)
 
 
@@ -173,12 +182,15 @@ def _is_invariant(model: Path) -> bool:
     return is_invariant_score(model)
 
 
-def _score_any(weights: Sequence[Path], model: Path, module: str | None, options: dict[str, Any]) -> int:
+def _score_any(
+    weights: Sequence[Path], key: str | None, model: Path, module: str | None, options: dict[str, Any]
+) -> int:
     from fmcefast.maturity.score_files import score_files
     from fmcefast.runtime.device import pick_device
 
     config = resolve(given(options), read_yaml(options["config_file"]) if options["config_file"] else {})
-    result = score_files(weights, model, config, pick_device(), terminal_progress(options["quiet"]), module=module)
+    device, progress = pick_device(), terminal_progress(options["quiet"])
+    result = score_files(weights, model, config, device, progress, key=key, module=module)
     print_json(asdict(result)) if options["as_json"] else print_text(result.explain())
     return 0
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from fmcefast.cli.opening import given
-from fmcefast.cli.options import output_options, settings
+from fmcefast.cli.options import key_option, output_options, settings
 from fmcefast.cli.running import check_picture, print_json, print_text, terminal_progress
 from fmcefast.errors import InputError
 from fmcefast.progress import Progress
@@ -61,6 +61,7 @@ def _looking(command: Callable) -> Callable:
             metavar="NAME",
             help="A module of the backbone (layer3); several. [default: the last one at each size of the maps]",
         ),
+        key_option,
     ):
         command = option(command)
     return command
@@ -72,7 +73,7 @@ def _looking(command: Callable) -> Callable:
     multiple=True,
     metavar="FILE...",
     type=click.Path(path_type=Path),
-    help="Checkpoints of one network, in order: safetensors or a plain state_dict.",
+    help="Checkpoints of one network, in order: safetensors, files of torch.save, or indexes of shards.",
 )
 @click.argument("more_weights", nargs=-1, metavar="", type=click.Path(path_type=Path))
 @settings(also=("backbone",))
@@ -81,6 +82,7 @@ def _looking(command: Callable) -> Callable:
 def probe(
     weights: tuple[Path, ...],
     more_weights: tuple[Path, ...],
+    key: str | None,
     modules: tuple[str, ...],
     labels: bool,
     changes: tuple[str, ...],
@@ -104,7 +106,7 @@ def probe(
     check_picture(plot)
     config = _config(options)
     look = _look(config, [config.backbone], options)
-    result = probe_files(files, config.backbone, *look, modules=modules, labels=labels, changes=changes)
+    result = probe_files(files, config.backbone, *look, key=key, modules=modules, labels=labels, changes=changes)
     if plot is not None:
         from fmcefast.report.probe_figure import probe_figure
         from fmcefast.report.saving import save
@@ -128,6 +130,7 @@ def probe(
 def compare(
     files: Sequence[Path],
     backbones: tuple[str, ...],
+    key: str | None,
     modules: tuple[str, ...],
     labels: bool,
     changes: tuple[str, ...],
@@ -149,7 +152,7 @@ def compare(
     names = list(backbones) or [config.backbone]
     files = files if len(names) > 1 else _natural(files)
     look = _look(config, names, options)
-    result = compare_files(files, names, *look, modules=modules, labels=labels, changes=changes)
+    result = compare_files(files, names, *look, key=key, modules=modules, labels=labels, changes=changes)
     print_json(asdict(result)) if options["as_json"] else print_text(result.explain())
     return 0
 

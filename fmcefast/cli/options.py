@@ -41,6 +41,14 @@ module_option = click.option(
 )
 
 
+key_option = click.option(
+    "--key",
+    metavar="NAME",
+    help="Which weights of a file that holds several: state_dict_ema, or model.teacher in a dictionary within another. "
+    "[default: averaged ones]",
+)
+
+
 def output_options(quiet_help: str = "No progress on standard error.") -> Callable:
     """Options for what a verb prints."""
 

@@ -1,7 +1,6 @@
 """How a verb performs a stage and prints what came out."""
 
 import errno
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import click
 
 from fmcefast.cli.wording import with_flags
 from fmcefast.errors import DiskFullError, FmcefastError, InputError
+from fmcefast.files import as_json
 from fmcefast.progress import Progress
 from fmcefast.run.folder import RunFolder
 from fmcefast.runtime.ranks import current_ranks
@@ -49,7 +49,7 @@ def finish(run: RunFolder, result: Any, as_json: bool) -> int:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    click.echo(json.dumps(content))
+    click.echo(as_json(content))
 
 
 def print_text(text: str) -> None:

@@ -1,6 +1,5 @@
 """split.json: which files a run trains on and which it holds out, fixed for the run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ def write_split(path: Path, source: Source, folder: Path) -> None:
         "test": _names(source.test, folder),
         "left_out": source.left_out,
     }
-    files.write_text(path, json.dumps({"crc32c": _checksum(content), **content}))
+    files.write_text(path, files.as_json({"crc32c": _checksum(content), **content}))
 
 
 def read_split(path: Path, folder: Path, *, upright: bool = False) -> Source:
@@ -48,4 +47,4 @@ def _images(rows: list[list], folder: Path, upright: bool) -> ImageSet:
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    return files.content_hash(json.dumps(content).encode())
+    return files.content_hash(files.as_json(content).encode())

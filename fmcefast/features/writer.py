@@ -72,7 +72,7 @@ class FeatureMapWriter:
         self.folder = Path(folder)
         labels = np.asarray(labels, dtype=np.int64)
         phases = [Phase(score, int(epoch)) for score, epoch in enumerate(epochs, start=1)]
-        made_from = json.loads(json.dumps(dict(source or {})))  # as the manifest will return it
+        made_from = json.loads(files.as_json(dict(source or {})))  # as the manifest will return it
         whole_shape: tuple[Any, ...] = tuple(map(int, shape))
         self._manifest = Manifest(str(dtype), whole_shape, int(samples), phases, made_from)
         try:

@@ -1,5 +1,6 @@
 """One cell of FMCE-Net++'s table: a RAF and a seed, and the folder that its training leaves."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,17 +15,24 @@ from fmcefast.run.folder import RunFolder
 from fmcefast.stages.train import train
 
 FILE = "cell.json"
+_NOT_IN_NAMES = re.compile(r"[^\w.]+")
 
 
 class Init(NamedTuple):
-    """Weights to start from: a file, and the checksum of its content."""
+    """Weights to start from: a file, the checksum of its content, and which of the weights in it (see WeightsFile)."""
 
     path: Path
     checksum: str
+    key: str | None = None
 
     @classmethod
-    def of(cls, path: Path) -> "Init":
-        return cls(path, _checksum(path))
+    def of(cls, path: Path, key: str | None = None) -> "Init":
+        return cls(path, _checksum(path), key)
+
+    def __str__(self) -> str:
+        """As the name of a folder has it."""
+        key = "" if self.key is None else "-" + _NOT_IN_NAMES.sub("-", self.key)
+        return f"{self.path.stem}-{self.checksum}{key}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Cell:
         raf = f"{self.raf:.2f}" if round(self.raf, 2) == self.raf else f"{self.raf!r}"
         name = f"raf-{raf}-seed-{self.seed}"
         name += "" if self.until_convergence else f"-epochs-{self.epochs}"
-        name += f"-from-{self.init.path.stem}-{self.init.checksum}" if self.init else ""
+        name += f"-from-{self.init}" if self.init else ""
         folder = self.run.finetune / "fmce-per-seed" if self.net_of_seed else self.run.finetune
         return RunFolder(folder / name, replace(self.run.config, seed=self.seed))
 
@@ -113,6 +121,7 @@ class Cell:
             "until_convergence": self.until_convergence,
             "fmce_net": _checksum(self.fmce_net),
             "init": self.init.checksum if self.init else None,
+            "init_key": self.init.key if self.init else None,
             **training,
         }
 

@@ -8,7 +8,6 @@ import torch
 from fmcefast.evaluation.held_out import require_phases
 from fmcefast.finetuning.cell import Cell
 from fmcefast.models.fmce_net import FMCENet
-from fmcefast.models.weights import read_weights
 from fmcefast.progress import Progress
 from fmcefast.run.epochs import FinetuningEpoch
 from fmcefast.run.images import loader_of, open_source
@@ -100,15 +99,18 @@ def _train(cell: Cell, net: FMCENet, progress: Progress) -> None:
     config = replace(place.config, loader=loader)
     trainer = Trainer(config, source, device, ranks, RepresentationAuxiliary(net, cell.raf, config, device))
     epochs = committed_epochs(FinetuningEpoch, place)
+    start = "from fresh weights"
     if epochs:
         load_state(place.resume, trainer.backbone, trainer.optimizer, trainer.scaler)
+        start = f"after epoch {len(epochs)}"
     elif cell.init is not None:
-        trainer.backbone.take(read_weights(cell.init.path), cell.init.path)
+        choice = trainer.backbone.load(cell.init.path, cell.init.key)
+        start = f"from {cell.init.path}"
+        for line in choice.explain(cell.init.path):
+            progress.line(line)
     ranks.barrier()
-    start = f"from {cell.init.path}" if cell.init else "from fresh weights"
     progress.line(
-        f"finetune: {cell}: {cell.epochs} epochs {f'after epoch {len(epochs)}' if epochs else start}; "
-        f"{describe(device, trainer.dtype)}, --loader {loader}"
+        f"finetune: {cell}: {cell.epochs} epochs {start}; {describe(device, trainer.dtype)}, --loader {loader}"
     )
     train_epochs(
         place,

@@ -7,7 +7,7 @@ from fmcefast.errors import InputError
 from fmcefast.finetuning.cell import Cell, Init, finished_cells
 from fmcefast.finetuning.cell_training import FinetuneResult, train_cell
 from fmcefast.losses.representation_auxiliary import check_raf
-from fmcefast.models.weights import check_safetensors, read_weights
+from fmcefast.models.weights import WeightsFile, check_safetensors
 from fmcefast.progress import Progress
 from fmcefast.run.config import check_value
 from fmcefast.run.folder import RunFolder
@@ -40,14 +40,15 @@ class Finetune(Stage[FinetuneResult]):
         seed: int | None = None,
         epochs: int | None = None,
         init: Path | None = None,
+        key: str | None = None,
         force: bool = False,
     ) -> FinetuneResult:
         """Train the run's backbone anew under the run's FMCE-Net, continuing after an interruption.
 
         seed: the run's own by default; epochs: how many of the run's schedule, E_K by default; init: weights to start
-        from instead of fresh ones; force: train the cell from the start, even if it is finished. Raises InputError for
-        a raf outside 0..1, more epochs than the schedule has, an FMCE-Net that does not fit, and a folder whose cell
-        has other settings.
+        from instead of fresh ones; key: which of the weights in that file (see WeightsFile); force: train the cell from
+        the start, even if it is finished. Raises InputError for a raf outside 0..1, more epochs than the schedule has,
+        an FMCE-Net that does not fit, and a folder whose cell has other settings.
         """
         config, last = run.config, markers.epochs(run)[-1]
         epochs = last if epochs is None else epochs
@@ -57,14 +58,16 @@ class Finetune(Stage[FinetuneResult]):
             )
         fit.fmce_net(run)  # raises when it is missing
         if init is not None:
-            read_weights(init)
+            WeightsFile(init, key)  # raises when it cannot be read
+        elif key is not None:
+            raise InputError("`key` names weights in the file of `init`. Give both.")
         cell = Cell(
             run=run,
             raf=check_raf(raf),
             seed=config.seed if seed is None else check_value("seed", seed),
             epochs=epochs,
             fmce_net=run.fmce_net,
-            init=Init.of(init) if init else None,
+            init=Init.of(init, key) if init else None,
             until_convergence=epochs == last,
         )
         return train_cell(cell, progress, force)

@@ -1,6 +1,5 @@
 """Training that skips what a cached feature vector explains, beside other ways to skip ([LFM] 5 and 7.1)."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -62,7 +61,7 @@ class ArmResult:
     @property
     def checksum(self) -> str:
         """CRC-32C of the epochs, which other trainings may follow."""
-        return files.content_hash(json.dumps([asdict(row) for row in self.epochs]).encode())
+        return files.content_hash(files.as_json([asdict(row) for row in self.epochs]).encode())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from fmcefast.errors import InputError
 from fmcefast.files import content_hash
 from fmcefast.maturity.statistics import FEWEST_IMAGES
 from fmcefast.models.networks import make_network
-from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
+from fmcefast.models.weights import Choice, WeightsFile, copy_weights
 from fmcefast.progress import Progress
 from fmcefast.run.config import Config
 from fmcefast.run.images import configured_source, loader_settings
@@ -109,29 +109,33 @@ def probe_images(
 
 
 class Checkpoint(NamedTuple):
-    """A network in evaluation mode, and the number of classes that it was trained for."""
+    """A network in evaluation mode, the number of classes that it was trained for (None if its file has no classifier),
+    and which weights of the file it has."""
 
     network: nn.Module
-    classes: int
+    classes: int | None
+    choice: Choice
 
 
-def load_checkpoint(backbone: str, path: Path, classes: int, device: torch.device) -> Checkpoint:
-    """The network of a weights file, whose classes may be others than the images'.
+def load_checkpoint(
+    backbone: str, path: Path, classes: int, device: torch.device, key: str | None = None
+) -> Checkpoint:
+    """The network of a weights file, whose classes may be others than the images', or which may have no classifier.
 
-    Raises InputError for an unknown backbone, and weights that are missing, damaged, not finite or of another network.
+    key: as for `WeightsFile`. Raises InputError for an unknown backbone, and weights that are missing, damaged, not
+    finite or of another network.
     """
-    tensors = read_weights(path)
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if bad:
-        raise InputError(f"The weights {path} hold values that are not finite: {', '.join(bad[:3])}.")
+    file = WeightsFile(path, key)
     network = make_network(backbone, classes)
-    names = {name: name for name in network.state_dict()}
-    weights = weights_of_network(tensors, path, names, names)
-    in_file = _classes_of(weights, network, classes)
-    if in_file != classes:
+    own = network.state_dict()
+    classifier = _classifier(backbone, classes)
+    found = file.find(own, needed=[name for name in own if name not in classifier])
+    counts = {len(tensor) for name, tensor in found.tensors.items() if name in classifier and tensor.ndim}
+    in_file = counts.pop() if len(counts) == 1 else None
+    if in_file not in (None, classes):
         network = make_network(backbone, in_file)
-    copy_weights(network, weights, path, names)
-    return Checkpoint(on_device(network, device).eval(), in_file)
+    copy_weights(network, found, {name: name for name in own})
+    return Checkpoint(on_device(network, device).eval(), in_file, found.choice)
 
 
 def fresh_network(backbone: str, classes: int, device: torch.device) -> nn.Module:
@@ -142,13 +146,9 @@ def fresh_network(backbone: str, classes: int, device: torch.device) -> nn.Modul
     return on_device(network, device).eval()
 
 
-def _classes_of(weights: dict[str, torch.Tensor], network: nn.Module, classes: int) -> int:
-    """The number of classes of the file, which shows in the only tensors of another shape: those of its classifier."""
-    own = network.state_dict()
-    others = [name for name, tensor in weights.items() if name in own and tensor.shape != own[name].shape]
-    counts = {weights[name].shape[0] for name in others if _is_of_classes(weights[name], own[name], classes)}
-    return counts.pop() if len(counts) == 1 else classes
-
-
-def _is_of_classes(tensor: torch.Tensor, own: torch.Tensor, classes: int) -> bool:
-    return tensor.ndim == own.ndim > 0 and own.shape[0] == classes and tensor.shape[1:] == own.shape[1:]
+@cache
+def _classifier(backbone: str, classes: int) -> frozenset[str]:
+    """The tensors whose shape depends on the number of classes."""
+    with torch.random.fork_rng(devices=[]):
+        states = [make_network(backbone, number).state_dict() for number in (classes, classes + 1)]
+    return frozenset(name for name, tensor in states[0].items() if tensor.shape != states[1][name].shape)

@@ -19,6 +19,7 @@ from fmcefast.maturity.modules import in_running_order, stages_of
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import CHANGED_IMAGES
 from fmcefast.maturity.statistics import lacking_labels, ridge_probe_accuracy, silhouettes, single_threaded
+from fmcefast.models.weights import Choice
 from fmcefast.progress import Progress
 
 FINAL = "final feature map"
@@ -50,7 +51,8 @@ class CompareResult:
 
     modules: by invariance, in the order in which they run, the final one last; only that one for different backbones.
     silhouette, ridge_probe: {file: mean silhouette, and accuracy of a linear probe, of the final map}, where labels
-    serve. worth: why there is no verdict, for checkpoints of different backbones or classes.
+    serve. worth: why there is no verdict, for checkpoints of different backbones or classes. keys, other_keys: {file:
+    which of its weights were taken, and which others fit}.
     """
 
     order: list[str]
@@ -65,6 +67,8 @@ class CompareResult:
     silhouette: dict[str, float] | None
     ridge_probe: dict[str, float] | None
     worth: str | None
+    keys: dict[str, str]
+    other_keys: dict[str, list[str]]
 
     def explain(self) -> str:
         final = self.modules[-1]
@@ -89,6 +93,8 @@ class CompareResult:
                 f"{module.module} of {names[path]} was never trained: its batch normalisation is as it began."
                 for path in module.untrained
             ]
+        for path in self.order:
+            lines += Choice(self.keys[path], self.other_keys[path]).explain(path)
         return "\n".join(lines)
 
     def _modules_of(self, pair: Comparison, names: dict[str, str]) -> list[str]:
@@ -117,15 +123,16 @@ def compare_files(
     device: torch.device,
     progress: Progress,
     *,
+    key: str | None = None,
     modules: Sequence[str] = (),
     labels: bool = True,
     changes: Sequence[str] = DEFAULT_CHANGES,
 ) -> CompareResult:
     """Compare two or more checkpoints on the same images.
 
-    backbones: one for all, or one for each file. modules: of one backbone, the one defined last being taken for
-    the final feature map; by default the last one at each size of the maps. labels: with a linear probe, where they
-    serve.
+    backbones: one for all, or one for each file. key: which of the weights in the files (see WeightsFile). modules: of
+    one backbone, the one defined last being taken for the final feature map; by default the last one at each size of
+    the maps. labels: with a linear probe, where they serve.
 
     Raises InputError for fewer than two files, a file given twice, another number of backbones, maps that are the same
     for all images, and as `load_checkpoint` and `pool_maps` do.
@@ -145,7 +152,7 @@ def compare_files(
     with_labels = labels and not lacking_labels(images.labels)
     with progress.task("compare", total=len(files) * len(images), unit="images") as task:
         for path, backbone in zip(weights, of_file.values(), strict=True):
-            seen.append(_look_at(path, backbone, images, device, modules, same_backbone, with_labels, changes))
+            seen.append(_look_at(path, key, backbone, images, device, modules, same_backbone, with_labels, changes))
             task.advance(len(images), note=path.name)
     invariances = {file: list(look.invariances.values())[-1] for file, look in zip(files, seen, strict=True)}
     of_classes = {file: look.silhouettes for file, look in zip(files, seen, strict=True)}
@@ -183,6 +190,8 @@ def compare_files(
         silhouette={file: float(of_classes[file].mean()) for file in order} if with_labels else None,
         ridge_probe={file: look.ridge_probe for file, look in zip(files, seen, strict=True)} if with_labels else None,
         worth=worth,
+        keys={file: look.choice.key for file, look in zip(files, seen, strict=True)},
+        other_keys={file: look.choice.others for file, look in zip(files, seen, strict=True)},
     )
 
 
@@ -195,13 +204,15 @@ class _Look(NamedTuple):
 
     invariances: dict[str, np.ndarray]
     untrained: list[str]
-    classes: int
+    classes: int | None
+    choice: Choice
     silhouettes: np.ndarray
     ridge_probe: float
 
 
 def _look_at(
     path: Path,
+    key: str | None,
     backbone: str,
     images: ProbeImages,
     device: torch.device,
@@ -210,7 +221,7 @@ def _look_at(
     with_labels: bool,
     changes: Sequence[str],
 ) -> _Look:
-    checkpoint = load_checkpoint(backbone, path, len(images.classes), device)
+    checkpoint = load_checkpoint(backbone, path, len(images.classes), device, key)
     names = in_running_order(checkpoint.network, modules) or stages_of(checkpoint.network, images.image_size)
     names = names if same_backbone else names[-1:]
     pooled = pool_maps(checkpoint.network, names, images.batches, changes=changes, changed_images=CHANGED_IMAGES)
@@ -226,6 +237,7 @@ def _look_at(
         invariances={name if same_backbone else FINAL: maps.invariance for name, maps in pooled.items()},
         untrained=[name for name in names if untrained(checkpoint.network, name)],
         classes=checkpoint.classes,
+        choice=checkpoint.choice,
         silhouettes=of_classes,
         ridge_probe=accuracy,
     )

@@ -123,7 +123,7 @@ class InvariantScore:
             "images": self.images,
             "changes": self.changes,
         }
-        content = save({"values": self.values, "scores": self.scores}, metadata={_KEY: json.dumps(facts)})
+        content = save({"values": self.values, "scores": self.scores}, metadata={_KEY: files.as_json(facts)})
         files.write_bytes(Path(path), content)
 
     @classmethod

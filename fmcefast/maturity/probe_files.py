@@ -1,7 +1,7 @@
 """Maturity statistics of checkpoints in files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from fmcefast.maturity.modules import stages_of
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.maturity.probe import CHANGED_IMAGES, Statistics, measure
 from fmcefast.maturity.statistics import lacking_labels
+from fmcefast.models.weights import Choice
 from fmcefast.progress import Progress
 
 _HEADS = {
@@ -39,7 +40,7 @@ class ProbeRow:
     """One module of one checkpoint. fresh: the statistics of the module before training.
 
     untrained: its batch normalisation still has the weights that it began with. constant: its maps are the same for all
-    images, and its statistics are None.
+    images, and its statistics are None. key, other_keys: which weights of the file were taken, and which others fit.
     """
 
     weights: str
@@ -48,6 +49,8 @@ class ProbeRow:
     fresh: Statistics
     untrained: bool
     constant: bool
+    key: str = ""
+    other_keys: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class ProbeResult:
         ]
         if self.without_labels:
             lines.append(f"Without the statistics that need labels: {self.without_labels}.")
+        for weights, choice in {row.weights: Choice(row.key, row.other_keys) for row in self.rows}.items():
+            lines += choice.explain(weights)
         return "\n".join(lines)
 
 
@@ -94,14 +99,15 @@ def probe_files(
     device: torch.device,
     progress: Progress,
     *,
+    key: str | None = None,
     modules: Sequence[str] = (),
     labels: bool = True,
     changes: Sequence[str] = DEFAULT_CHANGES,
 ) -> ProbeResult:
     """Probe checkpoints of one backbone; see `probe`.
 
-    modules: by default the last one at each size of the maps. labels: use those of the images where they serve. Raises
-    InputError as `probe` and `load_checkpoint` do.
+    key: which of the weights in the files (see WeightsFile). modules: by default the last one at each size of the maps.
+    labels: use those of the images where they serve. Raises InputError as `probe` and `load_checkpoint` do.
     """
     without_labels = lacking_labels(images.labels, images.classes) if labels else "they were not asked for"
     known = None if without_labels else images.labels
@@ -110,14 +116,14 @@ def probe_files(
     before: dict[str, np.ndarray] = {}
     with progress.task("probe", total=len(weights) * len(images), unit="images") as task:
         for path in weights:
-            network = load_checkpoint(backbone, path, len(images.classes), device).network
+            network, _, choice = load_checkpoint(backbone, path, len(images.classes), device, key)
             names = names or stages_of(network, images.image_size)
             maps = pool_maps(
                 network, names, images.batches, changes=changes, changed_images=CHANGED_IMAGES, evaluation=True
             )
             for name, pooled in maps.items():
-                statistics = measure(pooled, known, before.get(name))
-                rows.append(ProbeRow(str(path), name, statistics, {}, untrained(network, name), pooled.constant))
+                statistics, as_it_began = measure(pooled, known, before.get(name)), untrained(network, name)
+                rows.append(ProbeRow(str(path), name, statistics, {}, as_it_began, pooled.constant, *choice))
             before = {name: pooled.plain for name, pooled in maps.items() if not pooled.constant}
             task.advance(len(images), note=path.name)
     fresh = fresh_statistics(backbone, names, images, labels=known is not None, changes=changes, device=device)

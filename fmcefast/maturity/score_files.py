@@ -1,7 +1,7 @@
 """Scores checkpoints in files under a calibrated score, without a run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,17 +12,21 @@ from fmcefast.maturity.checkpoints import load_checkpoint, probe_images
 from fmcefast.maturity.invariant_score import InvariantScore
 from fmcefast.maturity.modules import stages_of
 from fmcefast.models.networks import check_backbone
+from fmcefast.models.weights import Choice
 from fmcefast.progress import Progress
 from fmcefast.run.config import Config
 
 
 @dataclass(frozen=True)
 class FileScore:
-    """fmcs: from 0, a fresh network, to the number of phases."""
+    """fmcs: from 0, a fresh network, to the number of phases. key, other_keys: which weights of the file were taken,
+    and which others fit."""
 
     weights: str
     module: str
     fmcs: float
+    key: str = ""
+    other_keys: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class FileScores:
             f"{name:{width}}  FMCS {row.fmcs:5.2f} of {self.phases}  ({row.module})"
             for name, row in zip(names, self.rows, strict=True)
         ]
+        for row in self.rows:
+            lines += Choice(row.key, row.other_keys).explain(row.weights)
         return "\n".join([*lines, *([self.caution] if self.caution else [])])
 
 
@@ -54,12 +60,14 @@ def score_files(
     device: torch.device,
     progress: Progress,
     *,
+    key: str | None = None,
     module: str | None = None,
 ) -> FileScores:
     """Score checkpoints of `config.backbone` on held-out images of `config.data`.
 
-    module: of the backbone; the last feature map by default. Raises InputError when there is nothing to score, and as
-    `InvariantScore.from_pretrained`, `load_checkpoint` and `pool_maps` do.
+    key: which of the weights in the files (see WeightsFile). module: of the backbone; the last feature map by default.
+    Raises InputError when there is nothing to score, and as `InvariantScore.from_pretrained`, `load_checkpoint` and
+    `pool_maps` do.
     """
     if not weights:
         raise InputError("Nothing to score. Give checkpoints: `weights=FILE`")
@@ -69,9 +77,10 @@ def score_files(
     rows = []
     with progress.task("score", total=len(weights), unit="checkpoints") as task:
         for path in weights:
-            network = load_checkpoint(config.backbone, path, len(images.classes), device).network
+            network, _, choice = load_checkpoint(config.backbone, path, len(images.classes), device, key)
             name = module or stages_of(network, config.image_size)[-1]
-            rows.append(FileScore(str(path), name, score.score(network, [name], images.batches, images.labels)[name]))
+            fmcs = score.score(network, [name], images.batches, images.labels)[name]
+            rows.append(FileScore(str(path), name, fmcs, *choice))
             task.advance(1, note=path.name)
     return FileScores(str(model), score.phases, len(images), _caution(score, config), rows)
 

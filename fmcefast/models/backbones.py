@@ -14,7 +14,7 @@ from torch import fx, nn
 from fmcefast import files
 from fmcefast.errors import InputError
 from fmcefast.models.networks import Tracer, make_network
-from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
+from fmcefast.models.weights import Choice, WeightsFile, copy_weights, without_counts
 
 
 class Backbone(nn.Module):
@@ -53,28 +53,35 @@ class Backbone(nn.Module):
         tensors = {_original_name(name): tensor.contiguous() for name, tensor in state.items()}
         files.write_bytes(path, save(tensors))
 
-    def load(self, path: Path) -> None:
-        """Read what `save` wrote. Raises InputError when the file is missing, damaged or of another network."""
-        self.take(read_weights(path), path)
+    def load(self, path: Path, key: str | None = None) -> Choice:
+        """Read weights; see `WeightsFile` and `take`."""
+        return self.take(WeightsFile(path, key))
 
-    def take(self, tensors: dict[str, torch.Tensor], path: Path) -> None:
-        """Copy tensors of the file `path`, under the original network's names. Raises InputError unless all fit."""
+    def take(self, file: WeightsFile) -> Choice:
+        """Copy the weights of a file, under the original network's names. Raises InputError unless all fit."""
         names = self._original_names()
-        copy_weights(self, weights_of_network(tensors, path, names, names), path, names)
+        found = file.find(self._tensors(names))
+        copy_weights(self, found, names)
+        return found.choice
 
-    def take_features(self, tensors: dict[str, torch.Tensor], path: Path) -> bool:
-        """Copy the tensors of `features`, and those of `head` when they fit. Returns whether they did."""
+    def take_features(self, file: WeightsFile) -> tuple[Choice, bool]:
+        """Copy the tensors of `features`, and those of `head` when they fit. Returns also whether they did."""
         names = self._original_names()
-        feature_names = {name: own for name, own in names.items() if own.startswith("features.")}
-        copy_weights(self, weights_of_network(tensors, path, feature_names, names), path, feature_names)
-        try:
-            self.take(tensors, path)
-        except InputError:
-            return False
-        return True
+        own = self._tensors(names)
+        feature_names = {name: own_name for name, own_name in names.items() if own_name.startswith("features.")}
+        found = file.find(own, needed=feature_names)
+        fits = all(
+            name in found.tensors and found.tensors[name].shape == own[name].shape for name in without_counts(names)
+        )
+        copy_weights(self, found, names if fits else feature_names)
+        return found.choice, fits
 
     def _original_names(self) -> dict[str, str]:
         return {_original_name(name): name for name in self.state_dict()}
+
+    def _tensors(self, names: dict[str, str]) -> dict[str, torch.Tensor]:
+        state = self.state_dict()
+        return {name: state[own_name] for name, own_name in names.items()}
 
 
 def make_backbone(name: str, classes: int) -> Backbone:

@@ -11,7 +11,7 @@ from fmcefast.errors import InputError, unknown_name
 from fmcefast.models.backbones import make_backbone
 from fmcefast.models.fmce_net import LEAST_CHANNELS
 from fmcefast.models.networks import make_network
-from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
+from fmcefast.models.weights import Choice, WeightsFile, copy_weights
 
 
 class FeatureExtractor(nn.Module):
@@ -34,17 +34,17 @@ class FeatureExtractor(nn.Module):
         """(C, H, W) of each map. Raises InputError when the images do not fit or an output is no feature map."""
         raise NotImplementedError
 
-    def take(self, tensors: dict[str, torch.Tensor], path: Path, *, any_classifier: bool = False) -> None:
-        """Copy tensors of the weights file `path`.
+    def take(self, file: WeightsFile, *, any_classifier: bool = False) -> Choice:
+        """Copy the weights of a file.
 
         any_classifier: the classifier may be of other classes where the maps do not need it. Raises InputError unless
         all others fit.
         """
         raise NotImplementedError
 
-    def load(self, path: Path, *, any_classifier: bool = False) -> None:
-        """Read weights, as `take`. Raises InputError also when the file is missing or damaged."""
-        self.take(read_weights(path), path, any_classifier=any_classifier)
+    def load(self, path: Path, key: str | None = None, *, any_classifier: bool = False) -> Choice:
+        """Read weights; see `WeightsFile` and `take`."""
+        return self.take(WeightsFile(path, key), any_classifier=any_classifier)
 
 
 def make_extractor(backbone: str, classes: int, modules: Sequence[str | None] = (None,)) -> FeatureExtractor:
@@ -74,12 +74,12 @@ class FinalMap(FeatureExtractor):
     def shapes(self, image_size: int) -> tuple[tuple[int, int, int], ...]:
         return (self.backbone.feature_shape(image_size),)
 
-    def take(self, tensors: dict[str, torch.Tensor], path: Path, *, any_classifier: bool = False) -> None:
+    def take(self, file: WeightsFile, *, any_classifier: bool = False) -> Choice:
         if any_classifier:
-            self.classifies = self.backbone.take_features(tensors, path)
+            choice, self.classifies = self.backbone.take_features(file)
         else:
-            self.backbone.take(tensors, path)
-            self.classifies = True
+            choice, self.classifies = self.backbone.take(file), True
+        return choice
 
 
 class ModuleMaps(FeatureExtractor):
@@ -122,10 +122,12 @@ class ModuleMaps(FeatureExtractor):
                 )
         return tuple((output.shape[1], output.shape[2], output.shape[3]) for output in maps)
 
-    def take(self, tensors: dict[str, torch.Tensor], path: Path, *, any_classifier: bool = False) -> None:
+    def take(self, file: WeightsFile, *, any_classifier: bool = False) -> Choice:
         """All tensors must fit, since any module may be meant."""
-        names = {name: name for name in self.network.state_dict()}
-        copy_weights(self.network, weights_of_network(tensors, path, names, names), path, names)
+        own = self.network.state_dict()
+        found = file.find(own)
+        copy_weights(self.network, found, {name: name for name in own})
+        return found.choice
 
     def _keeping(self, name: str) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
         def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:

@@ -80,7 +80,7 @@ class FMCENet(nn.Module):
     def save_pretrained(self, path: str | Path) -> None:
         """Write weights and settings to one safetensors file."""
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        files.write_bytes(Path(path), save(tensors, metadata={"fmce_net": json.dumps(self.settings)}))
+        files.write_bytes(Path(path), save(tensors, metadata={"fmce_net": files.as_json(self.settings)}))
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "FMCENet":

@@ -1,30 +1,120 @@
-"""Weights from files: safetensors, or a state_dict that torch.save wrote."""
+"""Weights for networks: found in a file by the names of their tensors, checked, and copied."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
-from fmcefast.errors import FmcefastError, InputError
+from fmcefast.errors import FmcefastError, InputError, unknown_name
+from fmcefast.models.weight_files.opening import open_tensors
 
-# Keys of the state_dict in checkpoints of training scripts.
-_KEYS = ("state_dict", "model_state_dict", "model", "net", "network")
+_AVERAGED = re.compile(r"(^|_)(ema|swa|averaged|teacher)(_|$)")
+_USUAL = ("", "state_dict", "model_state_dict", "model", "module", "net", "network")
+
+
+class Choice(NamedTuple):
+    """The weights that were taken of those in a file that fit.
+
+    key: what stands before their names in the file, such as state_dict_ema; empty at the top level. others: the same of
+    the others.
+    """
+
+    key: str
+    others: list[str]
+
+    def explain(self, path: str | Path) -> list[str]:
+        """A line about the file `path`; none where there was no choice."""
+        if not self.others:
+            return []
+        return [f"{path}: {_shown([self.key])} was taken. {_shown(self.others)} would fit too: {_advice(self.others)}"]
+
+
+class FoundWeights(NamedTuple):
+    """Weights of a network in the file `path`, under the network's own names."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    choice: Choice
+
+
+class WeightsFile:
+    """A file with the weights of a network, or of several: safetensors, torch.save's, or an index of shards.
+
+    key: what stands before the names of the weights to take, such as state_dict_ema, or model.teacher for a dictionary
+    within another one. Raises InputError as `open_tensors` does, and for a key that is not there.
+    """
+
+    def __init__(self, path: Path, key: str | None = None):
+        self.path, self.key = path, key
+        self._file = open_tensors(path)
+        # torch.compile puts its own name into theirs.
+        self._stored = {name.replace("_orig_mod.", ""): name for name in self._file.shapes}
+        if key and not any(name.startswith(f"{key}.") for name in self._stored):
+            raise unknown_name(f"key of {path}", key, {name.partition(".")[0] for name in self._stored if "." in name})
+
+    def find(self, own: Mapping[str, torch.Tensor], needed: Iterable[str] | None = None) -> FoundWeights:
+        """The weights of a network whose own tensors are `own`. needed: names that must be there, by default all.
+
+        All names in the file may have a prefix, which wrappers and dictionaries add. Where several networks fit,
+        averaged ones (EMA, teacher) are preferred, and then those under a usual name. Raises InputError when names are
+        missing, when there are unknown ones, and when none of several is preferred.
+        """
+        required = without_counts(own if needed is None else needed)
+        prefixes = self._prefixes(required, own)
+        prefix = self._choose(prefixes)
+        others = [other for other in prefixes if other != prefix]
+        inner = tuple(other for other in others if other.startswith(prefix))
+        stored = {
+            name.removeprefix(prefix): in_file
+            for name, in_file in self._stored.items()
+            if name.startswith(prefix) and not name.startswith(inner)
+        }
+        _require_none(self.path, "missing", [name for name in required if name not in stored])
+        _require_none(self.path, "not part of this one", sorted(stored.keys() - own.keys()))
+        tensors = self._file.read(stored.values())
+        choice = Choice(prefix.removesuffix("."), [other.removesuffix(".") for other in others])
+        return FoundWeights(self.path, {name: tensors[in_file] for name, in_file in stored.items()}, choice)
+
+    def _prefixes(self, names: list[str], own: Mapping[str, torch.Tensor]) -> list[str]:
+        """What stands before each of `names` in the file, such as `module.`. Where tensors have the right shapes under
+        some of these prefixes, only those."""
+        first = names[0]
+        candidates = [name.removesuffix(first) for name in self._stored if f".{name}".endswith(f".{first}")]
+        complete = [prefix for prefix in candidates if all(prefix + name in self._stored for name in names)]
+        fitting = [prefix for prefix in complete if all(self._fits(prefix + name, own[name]) for name in names)]
+        return fitting or complete
+
+    def _fits(self, name: str, own: torch.Tensor) -> bool:
+        shape = self._file.shapes[self._stored[name]]
+        return shape is None or shape == own.shape
+
+    def _choose(self, prefixes: list[str]) -> str:
+        if self.key is not None:
+            key = f"{self.key}." if self.key else ""
+            prefixes = [prefix for prefix in prefixes if prefix.startswith(key) and (key or not prefix)] or [key]
+        # As timm, torchvision and DINO evaluate: averaged weights rather than the last ones.
+        averaged = [prefix for prefix in prefixes if any(map(_AVERAGED.search, prefix.lower().split(".")))]
+        usual = [prefix for prefix in prefixes if prefix.partition(".")[0] in _USUAL]
+        best = averaged or usual or prefixes or [""]
+        if len(best) > 1:
+            keys = [prefix.removesuffix(".") for prefix in best]
+            raise InputError(f"{self.path} holds several such networks: {_shown(keys)}. Take one: {_advice(keys)}")
+        return best[0]
+
+
+def without_counts(names: Iterable[str]) -> list[str]:
+    """Names without those of the numbers of batches, which old files lack."""
+    return [name for name in names if not name.endswith("num_batches_tracked")]
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """{name: tensor} of a safetensors file, of a state_dict, or of a checkpoint that holds one.
-
-    Nothing in the file is executed. Raises InputError if it is missing or damaged, or holds Python objects.
-    """
-    try:
-        return _read_torch(path) if _is_from_torch(path) else load_file(path)
-    except FileNotFoundError as error:
-        raise InputError(f"There are no weights at {path}.") from error
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"The weights {path} are damaged: {error}") from error
+    """All tensors of a file by their names in it. Raises InputError as `open_tensors` does."""
+    file = open_tensors(path)
+    return file.read(file.shapes)
 
 
 def check_safetensors(path: Path) -> None:
@@ -36,87 +126,44 @@ def check_safetensors(path: Path) -> None:
         raise FmcefastError(f"{path} is missing or damaged: {error}") from error
 
 
-def weights_of_network(
-    tensors: Mapping[str, torch.Tensor], path: Path, needed: Iterable[str], known: Iterable[str]
-) -> dict[str, torch.Tensor]:
-    """The tensors of a network among those of the file `path`, under the network's names.
+def copy_weights(network: nn.Module, found: FoundWeights, names: Mapping[str, str]) -> None:
+    """Copy tensors into a network. names: {name among those found: name in the network}.
 
-    needed: names that must be in the file; known: all names of the network. Names in the file may have a common prefix,
-    which wrappers add. Raises InputError if names are missing, if unknown names have that prefix, and if the file holds
-    several such networks.
-    """
-    required = [name for name in needed if not name.endswith("num_batches_tracked")]  # old files lack them
-    prefixes = _prefixes_of(tensors, required)
-    if len(prefixes) > 1 and "" not in prefixes:
-        raise InputError(
-            f"{path} holds several such networks ({', '.join(sorted(prefixes))}). Save the one you mean in its own "
-            "file."
-        )
-    prefix = "" if "" in prefixes else next(iter(prefixes), "")
-    weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    _require_none(path, "missing", [name for name in required if name not in weights])
-    _require_none(path, "not part of this one", sorted(weights.keys() - set(known)))
-    return weights
-
-
-def copy_weights(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, names: Mapping[str, str]) -> None:
-    """Copy tensors into a network. names: {name in `tensors`: name in the network}.
-
-    Raises InputError for another shape, and for integers in place of floating-point numbers or the reverse.
+    Raises InputError for another shape, for integers in place of floating-point numbers or the reverse, and for values
+    that are not finite.
     """
     own = network.state_dict()
-    shared = {name: own_name for name, own_name in names.items() if name in tensors}
-    mismatched = [
-        name
-        for name, own_name in shared.items()
-        if tensors[name].shape != own[own_name].shape
-        or tensors[name].is_floating_point() != own[own_name].is_floating_point()
-    ]
-    _require_none(path, "of another shape or type", mismatched)
-    network.load_state_dict({own_name: tensors[name] for name, own_name in shared.items()}, strict=False)
+    tensors = {name: found.tensors[name] for name in names if name in found.tensors}
+    mismatched = [name for name, tensor in tensors.items() if not _alike(tensor, own[names[name]])]
+    _require_none(found.path, "of another shape or type", mismatched)
+    broken = [name for name, tensor in tensors.items() if not _is_finite(tensor, own[names[name]])]
+    if broken:
+        raise InputError(f"The weights {found.path} hold values that are not finite: {_shown(broken)}.")
+    network.load_state_dict({names[name]: tensor for name, tensor in tensors.items()}, strict=False)
 
 
-def _prefixes_of(tensors: Mapping[str, torch.Tensor], names: list[str]) -> set[str]:
-    """Prefixes that every one of `names` has in the file, such as `module.`."""
-    first = names[0]
-    candidates = {name.removesuffix(first) for name in tensors if name == first or name.endswith("." + first)}
-    return {prefix for prefix in candidates if all(prefix + name in tensors for name in names)}
+def _alike(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+    return tensor.shape == own.shape and tensor.is_floating_point() == own.is_floating_point()
+
+
+def _is_finite(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether no value is infinite or NaN that is not so in the network itself, as in masks of attention."""
+    if not tensor.is_floating_point():
+        return True
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # values of 8 bits cannot be asked
+    return bool(tensor.isfinite().all()) or bool((tensor.isfinite() | (tensor == own.to(tensor.device))).all())
 
 
 def _require_none(path: Path, what: str, names: list[str]) -> None:
     if names:
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise InputError(f"The weights {path} are of another network ({what}: {shown}).")
+        raise InputError(f"The weights {path} are of another network ({what}: {_shown(names)}).")
 
 
-def _is_from_torch(path: Path) -> bool:
-    """Whether torch.save wrote the file: a zip archive, or a bare pickle before 2020."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    # safetensors begins with the length of its header, which may be any 8 bytes; then comes the header, in JSON.
-    return start[8:] != b"{" and start.startswith((b"PK", b"\x80"))
+def _advice(keys: list[str]) -> str:
+    return f"`key={keys[0]}`" if keys[0] else "`key=''`"
 
 
-def _read_torch(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with path.open("rb") as file:  # newer PyTorch would choose the format by the name of a path
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # UnpicklingError, RuntimeError, EOFError ..., by the kind of damage
-        raise InputError(
-            f"{path} is damaged or holds Python objects, which are refused because reading them can run any code. "
-            "Where the file was made, save the weights alone: "
-            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-        ) from error
-    while inner := [content[place] for place in _KEYS if isinstance(content, dict) and _is_named(content.get(place))]:
-        content = inner[0]
-    tensors = {name: value for name, value in content.items() if torch.is_tensor(value)} if _is_named(content) else {}
-    if not tensors:
-        raise InputError(f"{path} holds no state_dict (names and their tensors).")
-    return tensors
-
-
-def _is_named(content: object) -> bool:
-    """Whether it is a dictionary with string keys, and not empty."""
-    return isinstance(content, dict) and bool(content) and all(isinstance(name, str) for name in content)
+def _shown(names: list[str]) -> str:
+    """The first few names, with what a terminal would take for commands spelt out."""
+    first = [name if name.isprintable() and name else repr(name) for name in names[:3]]
+    return ", ".join(first) + (", ..." if len(names) > 3 else "")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fmcefast.errors import InputError
-from fmcefast.models.weights import copy_weights, read_weights, weights_of_network
+from fmcefast.models.weights import WeightsFile, copy_weights
 
 
 def as_safetensors(state: Mapping[str, Any]) -> bytes:
@@ -53,5 +53,7 @@ def class_of(model: nn.Module | Mapping) -> str:
 
 def load_recorded(model: nn.Module, path: Path) -> None:
     """Read weights as `as_safetensors` made them. Raises InputError unless all fit."""
-    names = plain_names(name for name, value in model.state_dict().items() if torch.is_tensor(value))
-    copy_weights(model, weights_of_network(read_weights(path), path, names, names), path, names)
+    state = {name: value for name, value in model.state_dict().items() if torch.is_tensor(value)}
+    names = plain_names(state)
+    found = WeightsFile(path).find({plain: state[name] for plain, name in names.items()})
+    copy_weights(model, found, names)

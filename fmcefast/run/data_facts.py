@@ -1,6 +1,5 @@
 """data.json of a run: which images it was trained on and tested with."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,4 +51,4 @@ def _content(images: ImageSet, folder: Path | None) -> str:
     if images.pixels is not None:
         return files.content_hash(np.ascontiguousarray(images.pixels)) + files.content_hash(labels)
     names = [[str(path.relative_to(folder) if folder else path), path.stat().st_size] for path in images.files]
-    return json.dumps(names) + files.content_hash(labels)
+    return files.as_json(names) + files.content_hash(labels)

@@ -102,4 +102,4 @@ class History:
             self._write([entry for entry in self.entries() if condition(entry)])
 
     def _write(self, entries: list[HistoryEntry]) -> None:
-        files.write_text(self.path, "".join(json.dumps(entry.as_json()) + "\n" for entry in entries))
+        files.write_text(self.path, "".join(files.as_json(entry.as_json()) + "\n" for entry in entries))

@@ -69,7 +69,7 @@ class TrainingState:
     def write(self, path: Path) -> None:
         """Write the file; it is replaced as a whole."""
         tensors = {name: tensor.contiguous() for name, tensor in self.on_cpu().tensors.items()}
-        files.write_bytes(path, save(tensors, metadata={"state": json.dumps(self.facts)}))
+        files.write_bytes(path, save(tensors, metadata={"state": files.as_json(self.facts)}))
 
 
 def state_facts(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The FMCS of checkpoints: how mature an FMCE-Net finds a backbone's feature maps ([FMCE] V-C)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fmcefast.errors import InputError
 from fmcefast.evaluation.held_out import Network, expected_scores, predict_scores, require_maps, require_phases
 from fmcefast.models.extractors import FeatureExtractor, make_extractor
 from fmcefast.models.fmce_net import FMCENet
+from fmcefast.models.weights import Choice
 from fmcefast.progress import Progress
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder
@@ -34,7 +35,8 @@ class Score:
     epoch: of the run's own weights, else None. fmcs, std: mean and standard deviation over the images of the expected
     FMCS. distribution: the fraction of images for which each score was predicted. confidence: the mean probability of
     the predicted score. top1: of the backbone, None for a classifier of other classes. calibration_error: at a marker,
-    where the true score is known, the expected calibration error over 15 bins.
+    where the true score is known, the expected calibration error over 15 bins. key, other_keys: which weights of the
+    file were taken, and which others fit.
     """
 
     weights: str
@@ -45,6 +47,8 @@ class Score:
     confidence: float
     top1: float | None
     calibration_error: float | None = None
+    key: str = ""
+    other_keys: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class ScoreResult:
             lines.append(f"rank correlation of FMCS and epoch (Spearman) {self.spearman:.4f}{from_e1}")
         if self.calibration_error is not None:
             lines.append(f"calibration error at the epoch markers {self.calibration_error:.4f}")
+        for row in self.checkpoints:
+            lines += Choice(row.key, row.other_keys).explain(row.weights)
         return "\n".join(lines)
 
 
@@ -98,14 +104,15 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         progress: Progress,
         *,
         weights: Sequence[Path] = (),
+        key: str | None = None,
         model: Path | None = None,
         reference: bool = False,
     ) -> ScoreResult:
         """Score the feature maps that checkpoints make of the run's held-out images.
 
-        weights: safetensors or plain state_dict files of the run's backbone, whose classifier may be of other classes;
-        model: an FMCE-Net, the run's own by default; reference: score the run's own epochs too, and keep the result in
-        score.json for the report. Raises InputError for files that cannot be read or do not fit.
+        weights: files of the run's backbone, whose classifier may be of other classes; key: which of the weights in
+        them (see WeightsFile); model: an FMCE-Net, the run's own by default; reference: score the run's own epochs too,
+        and keep the result in score.json for the report. Raises InputError for files that cannot be read or do not fit.
         """
         if not weights and not reference:
             raise InputError("Nothing to score. Give `weights=FILE`, or `reference` for the run's own epochs.")
@@ -133,10 +140,10 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         paths = [*references, *weights]
         with progress.task("score", total=len(paths) * len(source.test), unit="images") as task:
             for path in paths:
-                extractor.load(path, any_classifier=True)
+                choice = extractor.load(path, None if path in references else key, any_classifier=True)
                 probabilities, top1 = predict_scores(network, fmce_net, loader)
                 true_class = true_classes.get(path)
-                scores.append(_score(path, own_epochs.get(path), probabilities, top1, true_class))
+                scores.append(_score(path, choice, own_epochs.get(path), probabilities, top1, true_class))
                 if true_class is not None:
                     at_markers[path] = probabilities.max(1), probabilities.argmax(1) == true_class
                 task.advance(len(source.test), note=path.name)
@@ -193,12 +200,16 @@ def _map_and_logits(extractor: FeatureExtractor) -> Network:
     return network
 
 
-def _score(path: Path, epoch: int | None, probabilities: np.ndarray, top1: float | None, true: int | None) -> Score:
+def _score(
+    path: Path, choice: Choice, epoch: int | None, probabilities: np.ndarray, top1: float | None, true: int | None
+) -> Score:
     expected, predicted = expected_scores(probabilities), probabilities.argmax(1)
     counts = np.bincount(predicted, minlength=probabilities.shape[1])
     error = None if true is None else _calibration_error(probabilities.max(1), predicted == true)
     return Score(
         weights=str(path),
+        key=choice.key,
+        other_keys=choice.others,
         epoch=epoch,
         fmcs=float(expected.mean()),
         std=float(expected.std()),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 
 from fmcefast.maturity.statistics import LABEL_FREE, RIVALS, WITH_LABELS
@@ -31,6 +31,10 @@ def made(tmp_path_factory):
         state = make_network("shufflenet_v2_x0_5", 10).state_dict()
         save_file(state, folder / f"epoch-{seed}.safetensors")
     torch.save({f"module.{name}": tensor for name, tensor in state.items()}, folder / "wrapped.pt")
+    others = {f"state_dict_{seed}": load_file(folder / f"epoch-{seed}.safetensors") for seed in (1, 2)}
+    torch.save(
+        {"state_dict": others.pop("state_dict_1"), "state_dict_ema": others.pop("state_dict_2")}, folder / "both.pt"
+    )
     state["conv5.0.weight"] = torch.zeros_like(state["conv5.0.weight"])
     save_file(state, folder / "constant.safetensors")
     state["conv5.0.weight"] = state["conv5.0.weight"] * float("nan")
@@ -83,6 +87,25 @@ def test_probe_as_json(fmcefast, weights):
     assert strict(again[1]) == result
     twice = fmcefast("probe", "--weights", files[0], "--weights", files[1], *FLAGS, "--json")
     assert strict(twice[1]) == result
+
+
+def test_the_key_takes_one_of_several_sets_of_weights(fmcefast, weights):
+    """The averaged ones without it."""
+    both, first, second = weights("both.pt", "epoch-1.safetensors", "epoch-2.safetensors")
+    flags = (*FLAGS, "--module", "conv5", "--json", "--quiet")
+    alone = strict(fmcefast("probe", first, second, *flags)[1])["rows"]
+    for row, key, other, chosen in (
+        (alone[0], "state_dict", "state_dict_ema", ("--key", "state_dict")),
+        (alone[1], "state_dict_ema", "state_dict", ()),
+    ):
+        (found,) = strict(fmcefast("probe", both, *flags, *chosen)[1])["rows"]
+        assert found["statistics"] == {**row["statistics"], "cka_before": None}
+        assert (found["key"], found["other_keys"]) == (key, [other]) and row["other_keys"] == []
+    result = strict(fmcefast("compare", both, first, *flags)[1])
+    assert result["keys"] == {both: "state_dict_ema", first: ""}
+    assert result["other_keys"] == {both: ["state_dict"], first: []}
+    for verb in (("probe", both), ("compare", both, first)):
+        assert "state_dict_ema was taken. state_dict would fit too: --key state_dict" in fmcefast(*verb, *flags[:-2])[1]
 
 
 def test_probe_as_text_with_a_figure(fmcefast, weights, tmp_path):

@@ -261,6 +261,21 @@ def test_init_begins_with_a_checkpoint(run):
     assert not finished_cells(run)  # no cells of a table
 
 
+def test_init_takes_one_of_several_sets_of_weights(run, fmcefast, tmp_path):
+    first, last = (load_file(run.weights_of(epoch)) for epoch in (1, 8))
+    torch.save({"model": first, "model_ema": last}, tmp_path / "w.pt")
+    words = ("finetune", run.path, "--raf", "0.9", "--epochs", "1", "--init")
+    expected = [finetune(run, quiet(), raf=0.9, epochs=1, init=run.weights_of(epoch)).loss for epoch in (8, 1)]
+    code, out, err = fmcefast(*words, "w.pt", "--json")
+    assert code == 0 and json.loads(out)["loss"] == expected[0]
+    assert "w.pt: model_ema was taken. model would fit too: --key model" in err
+    code, out, _ = fmcefast(*words, "w.pt", "--key", "model", "--json")
+    assert code == 0 and json.loads(out)["loss"] == expected[1]
+    assert Path(json.loads(out)["weights"]).parent.parent.name.endswith(f"{Init.of(tmp_path / 'w.pt').checksum}-model")
+    code, _, err = fmcefast(*words[:-1], "--key", "model")
+    assert code == 2 and "--key names weights in the file of --init" in err
+
+
 def test_cells_of_something_else_are_refused(run, fmcefast, tmp_path):
     (tmp_path / "fit.yaml").write_text("fmce_epochs: 7\n")
     for words, complaint in (

@@ -11,29 +11,39 @@ from fmcefast.maturity import checkpoints
 from fmcefast.maturity.checkpoints import fresh_network, load_checkpoint, probe_images
 from fmcefast.maturity.pooled_maps import pool_maps
 from fmcefast.models.networks import make_network
+from fmcefast.models.weights import Choice
 from fmcefast.run.config import resolve
 
 BACKBONE = "shufflenet_v2_x0_5"
 
 
-def ways(state):
-    """The same weights as training scripts save them."""
-    return {
-        "plain": state,
-        "ddp": {f"module.{name}": tensor for name, tensor in state.items()},
-        "compiled": {"model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()}, "epoch": 3},
-        "lightning": {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}},
-        "old": {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")},
-    }
-
-
-@pytest.mark.parametrize("way", ways({}))
-def test_weights_however_they_were_saved(tmp_path, states, cpu, way):
-    torch.save(ways(states[1])[way], tmp_path / "w.pt")
-    network, classes = load_checkpoint(BACKBONE, tmp_path / "w.pt", 10, cpu)
-    assert classes == 10 and not any(module.training for module in network.modules())
+def same(network, state):
     found = network.state_dict()
-    assert all(torch.equal(found[name], tensor) for name, tensor in states[1].items() if "num_batches" not in name)
+    return all(torch.equal(found[name], tensor) for name, tensor in state.items() if "num_batches" not in name)
+
+
+def test_weights_beside_others(tmp_path, states, cpu):
+    """How they are found is tested with `models.weights`."""
+    torch.save({"state_dict": states[1], "state_dict_ema": states[2]}, tmp_path / "w.pt")
+    found = load_checkpoint(BACKBONE, tmp_path / "w.pt", 10, cpu)
+    assert found.classes == 10 and found.choice == Choice("state_dict_ema", ["state_dict"])
+    assert not any(module.training for module in found.network.modules()) and same(found.network, states[2])
+    assert same(load_checkpoint(BACKBONE, tmp_path / "w.pt", 10, cpu, "state_dict").network, states[1])
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small"])
+def test_weights_without_a_classifier(tmp_path, cpu, name):
+    """As those of self-supervised training."""
+    network = make_network(name, 7)
+    last = {"shufflenet_v2_x0_5": "fc.", "squeezenet1_1": "classifier.1.", "mobilenet_v3_small": "classifier.3."}[name]
+    body = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(last)}
+    torch.save({"teacher": {f"backbone.{key}": tensor for key, tensor in body.items()}}, tmp_path / "w.pt")
+    found = load_checkpoint(name, tmp_path / "w.pt", 10, cpu)
+    assert found.classes is None and same(found.network, body)
+    del body[next(key for key in reversed(body) if key.endswith(".weight"))]
+    torch.save(body, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"another network \(missing: "):
+        load_checkpoint(name, tmp_path / "w.pt", 10, cpu)
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "squeezenet1_1", "mobilenet_v3_small"])
@@ -41,7 +51,7 @@ def test_weights_however_they_were_saved(tmp_path, states, cpu, way):
 def test_weights_of_another_number_of_classes(tmp_path, cpu, name, classes):
     state = make_network(name, classes).state_dict()
     save_file(state, tmp_path / "w.safetensors")
-    network, found = load_checkpoint(name, tmp_path / "w.safetensors", 10, cpu)
+    network, found, _ = load_checkpoint(name, tmp_path / "w.safetensors", 10, cpu)
     assert found == classes
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in state.items())
 
@@ -64,8 +74,8 @@ def test_weights_that_do_not_serve(tmp_path, states, cpu):
     refused(state, "Did you mean 'shufflenet_v2_x0_5'", backbone="shufflenet_v2_x05")
     with pytest.raises(InputError, match="There are no weights at"):
         load_checkpoint(BACKBONE, tmp_path / "absent.pt", 10, cpu)
-    (tmp_path / "w.pt").write_text("no weights")
-    with pytest.raises(InputError, match="damaged"):
+    (tmp_path / "w.pt").write_text("nothing like weights")
+    with pytest.raises(InputError, match="neither a safetensors file nor"):
         load_checkpoint(BACKBONE, tmp_path / "w.pt", 10, cpu)
 
 

@@ -1,11 +1,11 @@
 """Feature maps of any module, and timm's networks, against hooks and the networks themselves."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fmcefast import FeatureMapDataset
 from fmcefast.data.loaders.choose import make_loader
@@ -43,17 +43,17 @@ def test_the_maps_are_the_modules_outputs():
     assert maps.shapes(64)[:3] == ((128, 8, 8), (256, 4, 4), (64, 16, 16))
 
 
-def test_the_final_map_is_what_the_backbone_pools():
+def test_the_final_map_is_what_the_backbone_pools(tmp_path):
     extractor = make_extractor("resnet18", 10).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         (maps,), logits = extractor.maps_and_logits(images)
         assert torch.equal(maps, extractor.backbone.features(images)) and torch.equal(maps, extractor.maps(images)[0])
         assert torch.equal(logits, extractor.backbone(images))
-        of_four_classes = make_network("resnet18", 4).state_dict()
+        save_file(make_network("resnet18", 4).state_dict(), tmp_path / "four.safetensors")
         with pytest.raises(InputError, match="of another network"):
-            extractor.take(of_four_classes, Path("four.pt"))
-        extractor.take(of_four_classes, Path("four.pt"), any_classifier=True)
+            extractor.load(tmp_path / "four.safetensors")
+        extractor.load(tmp_path / "four.safetensors", any_classifier=True)
         assert extractor.maps_and_logits(images)[1] is None
     assert extractor.shapes(64) == ((512, 2, 2),)
 
@@ -108,7 +108,12 @@ def test_modules_are_extracted_in_one_pass_and_fitted(run, fmcefast, cpu, monkey
     whole = FeatureMapDataset(run.features).batch(np.arange(300))[0]
     passes = []
     load = ModuleMaps.load
-    monkeypatch.setattr(ModuleMaps, "load", lambda self, path, **how: (passes.append(path), load(self, path, **how)))
+
+    def noted(self, path, *key, **how):
+        passes.append(path)
+        return load(self, path, *key, **how)
+
+    monkeypatch.setattr(ModuleMaps, "load", noted)
     code, out, _ = fmcefast("extract", run.path, "--module", "stage2", "--module", "stage3.0", "--json", "--quiet")
     assert code == 0 and [each["module"] for each in json.loads(out)["modules"]] == ["stage2", "stage3.0"]
     assert len(passes) == 3  # one for each phase, not for each module

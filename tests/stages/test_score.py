@@ -1,11 +1,15 @@
 """The scores of checkpoints and of other runs, against the networks, SciPy and torchmetrics."""
 
+import argparse
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from safetensors.torch import load_file
 
 from fmcefast import FeatureMapDataset, FMCENet
 from fmcefast.data.loaders.choose import make_loader
@@ -90,15 +94,33 @@ def test_the_verb_takes_many_files_and_says_a_table(run, fmcefast, tmp_path):
     assert content["reference"] == [] and content["spearman"] is None
 
 
+def test_the_key_takes_one_of_several_sets_of_weights(run, fmcefast, tmp_path):
+    first, last = (load_file(run.weights_of(epoch)) for epoch in (1, 8))
+    torch.save({"state_dict": first, "state_dict_ema": last, "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pt")
+    alone = score(run, quiet(), weights=[run.weights_of(1), run.weights_of(8)]).checkpoints
+    words = ["score", run.path, "--weights", "w.pt", "--quiet"]
+    for key, other, expected in (
+        ("state_dict", "state_dict_ema", alone[0]),
+        ("state_dict_ema", "state_dict", alone[1]),
+    ):
+        (found,) = json.loads(fmcefast(*words, "--key", key, "--json")[1])["checkpoints"]
+        assert found == {**asdict(expected), "weights": "w.pt", "epoch": None, "key": key, "other_keys": [other]}
+    code, out, _ = fmcefast(*words)
+    assert code == 0
+    assert out.splitlines()[-1] == "w.pt: state_dict_ema was taken. state_dict would fit too: --key state_dict"
+    code, out, err = fmcefast(*words, "--key", "model")
+    assert (code, out) == (2, "") and "Unknown key of w.pt 'model'. Known: state_dict, state_dict_ema." in err
+
+
 def test_bad_input_is_refused(run, runs, fmcefast, tmp_path):
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled.pt")
+    torch.save(Path("an object"), tmp_path / "pickled.pt")
     torch.save(make_network("resnet18", 10).state_dict(), tmp_path / "resnet.pt")
     FMCENet(512, 1, phases=3).save_pretrained(tmp_path / "narrow.safetensors")
     FMCENet(1024, 1, phases=4).save_pretrained(tmp_path / "four.safetensors")
     own = ["--weights", run.weights_of(1)]
     for words, complaint in (
         ([], "Nothing to score. Give --weights FILE, or --reference"),
-        (["--weights", "pickled.pt"], "safetensors.torch.save_file(model.state_dict()"),
+        (["--weights", "pickled.pt"], "torch.save(model.state_dict(), 'weights.pt')"),
         (["--weights", "resnet.pt"], "are of another network"),
         (["--weights", "absent.pt"], "no weights at absent.pt"),
         ([*own, "--model", "narrow.safetensors"], "takes feature maps of 512x1x1"),

@@ -1,0 +1,1 @@
+"""Files that hold weights: which tensors they name, and their values when they are asked for."""
