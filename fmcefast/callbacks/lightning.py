@@ -4,16 +4,23 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
+from fmcefast.callbacks.resuming import epochs_before
+from fmcefast.convergence.stopping import Stopping
 from fmcefast.errors import InputError
 from fmcefast.recorder.recorder import ConvergenceRecorder
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 except ImportError:
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer  # type: ignore[assignment]
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[assignment]
+        from pytorch_lightning.utilities.rank_zero import rank_zero_warn
     except ImportError as error:
         raise ImportError("Lightning is not installed. Install it: pip install 'fmcefast[lightning]'") from error
 
@@ -24,51 +31,112 @@ class ConvergenceCallback(Callback):
         trainer = Trainer(callbacks=[ConvergenceCallback("runs/mine", stop=True, mu=1e-3)])
 
     run, settings: as for ConvergenceRecorder, `modules` and `images` among them: modules of the LightningModule, whose
-    forward(images) the first process alone runs for them, once before the first epoch too. monitor: the mean training
-    loss of an epoch, as training_step logs it: self.log("train_loss", loss, on_epoch=True), and sync_dist=True where
-    several processes train. stop: end the training when the loss has converged.
+    forward(images) the first process alone runs for them, once before the first epoch too. monitor: the training loss,
+    as training_step logs it. Its mean over the epoch is recorded, weighted by batch size and taken over all processes,
+    whether it is logged for steps, epochs or both. stop: end the training when the loss has converged, or when another
+    metric has: Stopping("val_acc", mode="max"). resume: let the epochs follow those that the folder holds.
 
     A training resumed from a checkpoint continues in the folder after that checkpoint's epoch; a `fast_dev_run` leaves
-    nothing. Raises InputError when `monitor` was not logged, and what ConvergenceRecorder raises.
+    nothing. Raises InputError when a metric was not logged, for a new training in a folder that holds one, and what
+    ConvergenceRecorder raises.
     """
 
-    def __init__(self, run: str | Path, monitor: str = "train_loss", stop: bool = False, **settings: Any):
-        self.run, self.monitor, self.stop = run, monitor, stop
+    def __init__(
+        self,
+        run: str | Path,
+        monitor: str = "train_loss",
+        stop: bool | Stopping = False,
+        *,
+        resume: bool = False,
+        **settings: Any,
+    ):
+        self.run, self.monitor, self.stop, self.resume = run, monitor, stop, resume
         self._settings = settings
         self.recorder: ConvergenceRecorder | None = None  # in the first process
         self._lr: float | None = None
+        self._recorded = 0  # epochs before the Trainer's first one
+        self._stop_values: list[float] = []
+        # Of the current epoch: the metrics that are left from before, the last logged value of `monitor`, whether its
+        # mean is left to us, and whether a batch has ended.
+        self._old: dict[str, Tensor] = {}
+        self._last: Tensor | None = None
+        self._logged_for_steps = self._begun = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stop_values": self._stop_values}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._stop_values = list(state_dict["stop_values"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.recorder = ConvergenceRecorder(self.run, **{"name": type(pl_module).__name__, **self._settings})
+            name = type(pl_module).__name__
+            self.recorder = ConvergenceRecorder(self.run, resume=True, **{"name": name, **self._settings})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.recorder is not None:
             self.recorder.maturity(pl_module)  # what it cannot tell is refused before the first epoch
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.recorder is not None:
+            self._recorded = epochs_before(
+                self.recorder,
+                trainer.current_epoch + 1,
+                from_checkpoint=trainer.global_step > 0,
+                resume=self.resume,
+                how="trainer.fit(..., ckpt_path=FILE)",
+            )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._old = dict(trainer.callback_metrics)
+        self._last = self._old.get(self.monitor)
+        self._logged_for_steps = self._begun = False
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let Lightning take the mean of a metric that was logged for steps only, of which it keeps the last value."""
+        if not self._begun and batch_idx > 0:
+            rank_zero_warn(
+                f"Epoch {trainer.current_epoch + 1} goes on in its middle: the recorded loss is the mean from batch "
+                f"{batch_idx + 1} on. Resume from the end of an epoch to record the mean of all."
+            )
+        self._begun = True
+        metrics = trainer.callback_metrics
+        value = metrics.get(self.monitor)
+        if value is None or _is_same(value, self._last) or f"{self.monitor}_step" in metrics:
+            return
+        self._last, self._logged_for_steps = value, True
+        try:
+            pl_module.log(self._mean, value, on_step=False, on_epoch=True, logger=False, sync_dist=True)
+        except MisconfigurationException as error:
+            raise InputError(
+                f"The mean of {self.monitor!r} needs the number of samples in a batch, which cannot be seen here. "
+                f'Log it in training_step: self.log("{self.monitor}", loss, on_epoch=True, batch_size=N)'
+            ) from error
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        metrics = trainer.callback_metrics
-        if self.monitor not in metrics:
-            raise InputError(
-                f"No {self.monitor!r} was logged in epoch {trainer.current_epoch + 1}; there are "
-                f"{', '.join(map(repr, metrics)) or 'no metrics'}. Log it in training_step: "
-                f'self.log("{self.monitor}", loss, on_epoch=True)'
-            )
+        loss = self._value(trainer, self._mean if self._logged_for_steps else self.monitor)
+        if loss is None:
+            raise self._not_logged(trainer, self.monitor)
         state = trainer.strategy.lightning_module_state_dict()  # by all processes: it may be gathered from them
+        stops = isinstance(self.stop, Stopping) and self._stops(trainer, self.stop)
         progress: tuple[float, bool, int] = (nan, False, 0)  # in the other processes
         if self.recorder is not None:
-            epoch, loss = trainer.current_epoch + 1, float(metrics[self.monitor])
-            self.recorder.epoch_end(pl_module, loss, lr=self._lr, epoch=epoch, state=state)
-            progress = self.recorder.cqi, self.recorder.converged, self.recorder.epochs
-        cqi, converged, epochs = trainer.strategy.broadcast(progress)
+            epoch = self._recorded + trainer.current_epoch + 1
+            stops |= (
+                self.recorder.epoch_end(pl_module, loss, lr=self._lr, epoch=epoch, state=state) and self.stop is True
+            )
+            progress = self.recorder.cqi, stops, self.recorder.epochs
+        cqi, stops, epochs = trainer.strategy.broadcast(progress)
         if epochs > 1:
             pl_module.log("cqi", cqi, sync_dist=True)
-        trainer.should_stop = trainer.should_stop or (self.stop and converged)
+        trainer.should_stop = trainer.should_stop or stops
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.recorder is not None:
@@ -76,3 +144,35 @@ class ConvergenceCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
+
+    @property
+    def _mean(self) -> str:
+        """The name under which we log the mean of `monitor`."""
+        return f"{self.monitor}_mean"
+
+    def _value(self, trainer: Trainer, name: str) -> float | None:
+        """The mean over all processes of a metric of this epoch; None if it was not logged."""
+        value = trainer.callback_metrics.get(name)
+        if value is None or _is_same(value, self._old.get(name)):
+            return None
+        return float(trainer.strategy.reduce(value.clone(), reduce_op="mean"))
+
+    def _stops(self, trainer: Trainer, stop: Stopping) -> bool:
+        value, every = self._value(trainer, stop.monitor), trainer.check_val_every_n_epoch
+        if value is not None:
+            self._stop_values.append(value)
+        elif every is not None and (trainer.current_epoch + 1) % every == 0:
+            raise self._not_logged(trainer, stop.monitor)
+        return stop.reached(self._stop_values)
+
+    def _not_logged(self, trainer: Trainer, name: str) -> InputError:
+        there = ", ".join(map(repr, trainer.callback_metrics)) or "no metrics"
+        return InputError(
+            f"No {name!r} was logged in epoch {trainer.current_epoch + 1}; there are {there}. Log it in "
+            f'training_step: self.log("{name}", loss, on_epoch=True)'
+        )
+
+
+def _is_same(value: Tensor, other: Tensor | None) -> bool:
+    """Whether Lightning hands out the same logged value again."""
+    return other is not None and value.data_ptr() == other.data_ptr()
