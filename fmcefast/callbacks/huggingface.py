@@ -62,14 +62,18 @@ class ConvergenceCallback(TrainerCallback):
             raise InputError(f"{self._metric!r} is never logged. Give the Trainer's arguments an eval_strategy.")
         if state.is_world_process_zero:
             self.recorder = ConvergenceRecorder(self.run, resume=True, **self._settings)
-            self._recorded = epochs_before(
-                self.recorder,
-                int(state.epoch or 0) + 1,
-                from_checkpoint=state.global_step > 0,
-                resume=self.resume,
-                how="trainer.train(resume_from_checkpoint=FOLDER)",
-            )
-            self.recorder.maturity(model)  # what it cannot tell is refused before the first epoch
+            try:
+                self._recorded = epochs_before(
+                    self.recorder,
+                    int(state.epoch or 0) + 1,
+                    from_checkpoint=state.global_step > 0,
+                    resume=self.resume,
+                    how="trainer.train(resume_from_checkpoint=FOLDER)",
+                )
+                self.recorder.maturity(model)  # what it cannot tell is refused before the first epoch
+            except InputError:
+                self._close()
+                raise
         self._begin(state.global_step)
         if state.global_step > 0 and has_length(train_dataloader) and not args.ignore_data_skip:
             steps = max(ceil(len(train_dataloader) / args.gradient_accumulation_steps), 1)

@@ -168,8 +168,8 @@ class ConvergenceCallback(Callback):
     def _not_logged(self, trainer: Trainer, name: str) -> InputError:
         there = ", ".join(map(repr, trainer.callback_metrics)) or "no metrics"
         return InputError(
-            f"No {name!r} was logged in epoch {trainer.current_epoch + 1}; there are {there}. Log it in "
-            f'training_step: self.log("{name}", loss, on_epoch=True)'
+            f"No {name!r} was logged in epoch {trainer.current_epoch + 1}; there are {there}. Log it in the steps of "
+            f'your module: self.log("{name}", value, on_epoch=True)'
         )
 
 
