@@ -4,9 +4,9 @@ r"""Has a training learned when its loss counts as converged? Learning rates fro
 
 Small networks learn the digits of scikit-learn, with and without random labels and a cosine schedule. Each rule, that
 of the papers and those that ask for a fall of the loss (`min_drop`), names the epoch at which a training converged, for
-several mu. There the training accuracy tells the truth: at chance, or what the network reaches at any learning rate. The
-default of `min_drop` was chosen on other seeds. Then the trainings are cut before they converge, and the outlook of the
-verdict is compared with what happened. Leaves convergence.json.
+several mu. There the training accuracy tells the truth: at chance, or what the network reaches at its best learning
+rate. The default of `min_drop` was chosen on other seeds. Then the trainings are cut before they converge, and the
+outlook of the verdict is compared with what happened. Leaves convergence.json.
 """
 
 import json

@@ -261,7 +261,7 @@ class TestLightning:
     def test_a_checkpoint_that_is_ahead_of_the_folder_is_refused_at_once(self, fit, callback, tmp_path):
         trainer, _ = fit(callback(tmp_path / "run"), epochs=3)
         trainer.save_checkpoint(tmp_path / "third.ckpt")
-        with pytest.raises(InputError, match="Epoch 4 cannot be recorded: .*other holds 0 epochs"):
+        with pytest.raises(InputError, match=r"Epoch 4 cannot be recorded: .*other holds 0 epochs"):
             fit(callback(tmp_path / "other"), epochs=5, checkpoint=tmp_path / "third.ckpt")
 
     def test_training_stops_when_another_metric_has_converged(self, fit, callback, tmp_path):
@@ -270,6 +270,7 @@ class TestLightning:
 
         def log(module, loss, index):
             module.log("train_loss", loss)
+            module.log("step_loss", loss)
             if index == 0 and "val_loss" in module.trainer.callback_metrics:
                 values.append(module.trainer.callback_metrics["val_loss"].item())
 
@@ -281,7 +282,13 @@ class TestLightning:
         trainer.save_checkpoint(tmp_path / "fifth.ckpt")
         trainer, _ = fit(callback(tmp_path / "cut", stop=stop), epochs=40, checkpoint=tmp_path / "fifth.ckpt")
         assert trainer.current_epoch == len(values)
-        with pytest.raises(InputError, match="No 'val_acc' was logged in epoch 1; there are .*'val_loss'"):
+        often = callback(tmp_path / "often", stop=Stopping("val_loss", mu=1e-9))
+        trainer, _ = fit(often, epochs=2, log=log, val_check_interval=2)
+        assert often.state_dict()["stop_values"][-1] == trainer.callback_metrics["val_loss"].item()
+        steps = callback(tmp_path / "steps", stop=Stopping("step_loss", mu=1e-9))
+        fit(steps, epochs=2, log=log)
+        np.testing.assert_allclose(steps.state_dict()["stop_values"], losses_of(tmp_path / "steps"))
+        with pytest.raises(InputError, match=r"No 'val_acc' was logged in epoch 1; there are .*'val_loss'"):
             fit(callback(tmp_path / "none", stop=Stopping("val_acc", mode="max")))
 
     @pytest.fixture
@@ -451,8 +458,8 @@ class TestHuggingFace:
         expected = whole
         if unknown:
             assert told == [
-                f"Epoch 2 was resumed in its middle, and the losses of {unknown} of its 4 steps had not been logged: the "
-                "mean of the others is recorded. Log as often as checkpoints are saved."
+                f"Epoch 2 was resumed in its middle, and the losses of {unknown} of its 4 steps had not been logged: "
+                "the mean of the others is recorded. Log as often as checkpoints are saved."
             ]
             known = [loss for entry in trainer.state.log_history if entry["step"] == 5 for loss in [entry["loss"]]]
             expected = [whole[0], np.mean(known * (2 - unknown) + rest.losses[:2]), whole[2]]
@@ -498,9 +505,9 @@ class TestHuggingFace:
 
     def test_a_metric_to_stop_at_that_is_not_logged_is_named(self, fit, callback, tmp_path):
         stop = Stopping("eval_accuracy", mode="max")
-        with pytest.raises(InputError, match="'eval_accuracy' is never logged.*eval_strategy"):
+        with pytest.raises(InputError, match=r"'eval_accuracy' is never logged.*eval_strategy"):
             fit(callback(tmp_path / "run", stop=stop), epochs=2)
-        with pytest.raises(InputError, match="No 'eval_accuracy' was logged, .*; there are 'eval_loss'"):
+        with pytest.raises(InputError, match=r"No 'eval_accuracy' was logged, .*; there are 'eval_loss'"):
             fit(callback(tmp_path / "run", stop=stop), epochs=2, eval_strategy="epoch")
 
     @pytest.fixture

@@ -246,7 +246,7 @@ def test_a_loop_that_resumes_replaces_epochs(tmp_path):
     with ConvergenceRecorder(tmp_path / "run", **SETTINGS) as recorder:
         record(recorder)
         assert recorder.markers().converged
-        with pytest.warns(RuntimeWarning, match="Epoch 7 is recorded again: .* from this epoch to epoch 12 are removed"):
+        with pytest.warns(RuntimeWarning, match=r"Epoch 7 is recorded again: .* to epoch 12 are removed"):
             recorder.epoch_end(with_values(TinyNet(), 70), 0.36, epoch=7)
         assert recorder.epochs == 7 and not recorder.run.markers_json.exists()
         assert sorted(path.name for path in recorder.run.weights.iterdir())[-1] == "epoch-0007.safetensors"
@@ -291,7 +291,7 @@ def test_a_script_that_is_run_again_does_not_mix_two_trainings(tmp_path):
 def test_a_loop_that_begins_again_removes_nothing(tmp_path):
     with ConvergenceRecorder(tmp_path / "run") as recorder:
         record(recorder, LOSSES[:3])
-        with pytest.raises(InputError, match="Epoch 1 would replace all 3 epochs .* with epoch 4 .* another folder"):
+        with pytest.raises(InputError, match=r"Epoch 1 would replace all 3 epochs .* with epoch 4 .* another folder"):
             recorder.epoch_end(TinyNet(), 2.0, epoch=1)
         assert recorder.epochs == 3 and epoch_of(recorder.run, 3) == 3
 
@@ -465,7 +465,10 @@ def test_a_loader_must_give_the_same_images_in_every_phase(run, trained, spoil, 
             return iter(spoil(pairs) if len(passes) == 4 else pairs)
 
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with ConvergenceRecorder(run, resume=True) as recorder, pytest.raises(InputError, match=f"In phase 2 .*{complaint}"):
+    with (
+        ConvergenceRecorder(run, resume=True) as recorder,
+        pytest.raises(InputError, match=f"In phase 2 .*{complaint}"),
+    ):
         recorder.extract(net, net["backbone"], Loader(), quiet=True)
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
