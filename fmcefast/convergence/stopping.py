@@ -8,7 +8,7 @@ import numpy as np
 
 from fmcefast.convergence.cqi import curves
 from fmcefast.convergence.criterion import converged_at
-from fmcefast.convergence.parameters import MIN_DROP, check_parameters
+from fmcefast.convergence.parameters import MIN_DROP_OF_METRIC, check_parameters
 from fmcefast.errors import InputError, unknown_name
 
 
@@ -19,8 +19,8 @@ class Stopping:
         ConvergenceCallback("runs/mine", stop=Stopping("val_acc", mode="max", mu=1e-3, patience=3))
 
     mode: "max" for a metric that is to grow, else "min". mu: what its smoothed values may still change from one to the
-    next; with `relative`, as a part of them. The other settings as for `converged_at`. Raises InputError for an invalid
-    setting.
+    next; with `relative`, as a part of them. min_drop: the part of itself by which the metric must have improved; 0 also
+    stops one that hardly does. The other settings as for `converged_at`. Raises InputError for an invalid setting.
     """
 
     monitor: str
@@ -32,7 +32,7 @@ class Stopping:
     window: int = 5
     smoothing: str = "ema"
     start: int = 1
-    min_drop: float = MIN_DROP
+    min_drop: float = MIN_DROP_OF_METRIC
 
     def __post_init__(self) -> None:
         if self.mode not in ("min", "max"):

@@ -11,7 +11,7 @@ from fmcefast.convergence.axis import Axis
 from fmcefast.convergence.criterion import converged_at
 from fmcefast.convergence.markers import Markers, round_up
 from fmcefast.convergence.outlook import outlook
-from fmcefast.convergence.parameters import MIN_DROP
+from fmcefast.convergence.parameters import MIN_DROP, MIN_DROP_OF_METRIC
 from fmcefast.convergence.points import Points, points_of
 from fmcefast.errors import InputError
 
@@ -54,7 +54,7 @@ def verdict(
     """
     smoothing: dict[str, Any] = {"alpha": markers.alpha, "window": markers.window, "smoothing": markers.smoothing}
     points = points_of(losses, markers.epochs, **smoothing)
-    curve = _Curve("The loss", points, Axis(axis, epochs, markers.epochs), markers.mu)
+    curve = _Curve("The loss", points, Axis(axis, epochs, markers.epochs), markers.mu, MIN_DROP)
     told = curve.tell(markers.markers[-1] if markers.markers else None, has_cqi=markers.min_cqi is not None)
     if validation is None:
         return told
@@ -82,7 +82,7 @@ def judge(
     window: int = 5,
     smoothing: str = "ema",
     start: int = 1,
-    min_drop: float = MIN_DROP,
+    min_drop: float = MIN_DROP_OF_METRIC,
     relative: bool = False,
 ) -> Verdict:
     """What any metric does, such as a validation accuracy, by the rule of `converged_at`, whose settings it takes.
@@ -96,18 +96,22 @@ def judge(
     converged = converged_at(losses, mu=mu, start=start, min_drop=min_drop, relative=relative, **rule)
     points = points_of(losses, len(losses), **rule)
     limit = mu * abs(float(points.smoothed[-1])) if relative else mu
-    curve = _Curve(name, points, Axis(axis, epochs, len(losses)), limit, higher_is_better)
+    curve = _Curve(name, points, Axis(axis, epochs, len(losses)), limit, min_drop, higher_is_better)
     return curve.tell(converged, has_cqi=len(losses) >= max(window + 1, start))
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """A curve as a loss: where higher is better its values are negated. mu: what the CQI must come down to."""
+    """A curve as a loss: where higher is better its values are negated.
+
+    mu: what the CQI must come down to. min_drop: a fall by less than this part of the loss is hardly one.
+    """
 
     name: str
     points: Points
     axis: Axis
     mu: float
+    min_drop: float
     higher_is_better: bool = False
 
     def tell(self, converged: int | None, *, has_cqi: bool) -> Verdict:
@@ -194,7 +198,7 @@ class _Curve:
     @property
     def _has_hardly_moved(self) -> bool:
         top = self.points.smoothed[self._peak]
-        return bool(top - self.points.smoothed[-1] < MIN_DROP * abs(top))
+        return bool(top - self.points.smoothed[-1] < self.min_drop * abs(top))
 
     @property
     def _improved(self) -> str:
