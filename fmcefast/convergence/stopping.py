@@ -19,7 +19,7 @@ class Stopping:
         ConvergenceCallback("runs/mine", stop=Stopping("val_acc", mode="max", mu=1e-3, patience=3))
 
     mode: "max" for a metric that is to grow, else "min". mu: what its smoothed values may still change from one to the
-    next; with `relative`, as a part of them. min_drop: the part of itself by which the metric must have improved; 0 also
+    next; with `relative`, as a part of them. min_drop: part of itself by which the metric must have improved; 0 also
     stops one that hardly does. The other settings as for `converged_at`. Raises InputError for an invalid setting.
     """
 

@@ -157,3 +157,10 @@ def test_a_metric_that_is_no_number_is_refused():
         judge([1.0, float("nan"), 3.0])
     with pytest.raises(InputError, match="not of shape"):
         judge(np.ones((3, 3)))
+
+
+def test_a_small_gain_in_accuracy_counts(rng):
+    accuracy = 0.83 - 0.03 * np.exp(-M / 10) + 1e-4 * NOISE
+    assert judge(accuracy, higher_is_better=True, mu=1e-4).kind == "converged"
+    found = judge(accuracy, higher_is_better=True, mu=1e-4, min_drop=0.05)
+    assert found.kind == "flat" and "hardly risen, from 0.80" in found.text
