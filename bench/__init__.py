@@ -23,6 +23,7 @@ SUITES = {
         "experiments.maturity.experiment",
         "which number tells how mature a checkpoint is, over many trainings",
     ),
+    "convergence": ("experiments.convergence", "has a training learned when its loss counts as converged?"),
     "invariance-loss": ("experiments.invariance_loss", "invariance as an auxiliary loss, beside FMCE-Net's"),
     "cache": ("experiments.cache", "skipping what feature maps explain, beside other ways to skip"),
     "feature-maps": ("experiments.feature_maps", "training on feature maps, and images that mislead"),

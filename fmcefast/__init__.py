@@ -27,9 +27,12 @@ _HOME_OF = {
     "LayerWatch": "fmcefast.learning.layer_watch",
     "Markers": "fmcefast.convergence.markers",
     "RepresentationAuxiliaryLoss": "fmcefast.losses.representation_auxiliary",
+    "Stopping": "fmcefast.convergence.stopping",
     "cqi": "fmcefast.convergence.cqi",
     "find_markers": "fmcefast.convergence.markers",
+    "judge": "fmcefast.convergence.verdict",
     "probe": "fmcefast.maturity.probe",
+    "verdict": "fmcefast.convergence.verdict",
 }
 
 __all__ = [
@@ -45,9 +48,12 @@ __all__ = [
     "LayerWatch",
     "Markers",
     "RepresentationAuxiliaryLoss",
+    "Stopping",
     "cqi",
     "find_markers",
+    "judge",
     "probe",
+    "verdict",
 ]
 
 

@@ -61,6 +61,7 @@ SMALL = {
     "epochs": 8,
     "until_converged": False,
     "mu": 9.0,
+    "min_drop": 0.0,
     "window": 2,
     "start": 6,
     "phases": 3,

@@ -1,6 +1,6 @@
 """The Convergence Quantification Indicator of a loss sequence ([FMCE] IV-B)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,32 +77,6 @@ def cqi(
     if done != len(out):
         raise InputError(f"out holds {len(out)} numbers; it must hold one for each loss.")
     return out
-
-
-def has_converged(
-    losses: Sequence[float],
-    *,
-    mu: float,
-    alpha: float = 0.85,
-    window: int = 5,
-    smoothing: str = "ema",
-    start: int = 1,
-) -> bool:
-    """Whether some epoch from `start` on has a full window and a CQI of at most `mu`: the rule of `find_markers`.
-
-    losses: (M,) raw losses, finite; none have not converged. Raises InputError for an invalid loss or parameter.
-    """
-    check_parameters(alpha=alpha, window=window, smoothing=smoothing, mu=mu, start=start)
-    if len(losses) == 0:
-        return False
-    vector = np.asarray(losses, np.float64)
-    _refuse_not_finite(vector, 1)
-    window = min(window, len(vector))  # enough for a window that is never full
-    end, *_ = loops_for(vector).find_convergence(
-        vector[1:], 1, vector[0], vector[0], mu, alpha, window, smoothing == "literal", start - 1, np.zeros(window + 1),
-        np.zeros(window + 1),
-    )  # fmt: skip
-    return bool(end >= 0)
 
 
 def _refuse_not_finite(losses: np.ndarray, first: int) -> None:

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from fmcefast.convergence.criterion import converged_at
 from fmcefast.convergence.parameters import check_parameters
 from fmcefast.convergence.sequences import as_sequence
 from fmcefast.errors import InputError
 from fmcefast.kernels.cqi.compiled import PLAIN_LIMIT, compiled, loops_for
 from fmcefast.kernels.cqi.search import BadLossError, Criterion, SearchResult, Slices, search_chunks
+
+_NEVER = -1.0  # no CQI is at most this
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,16 @@ class Markers:
                 f"markers: not converged; none of {self.epochs} epochs has a full window of {self.window} and is not "
                 "before `start`. Train longer, or choose a smaller `window` or `start`."
             )
+        if self.min_cqi <= self.mu:
+            return (
+                f"markers: not converged; the CQI is at most mu = {self.mu:g}, but the loss has not fallen since epoch "
+                f"{self.e0} (E_0) by more than its noise and `min_drop`, or never faster than mu. Train longer or with "
+                "another learning rate, or choose a smaller `mu` or `min_drop`."
+            )
         return (
             f"markers: not converged; the smallest CQI in {self.epochs} epochs is {self.min_cqi:.3g} (epoch "
             f"{self.min_cqi_epoch}), above mu = {self.mu:g}. Train longer, or choose "
-            f"`mu={_round_up(self.min_cqi):g}` or more."
+            f"`mu={round_up(self.min_cqi):g}` or more."
         )
 
 
@@ -70,6 +79,7 @@ def find_markers(
     window: int = 5,
     smoothing: str = "ema",
     start: int = 1,
+    min_drop: float = 0.0,
     threads: int | None = None,
 ) -> Markers:
     """Epoch markers E_1..E_K, which divide the way to convergence into K equal steps of log loss ([FMCE] IV-C).
@@ -79,20 +89,35 @@ def find_markers(
     is kept in a temporary file.
     phases: K. mu: the loss has converged at a CQI of at most this. alpha: weight of the past in the smoothing. window:
     epochs in the moving average. smoothing: "ema" (S[m] = a S[m-1] + (1-a) L[m]) or "literal" (S[m] = a L[m-1] + (1-a)
-    L[m], as printed). start: first epoch that may count as converged. threads: to search a long array, by default one
-    per core.
+    L[m], as printed). start: first epoch that may count as converged. min_drop: part of itself by which the smoothed
+    loss must have fallen since E_0, beyond its noise and at one time faster than mu (see `converged_at`); the paper
+    asks for no fall, 0. threads: to search a long array, by default one per core.
 
     Markers that fall into one epoch are moved apart, and `adjusted` says so. The result depends neither on the threads
     nor on the form of the losses.
     Raises InputError for an invalid loss or parameter, or when fewer than K epochs lie between E_0 and E_K.
     """
     check_parameters(
-        phases=phases, mu=mu, alpha=alpha, window=window, smoothing=smoothing, start=start, threads=threads
+        phases=phases,
+        mu=mu,
+        alpha=alpha,
+        window=window,
+        smoothing=smoothing,
+        start=start,
+        min_drop=min_drop,
+        threads=threads,
     )
     losses = as_sequence(losses, short=PLAIN_LIMIT)
     criterion = Criterion(mu, alpha, window, smoothing == "literal", start - 1, phases)
     try:
         result = _search(losses, criterion, threads)
+        if min_drop > 0 and result.end >= 0:
+            settings: dict[str, Any] = {"alpha": alpha, "window": window, "smoothing": smoothing, "start": start}
+            epoch = converged_at(losses, mu=mu, min_drop=min_drop, **settings)
+            if epoch is None:
+                result = _search(losses, replace(criterion, mu=_NEVER), threads)
+            elif epoch - 1 > result.end:
+                result = _search(losses, replace(criterion, start=epoch - 1), threads)
     except BadLossError as error:
         raise InputError(
             f"The loss of epoch {error.index + 1} is {error.value:g}; every loss must be positive (2.3e-308 or "
@@ -158,7 +183,7 @@ def _spread(crossings: np.ndarray) -> np.ndarray:
     return np.minimum(forward, ceiling)
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """`value` rounded up to two significant digits."""
     unit = 10.0 ** (floor(log10(value)) - 1)
     return ceil(value / unit) * unit

@@ -4,6 +4,9 @@ from fmcefast.errors import InputError, unknown_name
 
 # The recursion, or the formula of [FMCE] IV-B as printed.
 SMOOTHINGS = ("ema", "literal")
+# Part of itself by which a loss must have fallen to have converged, where that is asked for: see `fmcefast bench
+# convergence`. Other metrics count from no natural zero, so less is asked of them.
+MIN_DROP, MIN_DROP_OF_METRIC = 0.05, 0.01
 
 
 def check_parameters(
@@ -14,6 +17,7 @@ def check_parameters(
     phases: int = 1,
     mu: float = 1.0,
     start: int = 1,
+    min_drop: float = 0.0,
     threads: int | None = None,
 ) -> None:
     """Raise InputError for a parameter of the CQI or the markers that is out of range."""
@@ -29,5 +33,7 @@ def check_parameters(
         raise InputError(f"mu must be greater than 0, not {mu}.")
     if start < 1:
         raise InputError(f"start must be at least 1, not {start}.")
+    if not 0 <= min_drop < 1:
+        raise InputError(f"min_drop must be at least 0 and less than 1, not {min_drop}: it is a part of the loss.")
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}.")

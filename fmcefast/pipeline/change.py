@@ -11,7 +11,7 @@ from typing import Any
 from fmcefast import files
 from fmcefast.errors import InputError
 from fmcefast.pipeline.stages import STAGES, from_stage, undo
-from fmcefast.run.config import SETTINGS, Config, read_yaml, resolve, to_yaml
+from fmcefast.run.config import SETTINGS, Config, read_yaml, resolve, saved_settings, to_yaml
 from fmcefast.run.folder import RunFolder, read_run
 from fmcefast.stages.stage import Stage
 
@@ -121,7 +121,7 @@ def compare(
     if not saved_file.exists():
         return Change(RunFolder(path, resolve(*layers)), None, None)
     saved = read_run(path).config
-    new = resolve(*layers, read_yaml(saved_file))
+    new = resolve(*layers, saved_settings(saved_file))
     if new.data != saved.data:
         new = resolve(*layers)  # another data set brings its own preset
     return Change(RunFolder(path, new), saved, _first_contradicted(saved, new), redo, tuple(modules))

@@ -1,5 +1,6 @@
 """Records your own training loop as a run."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import inf, nan
@@ -14,6 +15,7 @@ from torch import nn
 from fmcefast import files
 from fmcefast.convergence.cqi import cqi
 from fmcefast.convergence.markers import Markers
+from fmcefast.convergence.verdict import Verdict
 from fmcefast.errors import FmcefastError, InputError, unknown_name
 from fmcefast.features.dataset import FeatureMapDataset
 from fmcefast.maturity.probe import Statistics
@@ -45,29 +47,31 @@ class ConvergenceRecorder:
 
     Afterwards `fmcefast markers`, `fit`, `report` and `verify` work on the folder.
 
-    run: the folder, created if missing; an existing recording continues after its last epoch.
+    run: the folder, created if missing. resume: go on after the epochs that it holds, as a script does that loads its
+    own checkpoint when there is one. Without, a folder that holds epochs is refused, lest two trainings mix.
     name: of the model, for the report of a new folder; its class by default.
     modules: names within the model, such as "layer4", whose maturity is told at the end of every epoch and kept in
     maturity.csv; the report draws it. images: what it is told from, best held-out images: batches of images, or of
     (images, labels), of mixed classes, of which the first image_count are read once and kept; a loader that shuffles
     gives the same ones every time, and the training goes on as it would without. Three forward passes of them are run
     in an epoch. See `fmcefast.maturity.probe` for the statistics.
-    settings: phases=10, mu=1e-4, alpha=0.85, window=5, smoothing="ema" and start=1 as for `find_markers`; keep="all",
-    or "markers" to drop the weights of other epochs once there are markers; dtype="float16" and others of `fmcefast
-    extract` and `fmcefast fit`. Omitted settings keep the folder's values.
+    settings: phases=10, mu=1e-4, alpha=0.85, window=5, smoothing="ema", start=1 and min_drop=0.05, see `find_markers`;
+    keep="all", or "markers" to drop the weights of other epochs once there are markers; dtype="float16" and others of
+    `fmcefast extract` and `fmcefast fit`. Omitted settings keep the folder's values.
 
     The folder is locked until `close`, or the end of the `with` block. Only one of several training processes may
     record.
 
     Raises InputError for invalid settings, settings that contradict feature maps in the folder, a folder that is not a
-    recorded run, modules without images, and too few images; FmcefastError when another process or recorder has locked
-    the folder.
+    recorded run or holds epochs, modules without images, and too few images; FmcefastError when another process or
+    recorder has locked the folder.
     """
 
     def __init__(
         self,
         run: str | Path,
         *,
+        resume: bool = False,
         name: str | None = None,
         modules: Sequence[str] = (),
         images: Iterable[Any] | None = None,
@@ -88,6 +92,11 @@ class ConvergenceRecorder:
         with ExitStack() as stack:
             if known:
                 stack.enter_context(_lock(path))
+                if not resume and (held := len(read_epochs(path / "losses.csv"))):
+                    raise InputError(
+                        f"{path} holds {held} epochs. Go on after them, with resume=True and the weights of your own "
+                        "checkpoint, or record a new training into another folder."
+                    )
             self.run: RunFolder = open_run(path, {"data": RECORDED, **settings}, create=True, remedy=_REMEDY)
             if not known:
                 stack.enter_context(_lock(path))
@@ -110,8 +119,16 @@ class ConvergenceRecorder:
 
     @property
     def converged(self) -> bool:
-        """Whether the CQI of a full window was at most mu in the last epoch or one before."""
+        """Whether the loss had converged by the last epoch: the CQI of a full window was at most mu, in that epoch or
+        before, after a fall of `min_drop`."""
         return is_converged(self.run.config, self._epochs)
+
+    def verdict(self) -> Verdict:
+        """What the loss does: whether it has converged, improves, is flat, diverges or jumps.
+
+        Raises InputError when nothing is recorded, or when too few epochs lie before convergence.
+        """
+        return markers.verdict(self.run)
 
     def epoch_end(
         self,
@@ -128,20 +145,16 @@ class ConvergenceRecorder:
         model: the model or, without `modules`, its state_dict (gathered if sharded); weights are stored without the
         name prefixes of DistributedDataParallel and torch.compile. loss: mean training loss of the epoch; top1: on
         held-out images, a fraction; lr: the last learning rate. state: what to store instead of model.state_dict().
-        epoch: from 1, the next one by default. A recorded epoch is replaced and later ones are dropped, as when a loop
-        resumes from an older checkpoint.
+        epoch: from 1, the next one by default. A recorded epoch is replaced and later ones are dropped, with a warning,
+        as when a loop resumes from an older checkpoint.
 
         Once this returns the epoch is durable. Raises InputError for a loss that is not positive and finite, an epoch
-        that leaves a gap or from which feature maps were made, a state that is not made of plain tensors, and what
-        `maturity` refuses; nothing of the epoch is recorded then.
+        that `check_epoch` refuses or from which feature maps were made, a state that is not made of plain tensors, and
+        what `maturity` refuses; nothing of the epoch is recorded then.
         """
         self._require_open()
         epoch = self.epochs + 1 if epoch is None else epoch
-        if not 1 <= epoch <= self.epochs + 1:
-            raise InputError(
-                f"Epoch {epoch} cannot be recorded: {self.run} holds {self.epochs} epochs, which count from 1 without "
-                f"a gap. Continue with epoch {self.epochs + 1} or an earlier one, or name another folder."
-            )
+        self.check_epoch(epoch)
         row = Epoch(
             epoch=epoch,
             loss=float(loss),
@@ -172,6 +185,19 @@ class ConvergenceRecorder:
         self._renew_markers()
         self._began = monotonic()
         return self.converged
+
+    def check_epoch(self, epoch: int) -> None:
+        """Raise InputError for an epoch that cannot be recorded next: it leaves a gap, or would replace all others."""
+        if not 1 <= epoch <= self.epochs + 1:
+            raise InputError(
+                f"Epoch {epoch} cannot be recorded: {self.run} holds {self.epochs} epochs, which count from 1 without "
+                f"a gap. Continue with epoch {self.epochs + 1} or an earlier one, or name another folder."
+            )
+        if epoch == 1 < self.epochs:
+            raise InputError(
+                f"Epoch 1 would replace all {self.epochs} epochs of {self.run}. Continue with epoch "
+                f"{self.epochs + 1} or an earlier one, or record a new training into another folder."
+            )
 
     def maturity(self, model: nn.Module | Mapping[str, torch.Tensor]) -> dict[str, Statistics]:
         """{module: {statistic: value}} of the model's `modules` now; nothing is recorded, and the model and all random
@@ -258,6 +284,12 @@ class ConvergenceRecorder:
                     f"ones. Record into another folder, or remove {self.run.features} and what was fitted to it."
                 )
             undo(self.run, markers)
+        warnings.warn(
+            f"Epoch {epoch} is recorded again: of {self.run} the weights from this epoch to epoch {self.epochs} are "
+            "removed.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
         dropped, self._epochs = self._epochs[epoch - 1 :], self._epochs[: epoch - 1]
         write_epochs(self.run.losses_csv, self._epochs)
         for row in dropped:

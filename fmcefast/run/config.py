@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from fmcefast.convergence.parameters import SMOOTHINGS, check_parameters
+from fmcefast.convergence.parameters import MIN_DROP, SMOOTHINGS, check_parameters
 from fmcefast.data.spec import DataSpec
 from fmcefast.errors import InputError, unknown_name
 
@@ -69,7 +69,7 @@ class Config:
     until_converged: bool = _setting(
         False,
         "train",
-        "Stop training at the first epoch whose CQI is at most mu, instead of after the last.",
+        "Stop training as soon as the loss has converged, instead of after the last epoch.",
         invalidates_results=False,
     )
     batch_size: int = _setting(256, "train", "Images in a batch.", at_least=2)
@@ -114,6 +114,13 @@ class Config:
     alpha: float = _setting(0.85, "markers", "Weight of the past in the smoothed loss.", above=0.0)
     window: int = _setting(5, "markers", "Epochs in the moving average of the CQI.", at_least=1)
     start: int = _setting(1, "markers", "The first epoch that may count as converged.", at_least=1)
+    min_drop: float = _setting(
+        MIN_DROP,
+        "markers",
+        "The loss has converged only after a fall by this part since E_0, beyond its noise and at one time faster than "
+        "mu; 0 asks for no fall.",
+        at_least=0.0,
+    )
     smoothing: str = _setting(
         "ema",
         "markers",
@@ -150,9 +157,14 @@ class Config:
         return {"alpha": self.alpha, "window": self.window, "smoothing": self.smoothing}
 
     @property
+    def convergence_settings(self) -> dict[str, Any]:
+        """The keyword arguments of `converged_at`."""
+        return {"mu": self.mu, "start": self.start, "min_drop": self.min_drop, **self.cqi_settings}
+
+    @property
     def marker_settings(self) -> dict[str, Any]:
         """The keyword arguments of `fmcefast.find_markers`."""
-        return {"phases": self.phases, "mu": self.mu, "start": self.start, **self.cqi_settings}
+        return {"phases": self.phases, **self.convergence_settings}
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -210,8 +222,13 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     # Where a path leads must not depend on where the next command starts.
     preset = {"data_root": SETTINGS["data_root"].default, **PRESETS.get(spec.name, {})}
     config = Config(**{name: check_value(name, value) for name, value in {**preset, **given}.items()})
-    check_parameters(alpha=config.alpha, smoothing=config.smoothing)
+    check_parameters(alpha=config.alpha, smoothing=config.smoothing, min_drop=config.min_drop)
     return config
+
+
+def saved_settings(path: Path) -> dict[str, Any]:
+    """The settings of a run's config.yaml. Those that an earlier version did not have are as they were then."""
+    return {"min_drop": 0.0, **read_yaml(path)}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

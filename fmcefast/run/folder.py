@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fmcefast.errors import InputError
-from fmcefast.run.config import Config, read_yaml, resolve
+from fmcefast.run.config import Config, resolve, saved_settings
 from fmcefast.run.history import History, HistoryEntry
 
 _MODULE = re.compile(r"\w+(\.\w+)*")
@@ -90,7 +90,7 @@ def read_run(path: Path) -> RunFolder:
     saved_file = path / "config.yaml"
     if not saved_file.exists():
         raise InputError(f"{path} is not a run folder (no config.yaml in it). Make one: fmcefast run {path}")
-    saved = read_yaml(saved_file)
+    saved = saved_settings(saved_file)
     try:
         return RunFolder(path, resolve(saved))
     except InputError as error:

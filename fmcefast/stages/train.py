@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fmcefast.convergence.cqi import cqi, has_converged
+from fmcefast.convergence.cqi import cqi
+from fmcefast.convergence.criterion import converged_at
 from fmcefast.data.image_set import Source
 from fmcefast.data.split import read_split
 from fmcefast.errors import FmcefastError, InputError
@@ -156,8 +157,8 @@ def is_trained(config: Config, epochs: list[Epoch]) -> bool:
 
 
 def is_converged(config: Config, epochs: list[Epoch]) -> bool:
-    """Whether the CQI of a full window was at most mu in one of the epochs."""
-    return has_converged([row.loss for row in epochs], mu=config.mu, start=config.start, **config.cqi_settings)
+    """Whether the loss had converged in one of the epochs."""
+    return bool(epochs) and converged_at([row.loss for row in epochs], **config.convergence_settings) is not None
 
 
 def _epochs(run: RunFolder) -> list[Epoch]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fmcefast import cqi, find_markers
-from fmcefast.convergence.cqi import curves, has_converged
+from fmcefast.convergence.cqi import curves
 from fmcefast.errors import InputError
 from fmcefast.kernels.cqi import loops
 from fmcefast.kernels.cqi.compiled import compiled
@@ -161,31 +161,6 @@ def test_start_delays_convergence(falling_losses):
     assert never.min_cqi is None and "`start`" in never.explain()
 
 
-@pytest.mark.parametrize("smoothing", ["ema", "literal"])
-@pytest.mark.parametrize(("window", "start"), [(1, 1), (5, 1), (5, 90), (119, 1), (120, 1), (10**12, 1), (5, 121)])
-def test_a_loss_has_converged_as_soon_as_it_has_markers(falling_losses, window, start, smoothing):
-    series = cqi(falling_losses, window=window, smoothing=smoothing)
-    values = series[max(window, start - 1) :]  # of full windows
-    for mu in (1e-7, 1e-3, 2e-2, *(values[len(values) // 2 :][:1])):
-        rule = {"mu": mu, "window": window, "start": start, "smoothing": smoothing}
-        assert has_converged(falling_losses, **rule) == (values <= mu).any()
-        first = np.flatnonzero(values <= mu)
-        if len(first):
-            end = max(window, start - 1) + first[0] + 1
-            assert has_converged(falling_losses[:end], **rule)
-            assert not has_converged(falling_losses[: end - 1], **rule)
-
-
-def test_losses_that_have_and_have_not_converged():
-    assert not has_converged([], mu=1.0)
-    assert not has_converged([0.0], mu=1.0, window=1)
-    assert has_converged([0.0, 0.0], mu=1.0, window=1)  # the CQI needs no logarithm
-    with pytest.raises(InputError, match="epoch 2 is nan"):
-        has_converged([1.0, float("nan")], mu=1.0)
-    with pytest.raises(InputError, match="window must be"):
-        has_converged([1.0], mu=1.0, window=0)
-
-
 def test_sequences_of_every_kind_are_taken(falling_losses):
     expected = find_markers(falling_losses, mu=1e-2)
     assert find_markers(list(falling_losses), mu=1e-2) == expected
@@ -242,6 +217,9 @@ def test_losses_without_an_answer_are_refused(losses, complaint):
         {"smoothing": "emma"},
         {"threads": 0},
         {"start": 0},
+        {"min_drop": -0.1},
+        {"min_drop": 1.0},
+        {"min_drop": float("nan")},
     ],
 )
 def test_parameters_out_of_range_are_refused(falling_losses, settings):

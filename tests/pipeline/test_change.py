@@ -77,6 +77,18 @@ def test_another_configuration_needs_force(finished, settings, lost, kept):
     assert getattr(read_run(finished.path).config, name) == value
 
 
+def test_a_run_of_a_version_without_a_setting_keeps_its_results(finished):
+    assert finished.config.min_drop == 0.05
+    text = finished.config_yaml.read_text().replace("min_drop: 0.05\n", "")
+    finished.config_yaml.write_text(text)
+    run = open_run(finished.path, {"workers": 3})
+    assert left(run) == ALL and run.config.min_drop == read_run(run.path).config.min_drop == 0
+    finished.config_yaml.write_text(text)
+    with pytest.raises(InputError, match=r"min_drop was 0.0, now 0.05.*`force` to redo extract and fit"):
+        open_run(finished.path, {"min_drop": 0.05})
+    assert left(run) == ALL and finished.config_yaml.read_text() == text
+
+
 def test_a_comparison_changes_nothing(finished, tmp_path):
     before = {path: path.read_bytes() for path in finished.path.rglob("*") if path.is_file()}
     for settings in ({"backbone": "resnet18"}, {"mu": 1e-3}, {"fmce_epochs": 2}, {"store": "memory"}):

@@ -148,14 +148,16 @@ def test_an_epoch_that_is_recorded_again_replaces_its_rows(tmp_path, net):
     before = rows_of(run)
     with torch.no_grad():
         net.backbone[4].weight[:3] *= 5
-    with ConvergenceRecorder(run, **probed) as recorder:
-        recorder.epoch_end(net, 1.8, epoch=3)
+    with ConvergenceRecorder(run, resume=True, **probed) as recorder:
+        with pytest.warns(RuntimeWarning, match="Epoch 3 is recorded again"):
+            recorder.epoch_end(net, 1.8, epoch=3)
         now = rows_of(run)
         assert now[:2] == before[:2] and [row[0] for row in now] == [1, 2, 3] and now[2] != before[2]
-    with ConvergenceRecorder(run) as recorder:  # goes on without modules
+    with ConvergenceRecorder(run, resume=True) as recorder:  # goes on without modules
         recorder.epoch_end(net.state_dict(), 1.7)
         assert rows_of(run) == now
-        recorder.epoch_end(net, 1.6, epoch=2)
+        with pytest.warns(RuntimeWarning, match="Epoch 2 is recorded again"):
+            recorder.epoch_end(net, 1.6, epoch=2)
         assert rows_of(run) == now[:1]
 
 
@@ -168,7 +170,7 @@ def test_rows_of_an_epoch_that_was_not_committed_do_not_count(tmp_path, net, mon
                 recorder.epoch_end(net, 1.0)
         assert [row[0] for row in rows_of(tmp_path / "run")] == [1, 2]
         assert len(read_epochs(recorder.run.losses_csv)) == 1
-    with ConvergenceRecorder(tmp_path / "run") as recorder:
+    with ConvergenceRecorder(tmp_path / "run", resume=True) as recorder:
         recorder.epoch_end(net, 1.0)
     assert [row[0] for row in rows_of(tmp_path / "run")] == [1]
 
@@ -253,7 +255,7 @@ def test_verify_notices_a_damaged_table(tmp_path, net):
     found = verify(recorder.run, Progress(quiet=True)).problems
     assert len(found) == 1 and "maturity.csv is damaged" in found[0]
     with pytest.raises(InputError, match=r"maturity\.csv is damaged"):
-        ConvergenceRecorder(tmp_path / "run")
+        ConvergenceRecorder(tmp_path / "run", resume=True)
 
 
 class TestWrappedModels:

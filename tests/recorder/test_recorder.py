@@ -215,9 +215,9 @@ def test_another_recorder_is_kept_out_until_the_first_is_closed(tmp_path):
     for use in (lambda: second.epoch_end(TinyNet(), 1.0), second.markers, lambda: second.extract(None, None, [])):
         with pytest.raises(InputError, match="is closed"):
             use()
-    third = ConvergenceRecorder(tmp_path / "run")
+    third = ConvergenceRecorder(tmp_path / "run", resume=True)
     del third
-    ConvergenceRecorder(tmp_path / "run").close()
+    ConvergenceRecorder(tmp_path / "run", resume=True).close()
 
 
 def test_a_recorder_that_cannot_be_made_locks_nothing(tmp_path):
@@ -233,12 +233,12 @@ def test_a_recorder_that_cannot_be_made_locks_nothing(tmp_path):
 def test_a_folder_is_taken_up_again_with_its_settings(tmp_path):
     with ConvergenceRecorder(tmp_path / "run", **SETTINGS) as recorder:
         record(recorder, LOSSES[:5])
-    with ConvergenceRecorder(tmp_path / "run") as recorder:
+    with ConvergenceRecorder(tmp_path / "run", resume=True) as recorder:
         assert recorder.epochs == 5 and recorder.run.config.mu == 0.05
         record(recorder, LOSSES[5:])
         assert recorder.markers() == replace(find_markers(LOSSES, **SETTINGS), source="losses.csv")
         assert [epoch_of(recorder.run, epoch) for epoch in recorder.markers().markers] == recorder.markers().markers
-    with ConvergenceRecorder(tmp_path / "run", mu=1e-9) as recorder:
+    with ConvergenceRecorder(tmp_path / "run", resume=True, mu=1e-9) as recorder:
         assert not recorder.converged and not recorder.run.markers_json.exists()
 
 
@@ -246,7 +246,8 @@ def test_a_loop_that_resumes_replaces_epochs(tmp_path):
     with ConvergenceRecorder(tmp_path / "run", **SETTINGS) as recorder:
         record(recorder)
         assert recorder.markers().converged
-        recorder.epoch_end(with_values(TinyNet(), 70), 0.36, epoch=7)
+        with pytest.warns(RuntimeWarning, match=r"Epoch 7 is recorded again: .* to epoch 12 are removed"):
+            recorder.epoch_end(with_values(TinyNet(), 70), 0.36, epoch=7)
         assert recorder.epochs == 7 and not recorder.run.markers_json.exists()
         assert sorted(path.name for path in recorder.run.weights.iterdir())[-1] == "epoch-0007.safetensors"
         assert epoch_of(recorder.run, 7) == 70 and epoch_of(recorder.run, 6) == 6
@@ -260,11 +261,51 @@ def test_markers_before_a_replaced_epoch_stay(tmp_path):
         found = recorder.markers().markers
         assert found[-1] < len(LOSSES)
         recorder.run.features.mkdir()
-        recorder.epoch_end(TinyNet(), 0.3, epoch=found[-1] + 1)
+        with pytest.warns(RuntimeWarning, match="is recorded again"):
+            recorder.epoch_end(TinyNet(), 0.3, epoch=found[-1] + 1)
         assert json.loads(recorder.run.markers_json.read_text())["markers"] == found and recorder.run.features.exists()
         with pytest.raises(InputError, match=rf"Epoch {found[-1]} of .* feature maps were made from it"):
             recorder.epoch_end(TinyNet(), 0.3, epoch=found[-1])
         assert recorder.epochs == found[-1] + 1
+
+
+def test_a_script_that_is_run_again_does_not_mix_two_trainings(tmp_path):
+    def script(folder="run", **settings):
+        with ConvergenceRecorder(tmp_path / folder, **settings) as recorder:
+            record(recorder, LOSSES[:3])
+
+    def contents():
+        files = (path for path in (tmp_path / "run").rglob("*") if path.is_file())
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    script(resume=True, mu=0.05)  # there is nothing yet to go on after
+    before = contents()
+    with pytest.raises(InputError, match=r"run holds 3 epochs. Go on after them, with resume=True .* another folder"):
+        script(mu=1e-4)
+    assert contents() == before
+    script("other")
+    script(resume=True)
+    assert [row.loss for row in read_epochs(tmp_path / "run" / "losses.csv")] == 2 * LOSSES[:3]
+
+
+def test_a_loop_that_begins_again_removes_nothing(tmp_path):
+    with ConvergenceRecorder(tmp_path / "run") as recorder:
+        record(recorder, LOSSES[:3])
+        with pytest.raises(InputError, match=r"Epoch 1 would replace all 3 epochs .* with epoch 4 .* another folder"):
+            recorder.epoch_end(TinyNet(), 2.0, epoch=1)
+        assert recorder.epochs == 3 and epoch_of(recorder.run, 3) == 3
+
+
+def test_a_loss_that_hardly_falls_has_not_converged(tmp_path):
+    slow = [2.3270, 2.3197, 2.3121, 2.3095, 2.3069, 2.3042]
+    with ConvergenceRecorder(tmp_path / "run", mu=2e-2, phases=5) as recorder:
+        record(recorder, slow)
+        assert not recorder.converged and not recorder.markers().converged
+        assert recorder.verdict().kind == "flat"
+    assert fmcefast("markers", tmp_path / "run")[0] == 3
+    with ConvergenceRecorder(tmp_path / "run", resume=True, min_drop=0) as recorder:
+        assert recorder.converged and recorder.markers().markers == [2, 3, 4, 5, 6]
+        assert recorder.verdict().kind == "converged"
 
 
 @pytest.mark.parametrize("epoch", [0, 4, 9])
@@ -332,7 +373,7 @@ def test_maps_are_those_of_the_marker_epochs(run, trained):
     net.train()
     net["backbone"][1].eval()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with ConvergenceRecorder(run) as recorder:
+    with ConvergenceRecorder(run, resume=True) as recorder:
         dataset = recorder.extract(net, net["backbone"], batches(images, labels), quiet=True)
         found = recorder.markers().markers
     assert [name for name, module in net.named_modules() if not module.training] == ["backbone.1"]
@@ -354,7 +395,7 @@ def test_maps_are_those_of_the_marker_epochs(run, trained):
 def test_a_recorded_run_from_its_images_to_the_report(run, trained):
     _, net, images, labels = trained
     assert isinstance(fmcefast("fit", run, "--quiet")[0], FmcefastError)
-    with ConvergenceRecorder(run) as recorder:
+    with ConvergenceRecorder(run, resume=True) as recorder:
         recorder.extract(net, net["backbone"], torch.utils.data.DataLoader(list(zip(images, labels, strict=True)), 20))
     for store in ("disk", "memory"):
         code, output = fmcefast("fit", run, "--store", store, "--force", "--quiet")
@@ -384,7 +425,7 @@ def test_extraction_goes_on_after_whole_phases(run, trained):
                 raise KeyboardInterrupt
             return iter(batches(images, labels))
 
-    with ConvergenceRecorder(run) as recorder:
+    with ConvergenceRecorder(run, resume=True) as recorder:
         with pytest.raises(KeyboardInterrupt):
             recorder.extract(net, net["backbone"], Loader(), quiet=True)
         stored = {path.name: path.stat().st_mtime_ns for path in recorder.run.features.glob("score*")}
@@ -424,7 +465,10 @@ def test_a_loader_must_give_the_same_images_in_every_phase(run, trained, spoil, 
             return iter(spoil(pairs) if len(passes) == 4 else pairs)
 
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with ConvergenceRecorder(run) as recorder, pytest.raises(InputError, match=f"In phase 2 .*{complaint}"):
+    with (
+        ConvergenceRecorder(run, resume=True) as recorder,
+        pytest.raises(InputError, match=f"In phase 2 .*{complaint}"),
+    ):
         recorder.extract(net, net["backbone"], Loader(), quiet=True)
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
@@ -433,7 +477,7 @@ def test_a_loader_must_give_the_same_images_in_every_phase(run, trained, spoil, 
 def test_what_cannot_be_extracted_is_refused(run, trained, tmp_path):
     _, net, images, labels = trained
     pairs = batches(images, labels)
-    with ConvergenceRecorder(run) as recorder:
+    with ConvergenceRecorder(run, resume=True) as recorder:
         for features, loader, complaint in (
             (net["backbone"], iter(pairs), "is an iterator"),
             (net["backbone"], [], "gave no images"),
@@ -469,7 +513,7 @@ def test_what_cannot_be_extracted_is_refused(run, trained, tmp_path):
     ],
 )
 def test_what_needs_the_owners_images_says_so_and_removes_nothing(run, trained, words):
-    with ConvergenceRecorder(run) as recorder:
+    with ConvergenceRecorder(run, resume=True) as recorder:
         recorder.markers()
     before = sorted(path for path in run.rglob("*") if path.name != ".lock")
     verb, *flags = words
@@ -480,7 +524,7 @@ def test_what_needs_the_owners_images_says_so_and_removes_nothing(run, trained, 
 
 def test_forced_extraction_keeps_the_feature_maps(run, trained):
     _, net, images, labels = trained
-    with ConvergenceRecorder(run) as recorder:
+    with ConvergenceRecorder(run, resume=True) as recorder:
         recorder.extract(net, net["backbone"], batches(images, labels), quiet=True)
     assert fmcefast("extract", run, "--quiet")[0] == 0
     assert isinstance(fmcefast("extract", run, "--force", "--quiet")[0], InputError)

@@ -23,3 +23,10 @@ def test_training_ends_after_its_epochs_or_at_convergence(falling_losses):
     later = dataclasses.replace(config, start=end + 10)
     assert not is_trained(later, rows(falling_losses[: end + 9]))
     assert is_trained(later, rows(falling_losses[: end + 10]))
+
+
+def test_a_loss_that_has_not_begun_to_fall_does_not_end_training():
+    at_chance = rows([2.3270, 2.3197, 2.3121, 2.3095, 2.3069, 2.3042])  # with a learning rate of 1e-5
+    config = resolve({"epochs": 80, "mu": 2e-2, "until_converged": True})
+    assert not is_trained(config, at_chance)
+    assert is_trained(dataclasses.replace(config, min_drop=0.0), at_chance)

@@ -1,6 +1,7 @@
 """The training runs of the experiment: data sets, architectures, schedules and augmentations of different kinds."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,6 +116,7 @@ def is_trained(runs: Path, setting: Setting, seed: int) -> bool:
 def train(runs: Path, setting: Setting, seed: int, places: Places, device: torch.device) -> None:
     """Record a run; what was interrupted begins anew."""
     folder = run_folder(runs, setting, seed)
+    shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(seed)
     network = on_device(make_network(setting.backbone, 10), device)
     images = training_images(setting, places, seed)
