@@ -54,8 +54,12 @@ def marker_settings_of(markers: Markers, start: int) -> dict[str, Any]:
 
 def changed_settings(settings: Mapping[str, Any]) -> list[str]:
     """The flags of the settings that differ from the usual ones, without those that the controls change."""
-    names = [name for name in ("alpha", "window", "smoothing", "start") if settings[name] != SETTINGS[name].default]
-    return [word for name in names for word in (f"--{name}", str(settings[name]))]
+    names = [
+        name
+        for name in ("alpha", "window", "smoothing", "start", "min_drop")
+        if settings[name] != SETTINGS[name].default
+    ]
+    return [word for name in names for word in (f"--{name.replace('_', '-')}", f"{settings[name]}")]
 
 
 def encoded(values: Sequence[float] | np.ndarray) -> str:

@@ -1,11 +1,14 @@
 """The first thing on a page: what came out, in plain sentences, each with its 95% interval where one can be told."""
 
+from collections.abc import Sequence
 from math import isfinite, sqrt
 from statistics import mean
+from typing import Any
 
 import numpy as np
 
 from fmcefast.convergence.markers import Markers
+from fmcefast.convergence.verdict import verdict
 from fmcefast.evaluation.metrics import Metrics
 from fmcefast.finetuning.sweep_csv import table_of
 from fmcefast.finetuning.table import RafRow
@@ -16,7 +19,7 @@ def summarise(results: RunResults) -> list[str]:
     """What was trained, whether it has converged, how well maturity can be read from the maps, whether RAL helped."""
     sentences = [_training(results)] if results.epochs else []
     if results.markers is not None:
-        sentences.append(convergence_sentence(results.markers, results.run.config.is_recorded or results.is_trained))
+        sentences.append(convergence_sentence([row.loss for row in results.epochs], results.markers))
     if results.fit is not None:
         sentences.append(_reading(results.fit))
     if results.others is not None and results.others.others:
@@ -34,20 +37,14 @@ def summarise(results: RunResults) -> list[str]:
     return sentences
 
 
-def convergence_sentence(markers: Markers, finished: bool = True, axis: str = "epoch") -> str:
-    """finished: whether the training is over."""
-    so_far = "" if finished else " so far"
-    if markers.markers is not None:
-        return (
-            f"The training loss has converged at {axis} {markers.markers[-1]:,} of {markers.epochs:,}{so_far}: there "
-            f"the smoothed loss changes by {markers.cqi:.3g} from one {axis} to the next (the CQI), at most mu = "
-            f"{markers.mu:g}."
-        )
-    if markers.min_cqi is None:
-        return f"The training loss has not converged{so_far}: {markers.epochs:,} {axis}s are too few to tell."
+def convergence_sentence(losses: Sequence[float] | np.ndarray, markers: Markers, **settings: Any) -> str:
+    """What the training loss does, and how slowly it changes where it has converged. settings: those of `verdict`."""
+    told = verdict(losses, markers, **settings).text.replace("`", "")
+    if markers.markers is None or markers.cqi is None:
+        return told
     return (
-        f"The training loss has not converged{so_far}: at best the smoothed loss changes by {markers.min_cqi:.3g} from "
-        f"one {axis} to the next (the CQI of {axis} {markers.min_cqi_epoch:,}), more than mu = {markers.mu:g}."
+        f"{told} There the smoothed loss changes by {markers.cqi:.3g} from one {settings.get('axis', 'epoch')} to the next "
+        f"(the CQI), at most mu = {markers.mu:g}."
     )
 
 

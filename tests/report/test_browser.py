@@ -62,6 +62,7 @@ def test_the_page_finds_the_markers_that_python_finds(open_page, page_file, rng)
             "window": int(rng.choice([1, 2, 5, 30])),
             "smoothing": ["ema", "literal"][number % 2],
             "start": int(rng.choice([1, 1, 20])),
+            "min_drop": float(rng.choice([0, 0.05, 0.5])),
         }
         if number % 5 == 0 and length > settings["window"] + 2:  # exactly at the threshold
             settings["mu"] = float(
@@ -96,7 +97,7 @@ def test_the_controls_move_the_markers_to_where_python_has_them(open_page, shown
         assert (
             page.locator(".command")
             .inner_text()
-            .endswith(f"losses.csv --window 2 --start 6 --phases {phases} --mu {mu}")
+            .endswith(f"losses.csv --window 2 --start 6 --min-drop 0.0 --phases {phases} --mu {mu}")
         )
     page.locator("[name=mu-slider]").fill("1000")
     mu = float(page.locator("[name=mu]").input_value())

@@ -54,9 +54,9 @@ class LossExplorer {
     const name = this.data.axis, place = (epoch) => this.x[epoch - 1].toLocaleString("en");
     if (found.problem) verdict.textContent = `${found.problem} Choose fewer phases or a smaller mu.`;
     else if (!found.end) {
-      verdict.textContent = "Not converged: " + (found.lowestEpoch
-        ? `the smallest CQI is ${shown(found.lowest)}, at ${name} ${place(found.lowestEpoch)}.`
-        : `no ${name} has a full window of ${this.settings.window}.`);
+      verdict.textContent = "Not converged: " + (!found.lowestEpoch ? `no ${name} has a full window of ${this.settings.window}.`
+        : found.lowest <= mu ? "the loss has not fallen by more than its noise, or never faster than mu."
+        : `the smallest CQI is ${shown(found.lowest)}, at ${name} ${place(found.lowestEpoch)}.`);
     } else {
       verdict.textContent = `Converged at ${name} ${place(found.end)}. E1 to E${phases}: ${found.markers.map(place).join(", ")}`
         + (found.adjusted ? " (spread apart: several steps fell into one)." : ".");

@@ -34,14 +34,30 @@ function cqiOf(smooth, window) {
   return cqi;
 }
 
+// For each epoch whether the loss has fallen by then: since E0 by more than the part `minDrop` of itself and more than
+// its noise, and at one time faster than mu (fmcefast.convergence.criterion).
+function fallenBy(losses, smooth, cqi, {mu, window, min_drop: minDrop}) {
+  const fallen = new Array(losses.length).fill(minDrop === 0);
+  let origin = 0, bends = 0, wasFast = false;
+  for (let m = 0; m < losses.length && minDrop > 0; m++) {
+    if (losses[m] > losses[origin]) origin = m;
+    if (m > 1) bends += Math.abs(losses[m] - losses[m - 1] - (losses[m - 1] - losses[m - 2]));
+    wasFast ||= m >= window && cqi[m] > mu;
+    const noise = bends / Math.max(m - 1, 1) / Math.sqrt(12 / Math.PI);
+    fallen[m] = wasFast && smooth[origin] - smooth[m] > Math.max(minDrop * Math.abs(smooth[origin]), 5 * noise);
+  }
+  return fallen;
+}
+
 // {end, e0, markers, adjusted, lowest, lowestEpoch, problem}; end is 0 and markers is null where there is no convergence,
 // problem says why the way to it cannot be divided.
-function findMarkers(losses, smooth, cqi, {phases, mu, window, start}) {
+function findMarkers(losses, smooth, cqi, settings) {
+  const {phases, mu, window, start} = settings, fallen = fallenBy(losses, smooth, cqi, settings);
   const from = Math.max(start - 1, Math.min(window, losses.length), 1);
   let end = -1, lowest = Infinity, lowestAt = -1;
   for (let m = from; m < losses.length && end < 0; m++) {
     if (cqi[m] < lowest) [lowest, lowestAt] = [cqi[m], m];
-    if (cqi[m] <= mu) end = m;
+    if (cqi[m] <= mu && fallen[m]) end = m;
   }
   const last = end < 0 ? losses.length - 1 : end;
   let origin = 0;
