@@ -1,6 +1,7 @@
 """The figures of a run or a loss log, as matplotlib figures."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,23 @@ def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
     return figure
 
 
-def log_figure(losses: Any, markers: Markers) -> Figure:
-    """[FMCE] Fig. 3 a to c for losses (M,) as `find_markers` takes them; they are read once, in chunks."""
+def log_figure(
+    losses: Any, markers: Markers, places: Sequence[float] | np.ndarray | None = None, axis: str = "epoch"
+) -> Figure:
+    """[FMCE] Fig. 3 a to c for losses (M,) as `find_markers` takes them; they are read once, in chunks.
+
+    places: (M,), what the losses are drawn at, None for 1, 2, ..., M; axis: what these are.
+    """
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     loss, index, log_loss = figure.subplots(1, 3)
     drawn = _thinned(losses, markers)
-    _draw_convergence(loss, index, log_loss, drawn, markers)
-    finish(loss, index, log_loss)
+    if places is not None:
+        drawn, markers = _placed(drawn, markers, places)
+    _draw_convergence(loss, index, log_loss, drawn, markers, axis)
+    finish(loss, index, log_loss, xlabel=axis)
     if drawn.stretch > 1:
         figure.supxlabel(
-            f"{markers.epochs:,} epochs; of every {drawn.stretch:,} the smallest and the largest value are drawn",
+            f"{markers.epochs:,} losses; of every {drawn.stretch:,} the smallest and the largest value are drawn",
             fontsize=9,
             color="#555555",
         )
@@ -116,7 +124,21 @@ def _extremes(values: np.ndarray, stretch: int) -> np.ndarray:
     return np.stack([np.fmin.reduceat(values, begins), np.fmax.reduceat(values, begins)], axis=1).ravel()
 
 
-def _draw_convergence(loss: Axes, index: Axes, log_loss: Axes, drawn: _Drawn, markers: Markers) -> None:
+def _placed(drawn: _Drawn, markers: Markers, places: Sequence[float] | np.ndarray) -> tuple[_Drawn, Markers]:
+    """The points and the markers at their places instead of their positions."""
+
+    def place(position: int) -> Any:
+        return places[position - 1]
+
+    at = {place(position): values for position, values in drawn.at.items()}
+    drawn = replace(drawn, epochs=np.array(list(map(place, drawn.epochs.tolist()))), at=at)
+    marked = None if markers.markers is None else list(map(place, markers.markers))
+    return drawn, replace(markers, e0=place(markers.e0), markers=marked)
+
+
+def _draw_convergence(
+    loss: Axes, index: Axes, log_loss: Axes, drawn: _Drawn, markers: Markers, axis: str = "epoch"
+) -> None:
     loss.plot(drawn.epochs, drawn.losses, color=RAW, label="raw")
     loss.plot(drawn.epochs, drawn.smoothed, color=SMOOTH, label=f"smoothed ({markers.smoothing})")
     loss.set(title="(a) Training loss", ylabel="loss")
@@ -127,7 +149,7 @@ def _draw_convergence(loss: Axes, index: Axes, log_loss: Axes, drawn: _Drawn, ma
     index.set(title="(b) Convergence Quantification Indicator", ylabel="CQI (log scale)")
     if markers.markers is not None:
         end = markers.markers[-1]
-        index.plot(end, drawn.at[end][1], "o", color=MARK, label=f"converged: epoch {end:,}")
+        index.plot(end, drawn.at[end][1], "o", color=MARK, label=f"converged: {axis} {end:,}")
     index.legend(frameon=False)
 
     log_loss.plot(drawn.epochs, np.log(drawn.smoothed), color=SMOOTH)
