@@ -1,19 +1,25 @@
 """Binary logs: parquet, .npy and .npz."""
 
 import math
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
 
 from fmcefast.errors import InputError
-from fmcefast.logs.source import most_unpacked
-from fmcefast.logs.table import Chunk, Table, from_arrow
+from fmcefast.logs.source import BOMB, most_unpacked
+from fmcefast.logs.table import NAMELESS, Chunk, Table, from_arrow
 
 _CHUNK = 1 << 20
+_OBJECTS = (
+    "it holds Python objects, such as a dictionary, which are pickled and never loaded. Save the losses as numbers: "
+    'np.save(file, history["loss"])'
+)
 _NUMBERS = "fiu"  # kinds of dtypes
 
 
@@ -60,41 +66,47 @@ class Arrays(Table):
 
     def __init__(self, arrays: Mapping[str, np.ndarray], format: str):
         self.format = format
-        self._vectors = {name: array.reshape(-1) for name, array in arrays.items() if _is_vector(array)}
+        self._vectors = {name: array.reshape(-1) for name, array in arrays.items() if _is_vector(array.shape)}
 
     @classmethod
     def of_npy(cls, path: Path) -> "Arrays":
         """A vector, memory-mapped, or a structured array. Raises InputError for other arrays."""
         with path.open("rb") as file:
-            _header(file)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+            _, dtype = _header(file)
+        if dtype.hasobject:
+            raise InputError(_OBJECTS)
+        with warnings.catch_warnings():  # of files that Python 2 wrote
+            warnings.simplefilter("ignore")
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.dtype.names:
             return cls({name: array[name] for name in array.dtype.names}, ".npy")
-        if not _is_vector(array) or array.dtype.kind not in _NUMBERS:
+        if not _is_vector(array.shape) or array.dtype.kind not in _NUMBERS:
             raise InputError(
                 f"it holds {array.dtype} of shape {array.shape}; a loss log is one vector of numbers. Save that: "
                 "np.save(file, losses)"
             )
-        table = cls({"1": array}, ".npy")
-        table.vector, table.nameless = table._vectors["1"], True
+        table = cls({NAMELESS: array}, ".npy")
+        table.vector, table.nameless = table._vectors[NAMELESS], True
         return table
 
     @classmethod
     def of_npz(cls, path: Path) -> "Arrays":
-        """The vectors of an .npz. Raises InputError for one that unpacks to far more than its size."""
-        arrays = {}
+        """The vectors of an .npz; Python objects are left out. Raises InputError when only these are in it."""
+        arrays, objects = {}, False
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 with archive.open(member) as file:
                     shape, dtype = _header(file)
-                size = math.prod(shape) * dtype.itemsize
-                if size > min(member.file_size, most_unpacked(member.compress_size)):
-                    raise InputError(f"{member.filename} claims to hold {size:,} bytes, which it cannot.")
-                if len(shape) > 0 and max(shape) == math.prod(shape):
+                if dtype.hasobject:
+                    objects = True
+                elif _is_vector(shape):
+                    if math.prod(shape) * dtype.itemsize > most_unpacked(member.compress_size):
+                        raise InputError(BOMB)
                     with archive.open(member) as file:
-                        arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(
-                            file, allow_pickle=False
-                        )
+                        array = np.lib.format.read_array(file, allow_pickle=False)
+                    arrays[member.filename.removesuffix(".npy")] = array
+        if objects and not arrays:
+            raise InputError(_OBJECTS)
         return cls(arrays, ".npz")
 
     def columns(self) -> list[str]:
@@ -115,20 +127,18 @@ class Arrays(Table):
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """The shape and the dtype of the array in an .npy. Raises InputError for Python objects."""
+    """The shape and the dtype of the array in an .npy."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    if dtype.hasobject:
-        raise InputError(
-            "it holds Python objects, such as a dictionary, which are pickled and never loaded. Save the losses as "
-            'numbers: np.save(file, history["loss"])'
-        )
+    try:
+        shape, _, dtype = read(file)
+    except (SyntaxError, TokenError) as error:
+        raise ValueError(f"the header is damaged: {error}") from error
     return shape, dtype
 
 
-def _is_vector(array: np.ndarray) -> bool:
-    return array.ndim > 0 and array.size == max(array.shape)
+def _is_vector(shape: Sequence[int]) -> bool:
+    return len(shape) > 0 and math.prod(shape) == max(shape)
 
 
 def _cell(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Makes the curve of a training out of its rows: means of epochs, means of so many rows, or every row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,35 +26,40 @@ def make_curve(used: UsedRows, *, rows: bool, every: int | None, fewest_epochs: 
 
     rows: each row counts even so. every: the means of so many rows count instead.
     """
-    first_rows = range(len(used.losses)) if used.epochs is None else _first_rows(used.epochs)
-    each = _each_row(used, single=len(first_rows) == len(used.losses))
     if every is not None:
-        return _means_of_rows(each, every)
+        return _means_of_rows(used, every)
+    each = _each_row(used)
+    first_rows = range(len(used.losses)) if used.epochs is None else _first_rows(used.epochs)
     if rows or len(first_rows) == len(used.losses):
         return each
-    if len(first_rows) < fewest_epochs:
-        epochs = "1 epoch is" if len(first_rows) == 1 else f"{len(first_rows)} epochs are"
-        return replace(each, notes=[f"each row counts because {epochs} too few for means"])
-    return _means_of_epochs(used, first_rows)
+    if len(first_rows) >= fewest_epochs:
+        return _means_of_epochs(used, first_rows)
+    epochs = "1 epoch is" if len(first_rows) == 1 else f"{len(first_rows)} epochs are"
+    return replace(each, notes=[f"each row counts because {epochs} too few for means"])
 
 
-def _each_row(used: UsedRows, *, single: bool) -> Curve:
-    """Each row at its epoch, if it is the single one of that epoch, else at its step, else at its number in the log."""
+def _each_row(used: UsedRows) -> Curve:
+    """Each row at its epoch, if it is the only one of that epoch, else at its step, else at its number in the log."""
     epochs, steps = used.epochs, used.steps
-    if epochs is not None and (single or (steps is None and _grow(epochs))):
+    if epochs is not None and _are(np.less, epochs) and (steps is None or len(_first_rows(epochs)) == len(epochs)):
         return Curve(used.losses, "epoch", epochs)
-    if steps is not None and len(steps) and steps[0] < steps[-1]:
+    if steps is not None and _are(np.less_equal, steps) and len(steps) and steps[0] < steps[-1]:
         return Curve(used.losses, "step", steps)
     return Curve(used.losses, "row", used.numbers)
 
 
-def _means_of_rows(each: Curve, every: int) -> Curve:
+def _means_of_rows(used: UsedRows, every: int) -> Curve:
     """The means of `every` rows each, at the place of the last of them."""
-    whole = len(each.values) - len(each.values) % every
-    means = each.values[:whole].reshape(-1, every).mean(axis=1, dtype=np.float64)
-    places = range(1, len(each.values) + 1) if each.places is None else each.places
-    notes = [f"means of {every:,} rows each"] if every > 1 else []
-    return Curve(means, each.axis, places[every - 1 : whole : every], len(each.values) - whole, notes)
+    count = len(used.losses) // every
+    means = used.losses[: count * every].reshape(-1, every).mean(axis=1, dtype=np.float64)
+    numbers = range(1, len(used.losses) + 1) if used.numbers is None else used.numbers
+    epochs, steps, rows = (
+        None if places is None else places[every - 1 :: every] for places in (used.epochs, used.steps, numbers)
+    )
+    curve = _each_row(UsedRows(means, epochs, steps, rows))
+    return replace(
+        curve, left_over=len(used.losses) - count * every, notes=[f"means of {every:,} rows each"] if every > 1 else []
+    )
 
 
 def _means_of_epochs(used: UsedRows, first_rows: Sequence[int] | np.ndarray) -> Curve:
@@ -71,5 +76,6 @@ def _first_rows(epochs: Places) -> Sequence[int] | np.ndarray:
     return starts_of(epochs, lambda now, before: np.ceil(now) != np.ceil(before))
 
 
-def _grow(places: Places) -> bool:
-    return isinstance(places, range) or all((before < now).all() for _, before, now in neighbours(places))
+def _are(relation: Callable[[np.ndarray, np.ndarray], np.ndarray], places: Places) -> bool:
+    """Whether each place and the one after it are in this relation."""
+    return isinstance(places, range) or all(relation(before, now).all() for _, before, now in neighbours(places))

@@ -12,8 +12,8 @@ from fmcefast.logs.source import Source
 from fmcefast.logs.table import HEADER_AGAIN, Broken, Chunk, from_arrow, kinds_of
 
 _SAMPLE = 100  # rows that tell which columns are text
-_EDGES = re.compile(rb"^[ \t]+|[ \t\r]+$", re.MULTILINE)
 _BLANKS = re.compile(rb"[ \t]+")
+_EDGES = re.compile(rb"^\t|\t?\r?$", re.MULTILINE)  # once blanks are tabs
 
 
 class Delimited(Lines):
@@ -51,7 +51,7 @@ class Delimited(Lines):
         def parse(block: bytes) -> Chunk:
             _refuse_open_quotes(block)
             if blanks:
-                block = _BLANKS.sub(b"\t", _EDGES.sub(b"", block))
+                block = _EDGES.sub(b"", _BLANKS.sub(b"\t", block))
             whole_block = arrow_csv.ReadOptions(column_names=self._names, use_threads=False, block_size=len(block) + 1)
             table = arrow_csv.read_csv(pyarrow.BufferReader(block), whole_block, parse_options, convert_options)
             return from_arrow(table, numbers, texts)
@@ -63,16 +63,20 @@ class Delimited(Lines):
         with self.source.open_text() as text:
             for _ in islice(text, self.header_lines):
                 pass
-            for number, row in split(text, self.dialect.delimiter, strict=True):
-                line = self.header_lines + number
+            for line, row in split(text, self.dialect.delimiter, before=self.header_lines, strict=True):
                 if row == self.dialect.header:
                     yield line, HEADER_AGAIN
                 elif row[0].startswith("#"):
                     continue
                 elif len(row) != len(self._names):
-                    yield line, Broken(f"{len(row)} cells, not {len(self._names)}")
+                    yield line, self._broken(row)
                 else:
                     yield line, [self._cell(row[position]) for position in positions]
+
+    def _broken(self, row: Sequence[str]) -> Broken:
+        too_many = self.dialect.delimiter == "," and len(row) > len(self._names)
+        hint = " (are there decimal commas?)" if too_many else ""
+        return Broken(f"{len(row)} cells, not {len(self._names)}{hint}")
 
     def _cell(self, cell: str) -> str:
         decimal_comma = self.dialect.decimal == "," and DECIMAL_COMMA.fullmatch(cell)

@@ -49,6 +49,8 @@ def open_table(logs: Sequence[Path], pattern: str | None = None) -> Iterator[Tab
             yield _table([Source.of(log, Path(folder)) for log in logs], pattern)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
+        except (FileNotFoundError, PermissionError) as error:
+            raise InputError(f"Cannot read the log {name}: {error.strerror}.") from error
         except _DAMAGED as error:
             raise InputError(f"Cannot read the log {name}; it may be truncated or damaged: {error}") from error
 
@@ -110,9 +112,10 @@ def _is_object(line: bytes) -> bool:
 
 
 def _is_sentence(text: str) -> bool:
-    """Whether the first of several lines is no JSON, such as [12:00:00] loss 0.5 or {'loss': 0.5}."""
+    """Whether text is no JSON from the start, or from its first line of several, such as [12:00:00] loss 0.5."""
     try:
         json.JSONDecoder().raw_decode(text)
     except json.JSONDecodeError as error:
-        return error.lineno == 1 and bool(text[error.pos :].partition("\n")[2].strip())
+        rest, _, later = text[error.pos :].partition("\n")
+        return error.lineno == 1 and bool(later.strip() or (error.pos < 3 and rest.strip()))
     return False

@@ -33,7 +33,7 @@ def json_document(source: Source) -> InMemory:
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise InputError("it is a JSON document of more than 1 GiB. Save it as JSON Lines, one object a line.")
-    document = json.loads(content.decode("utf-8-sig"))
+    document = json.loads(content.decode("utf-8-sig", "replace"))
     history = document.get("log_history") if isinstance(document, dict) else None
     entries = _entries(document if history is None else history)
     if not entries:

@@ -9,6 +9,7 @@ from fmcefast.errors import InputError
 _TRAINING = {"train", "training", "trn", "tr", "main"}  # main/loss is Chainer's
 _VALIDATION = {"val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing", "holdout", "heldout"}
 _WHOLE = {"total", "overall", "average", "avg", "mean", "running"}  # beside the losses of single terms
+_AROUND = {"history", "logs", "metrics", "scalars"}  # of objects in which losses lie
 _EPOCHS = ("epoch", "epochs", "ep", "epoche")
 _STEPS = ("step", "steps", "iteration", "iterations", "iter", "iters", "itr", "it", "updates", "batch", "minibatch")
 _COUNTING = {"global", "current", "num", "number", "nr", "no", "n", "idx", "index", "id", "trainer", *_TRAINING}
@@ -55,7 +56,7 @@ def loss_rank(name: str) -> int | None:
 
 
 def _rank(found: Sequence[str]) -> int | None:
-    rest = set(found) - {"loss"} - _WHOLE - _TRAINING - _VALIDATION
+    rest = set(found) - {"loss"} - _WHOLE - _AROUND - _TRAINING - _VALIDATION
     trained = bool(_TRAINING.intersection(found))
     if "loss" not in found:
         return 6 if is_value("_".join(found)) else None

@@ -54,14 +54,14 @@ def order_rows(count: int, epochs: Places | None, steps: Places | None, training
         return _only(Order(several=several), training)
     firsts, lasts = key[starts], key[np.append(starts[1:], count) - 1]
     ascending = np.argsort(firsts)
-    apart = bool((lasts[ascending][:-1] < firsts[ascending][1:]).all())
+    apart = (lasts[ascending][:-1] < firsts[ascending][1:]).all()
     disorder = unit == "epoch" or count < _LONG * len(starts)
     if apart or (disorder and not several and len(np.unique(key)) == count):
         return _only(Order(np.argsort(key, kind="stable"), several=several, notes=[f"sorted by {unit}"]), training)
     if len(starts) > min(_MOST_BLOCKS, max(20, count // _SHORT)):
         raise InputError(f"its {unit}s are in no order, and some repeat. Sort the rows of the log by {unit}.")
     blocks = list(pairwise([*starts.tolist(), count]))
-    trainings = _trainings(places, blocks)
+    trainings = _trainings(places, key, blocks)
     number = training or len(trainings)
     _check(number, len(trainings))
     notes = []
@@ -101,21 +101,42 @@ def _stretches(count: int, places: np.ndarray, steps: Places | None) -> tuple[np
     ties = sum(int((before == now).sum()) for _, before, now in neighbours(places))
     several = 3 * ties >= count
     starts = starts_of(places, np.less if several else np.less_equal)
-    if several and steps is not None:
-        pairs = np.asarray(places) + 1j * np.asarray(steps)  # which NumPy orders as pairs
-        within = starts_of(pairs, np.less_equal)
-        if len(within) - len(starts) <= max(1, (count - ties) // 10):  # otherwise steps are in no order in an epoch
-            return pairs, within, several
-    return places, starts, several
+    if not several or steps is None:
+        return places, starts, several
+    within = _starts_within(places, steps)
+    # More beginnings would show that steps are in no order within an epoch.
+    most = count // _LONG if _go_on(places, steps) else (count - ties) // 10
+    if len(within) == 1 or len(within) - len(starts) > max(1, most):
+        return places, starts, several
+    return np.asarray(places) + 1j * np.asarray(steps), within, several  # which NumPy orders as pairs
 
 
-def _trainings(places: np.ndarray, blocks: Sequence[Block]) -> list[list[Block]]:
+def _starts_within(epochs: np.ndarray, steps: Places) -> np.ndarray:
+    """The first row, and each that is not later than the one before, by its epoch and then its step."""
+    pairs = zip(neighbours(epochs), neighbours(steps), strict=True)
+    later = [
+        np.flatnonzero((now < before) | ((now == before) & (now_step <= before_step))) + first + 1
+        for (first, before, now), (_, before_step, now_step) in pairs
+    ]
+    return np.concatenate([np.zeros(1, int), *later])
+
+
+def _go_on(epochs: np.ndarray, steps: Places) -> bool:
+    """Whether steps are counted over all epochs, and not anew in each."""
+    pairs = zip(neighbours(epochs), neighbours(steps), strict=True)
+    grows = [(now_step > before_step)[now > before] for (_, before, now), (_, before_step, now_step) in pairs]
+    grow = np.concatenate(grows)
+    return len(grow) == 0 or bool(grow.mean() > 0.9)
+
+
+def _trainings(places: np.ndarray, key: np.ndarray, blocks: Sequence[Block]) -> list[list[Block]]:
     """The blocks of each training."""
-    trainings: list[list[Block]] = []
-    for block in blocks:
-        if places[block[0]] <= places[0]:
+    trainings: list[list[Block]] = [[blocks[0]]]
+    for start, end in blocks[1:]:
+        within_epoch = places[start] == places[start - 1]
+        if key[start] <= key[0] if within_epoch else places[start] <= places[0]:
             trainings.append([])
-        trainings[-1].append(block)
+        trainings[-1].append((start, end))
     return trainings
 
 
@@ -139,15 +160,14 @@ def _latest(key: np.ndarray, blocks: Sequence[Block]) -> tuple[list[Block], list
 
 def _said(unit: str, replaced: Sequence[tuple[float, float]], most: int = 3) -> str:
     """That some epochs were trained more than once."""
-    ranges = [
-        place_text(first) if first == last else f"{place_text(first)} to {place_text(last)}" for first, last in replaced
-    ]
-    listed = ", ".join(ranges[:most]) + (f" and {len(ranges) - most} more" if len(ranges) > most else "")
-    plural = "" if len(ranges) == 1 and replaced[0][0] == replaced[0][1] else "s"
-    return f"{unit}{plural} {listed} trained twice, of which the later rows count"
+    replaced = list(dict.fromkeys(replaced))
+    ends = [list(dict.fromkeys(map(place_text, ends))) for ends in replaced[:most]]
+    more = f" and {len(replaced) - most} more" if len(replaced) > most else ""
+    plural = "" if len(replaced) == 1 and len(ends[0]) == 1 else "s"
+    return f"{unit}{plural} {', '.join(map(' to '.join, ends))}{more} trained again, of which the later rows count"
 
 
-def neighbours(places: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def neighbours(places: Places) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """In chunks, the number of the first row, places, and the place after each."""
     for first in range(0, len(places) - 1, _CHUNK):
         chunk = np.asarray(places[first : first + _CHUNK + 1])

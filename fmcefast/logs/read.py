@@ -11,7 +11,7 @@ from fmcefast.logs.curve import make_curve
 from fmcefast.logs.detect import open_table, source_name
 from fmcefast.logs.folder import find_log
 from fmcefast.logs.order import Places, order_rows
-from fmcefast.logs.rows import collect
+from fmcefast.logs.rows import Rows, Selection, collect
 from fmcefast.logs.selection import choose, refuse_mixture
 from fmcefast.logs.table import NAMELESS
 from fmcefast.logs.used import used_rows
@@ -64,6 +64,12 @@ class LossLog:
         return ", ".join(words)
 
 
+def _unused(selection: Selection, read: Rows) -> list[str]:
+    """Which columns of epochs and steps are not used."""
+    columns = ((selection.epoch, read.epochs), (selection.step, read.steps))
+    return [f"{column} not used because rows have none" for column, places in columns if column and places is None]
+
+
 def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
@@ -101,7 +107,7 @@ def read_losses(
     logs = find_log(log) if log.is_dir() else [log]
     with open_table(logs, pattern) as table:
         choice = choose(table, column, where or {}, title=logs[0].stem)
-        read = collect(table, choice.training)
+        read = collect(table, choice.training, skip_bad=skip_bad)
         order = order_rows(len(read.losses), read.epochs, read.steps, training)
         used = used_rows(table, choice.training, read, order, skip_bad=skip_bad)
         curve = make_curve(used, rows=rows, every=every, fewest_epochs=2 * phases)
@@ -124,5 +130,5 @@ def read_losses(
         without_value=read.without_value,
         dropped=used.dropped,
         left_over=curve.left_over,
-        notes=[*choice.notes, *order.notes, *curve.notes],
+        notes=[*choice.notes, *_unused(choice.training, read), *order.notes, *curve.notes],
     )

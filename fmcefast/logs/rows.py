@@ -41,8 +41,8 @@ class Selection:
 class Rows:
     """The rows with a value, in the order of the log.
 
-    losses: (n,), of which `bad` are not positive and finite. epochs, steps: (n,), None where a row has none.
-    without_value: how many selected rows had no loss.
+    losses: (n,), of which `bad` are not positive and finite. epochs, steps: (n,), None when a row has none.
+    without_value: how many selected rows had no loss. dropped: how many bad ones without a place were left out.
     """
 
     losses: np.ndarray
@@ -50,28 +50,40 @@ class Rows:
     steps: range | np.ndarray | None
     bad: int
     without_value: int
+    dropped: int
 
 
-def collect(table: Table, selection: Selection) -> Rows:
-    """The rows of a selection."""
+def collect(table: Table, selection: Selection, *, skip_bad: bool = False) -> Rows:
+    """The rows of a selection. skip_bad: leave out those that have neither a good loss nor a place."""
     numbers = list(dict.fromkeys(filter(None, (selection.column, selection.epoch, selection.step))))
     in_file = table.vector if not selection.conditions else None
 
     def read(chunks: Iterator[Chunk]) -> Rows:
         losses, epochs, steps = Spool(), Places(), Places()
-        bad = without_value = 0
+        bad = without_value = dropped = 0
         for chunk in chunks:
             kept, without = _kept(chunk, selection)
             without_value += without
             values = chunk.numbers[selection.column].data[kept]
-            bad += len(values) - int(np.count_nonzero(is_loss(values)))
+            places = {
+                collected: chunk.numbers[column].filled(np.nan)[kept]
+                for collected, column in ((epochs, selection.epoch), (steps, selection.step))
+                if column is not None
+            }
+            good = is_loss(values)
+            found = len(values) - int(np.count_nonzero(good))
+            if found and skip_bad and places:
+                known = good | np.logical_and.reduce([np.isfinite(column) for column in places.values()])
+                values, places = values[known], {collected: column[known] for collected, column in places.items()}
+                dropped += len(known) - len(values)
+                found -= len(known) - len(values)
+            bad += found
             if in_file is None:
                 losses.append(values)
-            for places, column in ((epochs, selection.epoch), (steps, selection.step)):
-                if column is not None:
-                    places.append(chunk.numbers[column].filled(np.nan)[kept])
+            for collected, column in places.items():
+                collected.append(column)
         vector = losses.vector() if in_file is None else in_file
-        return Rows(vector, epochs.vector(), steps.vector(), bad, without_value)
+        return Rows(vector, epochs.vector(), steps.vector(), bad, without_value, dropped)
 
     return read_chunks(table, numbers, list(selection.conditions), read, header_again=selection.has_places)
 
@@ -114,7 +126,8 @@ def places_by_value(
             places = chunk.numbers[place].filled(np.nan)[kept].tolist()
             for name, by_value in found.items():
                 for cell, at in zip(chunk.texts[name][kept], places, strict=True):
-                    by_value.setdefault(text_of(cell), []).append(at)
+                    if cell is not None and not isinstance(cell, Broken):
+                        by_value.setdefault(text_of(cell), []).append(at)
             rows += len(places)
             if rows > _ENOUGH:
                 break
@@ -216,6 +229,8 @@ def _continued(places: range, more: np.ndarray) -> range | None:
     """The range with more places after it, or None when they do not continue it."""
     if not len(more):
         return places
+    if not np.isfinite(more).all():
+        return None
     first = places[0] if len(places) else more[0]
     before = [*places[-1:], *more[:2]]
     distance = places.step if len(places) > 1 else before[1] - before[0] if len(before) > 1 else 1

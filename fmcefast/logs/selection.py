@@ -1,9 +1,10 @@
 """Chooses the column and the rows of a log that are the loss of one training."""
 
 import re
-from collections import Counter
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -11,8 +12,9 @@ from fmcefast.errors import InputError
 from fmcefast.logs import names
 from fmcefast.logs.names import listed
 from fmcefast.logs.rows import Selection, collect, count_values, is_same, places_by_value
-from fmcefast.logs.table import Table
+from fmcefast.logs.table import Broken, Table, number_of
 
+_SAMPLE = 200  # rows that tell which numbers are few
 _FEW = 20  # values of a column that tells training from validation
 _PROGRESS = re.compile(r"\d\s*/\s*\d|%")
 _NO_CURVE = "not an epoch of a training. Export the history of one run."
@@ -111,7 +113,7 @@ def _split(table: Table, texts: Sequence[str], selection: Selection) -> tuple[Se
         if training or (names.is_split(column) and len(validation) == len(values)):
             which = "several kinds of training rows" if training else "no rows of training"
             raise InputError(
-                f"it has {which}: {column} is {listed(values)}. Take one: `where={column}={(training or values)[0]}`"
+                f"it has {which}: {column} is {listed(values)}. Take one: {_where(column, (training or values)[0])}"
             )
     return selection, None
 
@@ -127,16 +129,17 @@ def _refuse_runs(table: Table, columns: Sequence[str], selection: Selection) -> 
             f"each row is a run of its own ({states[0]}: {listed(list(counts[states[0]]), 3)}), {_NO_CURVE}"
         )
     for name in runs:
-        values = counts.get(name, Counter())
-        if len(values) < 2:
+        values = counts.get(name)  # None: very many
+        if values is not None and len(values) < 2:
             continue
-        if max(values.values()) > 1:
+        if values is not None and max(values.values()) > 1:
             raise InputError(
                 f"it holds several trainings: {name} is {listed(list(values), 10)}. Take one: "
-                f"`where={name}={next(iter(values))}`"
+                f"{_where(name, next(iter(values)))}"
             )
         if not _are_in_order(table, selection):
-            raise InputError(f"each row is a run of its own ({name}: {listed(list(values), 3)}), {_NO_CURVE}")
+            shown = f": {listed(list(values), 3)}" if values else ""
+            raise InputError(f"each row is a run of its own ({name}{shown}), {_NO_CURVE}")
 
 
 def _are_in_order(table: Table, selection: Selection) -> bool:
@@ -147,26 +150,46 @@ def _are_in_order(table: Table, selection: Selection) -> bool:
 
 
 def refuse_mixture(table: Table, selection: Selection, *, one_after_another: bool) -> None:
-    """Raise InputError when a text column tells apart rows of the same epochs, as of several models.
+    """Raise InputError when a column tells apart rows of the same epochs, as of several models or settings.
 
     one_after_another: whether the epochs begin anew, in which case a phase such as finetuning may do so.
     """
     place = selection.epoch or selection.step
-    texts = [
+    columns = [
         name
-        for name in table.text_columns()
-        if name not in selection.conditions
+        for name in (*table.text_columns(), *_few_numbers(table))
+        if name not in (*selection.conditions, selection.column, selection.epoch, selection.step)
         and not names.is_time(name)
+        and names.step_column([name]) is None
         and not (one_after_another and names.is_split(name))
     ]
-    if place is None or not texts:
+    if place is None or not columns:
         return
-    for column, places in places_by_value(table, texts, place, selection).items():
-        if 2 <= len(places) <= _FEW and _are_curves(list(places.values())) and not any(map(_PROGRESS.search, places)):
+    for column, places in places_by_value(table, columns, place, selection).items():
+        if 2 <= len(places) <= _FEW and _are_curves(list(places.values())) and not _count_rows(list(places)):
             raise InputError(
                 f"it holds several curves: {column} is {listed(list(places), 10)}. Take one: "
-                f"`where={column}={next(iter(places))}`"
+                f"{_where(column, next(iter(places)))}"
             )
+
+
+def _few_numbers(table: Table) -> list[str]:
+    """The columns with a few different numbers in the first rows."""
+    columns = table.columns()
+    sample = [cells for _, cells in islice(table.rows(columns), _SAMPLE) if not isinstance(cells, Broken)]
+    different = {name: {number_of(cells[i]) for cells in sample} - {None} for i, name in enumerate(columns)}
+    return [name for name, numbers in different.items() if 2 <= len(numbers) <= _FEW]
+
+
+def _count_rows(values: Sequence[str]) -> bool:
+    """Whether values count the rows of an epoch: 10/40, 20/40, ... or three numbers or more at equal distances."""
+    numbers = [number for value in values if isinstance(number := number_of(value), float)]
+    regular = len(numbers) > 2 and np.ptp(np.diff(np.sort(numbers))) < 1e-9 * max(map(abs, numbers))
+    return any(map(_PROGRESS.search, values)) or (len(numbers) == len(values) and bool(regular))
+
+
+def _where(column: str, value: str) -> str:
+    return f"`where={shlex.quote(f'{column}={value}')}`"
 
 
 def _are_curves(places: Sequence[Sequence[float]]) -> bool:

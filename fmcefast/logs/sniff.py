@@ -45,6 +45,8 @@ def sniff(head: str) -> Dialect | None:
     delimiter = delimiter or _delimiter(sample, comment)
     numbered = list(islice(split(body, delimiter), _SAMPLE))
     rows = [row for _, row in numbered]
+    if not rows:
+        return None
     header, header_lines = None, first
     if comment is not None:
         (_, named), *_ = [*split([comment], delimiter), (0, [])]
@@ -65,19 +67,21 @@ def sniff(head: str) -> Dialect | None:
     return Dialect(form, delimiter, decimal, [name.strip() for name in names], header, header_lines)
 
 
-def split(lines: Iterable[str], delimiter: str, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not empty, each with the number of its last line."""
+def split(
+    lines: Iterable[str], delimiter: str, *, before: int = 0, strict: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty, each with the number of its last line. before: the number of lines before these."""
     if delimiter == BLANKS:
-        rows = ((number, line.split()) for number, line in enumerate(lines, start=1))
+        rows = ((number, line.split()) for number, line in enumerate(lines, start=before + 1))
         yield from ((number, row) for number, row in rows if row)
         return
     reader = csv.reader(lines, delimiter=delimiter, strict=strict)
     try:
         for row in reader:
             if len(row) > 1 or (row and row[0].strip()):
-                yield reader.line_num, row
+                yield before + reader.line_num, row
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from error
+        raise ValueError(f"line {before + reader.line_num}: {error}") from error
 
 
 def _preamble(lines: Sequence[str]) -> tuple[int, str | None, str | None]:

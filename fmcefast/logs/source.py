@@ -24,6 +24,10 @@ _HEAD = 1 << 18  # bytes that decide the format
 # 1,000 with zeros; logs stay below 50.
 _ALWAYS_UNPACKED = 1 << 28
 _LARGEST_RATIO = 200
+BOMB = (
+    f"it unpacks to more than {_LARGEST_RATIO} times its size, which no log does. If it is one all the same, unpack it "
+    "and name the file that comes out."
+)
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
@@ -107,10 +111,7 @@ class _Bounded(io.RawIOBase):
         data = self._unpacked.read(len(buffer))
         self._left -= len(data)
         if self._left < 0:
-            raise InputError(
-                f"it unpacks to more than {_LARGEST_RATIO} times its size, which no log does. If it is one all the "
-                "same, unpack it and name the file that comes out."
-            )
+            raise InputError(BOMB)
         buffer[: len(data)] = data
         return len(data)
 

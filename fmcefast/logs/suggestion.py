@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from fmcefast.logs.names import is_training, is_validation, loss_rank
 from fmcefast.logs.table import number_of
+from fmcefast.logs.text import plain
 
 _NUMBER = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
 _TAKEN = r"(?P<loss>[-+.\w]+)"  # nan and inf too
-_LABEL = re.compile(rf"(?:([A-Za-z]+)([ _/-]))?([\w./]*loss(?:es)?)((?: is)?\W{{1,4}}){_NUMBER}", re.IGNORECASE)
+_LABEL = re.compile(
+    rf"(?:([A-Za-z]{{1,20}})([ _/-]))?([\w./]{{0,60}}loss(?:es)?)((?: is)?[^\w,;]{{1,4}}){_NUMBER}", re.IGNORECASE
+)
 _COUNTER = re.compile(r"(epoch|step|iteration|iter)(s?\W{0,10})\d+", re.IGNORECASE)
 _DARKNET = rf"{_TAKEN} avg"
 _TERM = 9  # a rank for losses of a single term
@@ -20,24 +23,37 @@ def suggest_pattern(text: str) -> str | None:
 
     It holds no quotes and no backticks, so that it can be put between them. None when no line names a loss.
     """
-    lines = text.splitlines()
+    lines = list(map(plain, text.splitlines()))
     labels = Counter(label for line in lines for label in _labels(line))
     if not labels:
         return _DARKNET if _takes_numbers(_DARKNET, lines) else None
     name, mark = min(labels, key=lambda label: (_rank(label[0]), -labels[label]))
     loss = _literal(name) + _literal(mark) + _TAKEN
-    if any(match and line[match.start() - 1 : match.start()].strip(" ([|") for line, match in _found(loss, lines)):
+    if any(re.search(r"[\w/.]$", line[: match.start()]) for line, match in _found(loss, lines)):
         loss = rf"(?<![\w/.]){loss}"  # not the end of another name
-    before = [line[: match.start()] for line, match in _found(loss, lines)]
-    start, between = _without_validation(before)
-    counters = Counter(match.groups() for text in before if (match := _COUNTER.search(text)))
-    pattern = f"{start}{loss}"
-    if counters:
-        (counted, mark), number = counters.most_common(1)[0]
-        if 2 * number > len(before):
-            group = "epoch" if counted.lower() == "epoch" else "step"
-            pattern = rf"{start}{counted}{_literal(mark)}(?P<{group}>\d+){between}{loss}"
+    before, after = _counter(loss, lines)
+    start, between = _without_validation(
+        [line[: match.start("loss")] for line, match in _found(f"{before}.*?{loss}", lines)]
+    )
+    pattern = f"{start}{before}{between}{loss}" if before else f"{start}{loss}{after}"
     return pattern if _takes_numbers(pattern, lines) else None
+
+
+def _counter(loss: str, lines: list[str]) -> tuple[str, str]:
+    """Expressions for the epoch or the step before the loss, or after it; empty when few lines have one."""
+    found = list(_found(loss, lines))
+    for number, texts in (
+        (r"\d+", [line[: match.start()] for line, match in found]),
+        (r"[\d.]+", [line[match.end() :] for line, match in found]),
+    ):
+        counters = Counter(match.groups() for text in texts if (match := _COUNTER.search(text)))
+        if counters:
+            ((name, mark), count) = counters.most_common(1)[0]
+            if 3 * count >= len(found):
+                group = "epoch" if name.lower() == "epoch" else "step"
+                counter = f"{name}{_literal(mark)}(?P<{group}>{number})"
+                return (counter, "") if number == r"\d+" else ("", f".*?{counter}")
+    return "", ""
 
 
 def _labels(line: str) -> Iterator[tuple[str, str]]:

@@ -85,7 +85,7 @@ def kinds_of(columns: Mapping[str, Iterable[Any]]) -> tuple[list[str], list[str]
     numbers, texts = [], []
     for name, cells in columns.items():
         read = [(cell, number_of(cell)) for cell in cells]
-        words = [cell for cell, number in read if isinstance(number, str) and isinstance(cell, str)]
+        words = [cell for cell, number in read if isinstance(number, str) and isinstance(cell, str | bool)]
         if any(isinstance(number, float) for _, number in read):
             numbers.append(name)
         elif words and len(set(words)) <= max(_ALWAYS_FEW, len(words) // 2):
@@ -137,10 +137,11 @@ def from_arrow(table: Any, numbers: Sequence[str], texts: Sequence[str]) -> Chun
             return np.ma.MaskedArray(cells.to_numpy())
         return masked(cells.fill_null(np.nan).to_numpy(), np.asarray(cells.is_null()))
 
-    return Chunk(
-        {name: column(name) for name in numbers},
-        {name: table.column(name).to_numpy(zero_copy_only=False) for name in texts},
-    )
+    try:
+        cells = {name: table.column(name).to_numpy(zero_copy_only=False) for name in texts}
+    except pyarrow.ArrowException as error:  # what is not UTF-8
+        raise ValueError(str(error)) from error
+    return Chunk({name: column(name) for name in numbers}, cells)
 
 
 def _as_texts(cells: Iterable[Any]) -> np.ndarray:

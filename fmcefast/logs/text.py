@@ -51,8 +51,13 @@ class Matches(Table):
         with self._source.open_text(newline=None) as text:  # a progress bar ends its lines with a carriage return
             for number, line in enumerate(iter(lambda: text.readline(1 << 16), ""), start=1):
                 began = time.perf_counter()
-                match = self._pattern.search(_COLOURS.sub("", line[:_LONGEST].rstrip()))
+                match = self._pattern.search(plain(line))
                 if time.perf_counter() - began > _SLOWEST:
                     raise InputError(f"line {number}: the pattern is too slow, {_SLOWEST:g} s and more for a line.")
                 if match:
                     yield number, [match[group] for group in groups]
+
+
+def plain(line: str) -> str:
+    """The beginning of a line, without the codes that colour it."""
+    return _COLOURS.sub("", line[:_LONGEST].rstrip())

@@ -27,7 +27,7 @@ class UsedRows:
 def used_rows(table: Table, selection: Selection, read: Rows, order: Order, *, skip_bad: bool) -> UsedRows:
     """The rows that count. Raises InputError for a loss that is not positive and finite, unless `skip_bad` drops it."""
     if order.pieces is None and not read.bad:
-        return UsedRows(read.losses, read.epochs, read.steps)
+        return UsedRows(read.losses, read.epochs, read.steps, dropped=read.dropped)
 
     def used(values: Places) -> Iterator[np.ndarray]:
         for part, losses in zip(order.take(values), order.take(read.losses), strict=True):
@@ -40,7 +40,7 @@ def used_rows(table: Table, selection: Selection, read: Rows, order: Order, *, s
         _refuse_bad(table, selection, read, order, others=len(losses))
     epochs, steps = (None if places is None else spool(used(places)) for places in (read.epochs, read.steps))
     numbers = spool(used(range(1, len(read.losses) + 1))) if dropped else None
-    return UsedRows(losses, epochs, steps, numbers, dropped)
+    return UsedRows(losses, epochs, steps, numbers, dropped + read.dropped)
 
 
 def _refuse_bad(table: Table, selection: Selection, read: Rows, order: Order, *, others: int) -> None:
