@@ -4,7 +4,7 @@ Epochs are 1-based; the logarithm is natural.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import ceil, floor, isnan, log10
 from typing import Any
@@ -44,28 +44,33 @@ class Markers:
     def converged(self) -> bool:
         return self.status == "converged"
 
-    def explain(self) -> str:
-        """One line: the markers, or why there are none and what to change."""
+    def explain(self, axis: str = "epoch", place: Callable[[int], float] = int) -> str:
+        """One line: the markers, or why there are none and what to change.
+
+        axis: what the losses are of, "epoch", "step" or "row". place: the epoch, step or row of a position from 1.
+        """
+        losses = f"{self.epochs} {'epochs' if axis == 'epoch' else 'losses'}"
         if self.markers is not None:
-            listed = " ".join(map(str, self.markers))
+            places = list(map(place, self.markers))
             return (
-                f"markers: converged at epoch {self.markers[-1]} of {self.epochs}; E_1..E_{self.phases} = {listed}"
-                + (" (spread apart: several targets fell into one epoch)" if self.adjusted else "")
+                f"markers: converged at {axis} {places[-1]} of {place(self.epochs)}; E_1..E_{self.phases} = "
+                + " ".join(map(str, places))
+                + (f" (spread apart: several targets fell into one {axis})" if self.adjusted else "")
             )
-        if self.min_cqi is None:
+        if self.min_cqi is None or self.min_cqi_epoch is None:
             return (
-                f"markers: not converged; none of {self.epochs} epochs has a full window of {self.window} and is not "
-                "before `start`. Train longer, or choose a smaller `window` or `start`."
+                f"markers: not converged; none of {losses} has a full window of {self.window} and is not before "
+                "`start`. Train longer, or choose a smaller `window` or `start`."
             )
         if self.min_cqi <= self.mu:
             return (
-                f"markers: not converged; the CQI is at most mu = {self.mu:g}, but the loss has not fallen since epoch "
-                f"{self.e0} (E_0) by more than its noise and `min_drop`, or never faster than mu. Train longer or with "
+                f"markers: not converged; the CQI is at most mu = {self.mu:g}, but the loss has not fallen since {axis} "
+                f"{place(self.e0)} (E_0) by more than its noise and `min_drop`, or never faster than mu. Train longer or with "
                 "another learning rate, or choose a smaller `mu` or `min_drop`."
             )
         return (
-            f"markers: not converged; the smallest CQI in {self.epochs} epochs is {self.min_cqi:.3g} (epoch "
-            f"{self.min_cqi_epoch}), above mu = {self.mu:g}. Train longer, or choose "
+            f"markers: not converged; the smallest CQI in {losses} is {self.min_cqi:.3g} ({axis} "
+            f"{place(self.min_cqi_epoch)}), above mu = {self.mu:g}. Train longer, or choose "
             f"`mu={round_up(self.min_cqi):g}` or more."
         )
 

@@ -3,9 +3,8 @@
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from numbers import Number
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -45,26 +44,47 @@ def as_sequence(numbers: Any, short: int) -> np.ndarray | Iterable[np.ndarray]:
 
 def spool(chunks: Iterable[np.ndarray]) -> np.ndarray:
     """Chunks (n,) float64 as one vector; a memory map of a temporary file when they are many."""
-    chunks = iter(chunks)
-    head, length = [np.empty(0)], 0
+    collected = Spool()
     for chunk in chunks:
-        head.append(chunk)
-        length += len(chunk)
-        if length > _IN_MEMORY:
-            break
-    else:
-        return np.concatenate(head)
-    with files.temporary_space(), tempfile.TemporaryFile() as file:
-        length = room = 0
-        for chunk in chain(head, chunks):
-            if length + chunk.nbytes > room:
-                # Several times faster than growing the file with each write.
-                os.posix_fallocate(file.fileno(), room, chunk.nbytes + _ROOM)
-                room += chunk.nbytes + _ROOM
-            file.write(np.ascontiguousarray(chunk, np.float64).data)
-            length += chunk.nbytes
-        file.flush()
-        return np.memmap(file, np.float64, mode="r", shape=(length // 8,))
+        collected.append(chunk)
+    return collected.vector()
+
+
+class Spool:
+    """Collects chunks (n,) float64 for one vector, in a temporary file when they are many."""
+
+    def __init__(self) -> None:
+        self._chunks = [np.empty(0)]
+        self._length = 0
+        self._file: BinaryIO | None = None
+        self._room = 0
+
+    def append(self, chunk: np.ndarray) -> None:
+        self._length += len(chunk)
+        self._chunks.append(chunk)
+        if self._file is None and self._length <= _IN_MEMORY:
+            return
+        with files.temporary_space():
+            self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115
+            for waiting in self._chunks:
+                self._write(self._file, np.ascontiguousarray(waiting, np.float64))
+        self._chunks = []
+
+    def vector(self) -> np.ndarray:
+        """All chunks as one vector; a memory map when they are many."""
+        if self._file is None:
+            return np.concatenate(self._chunks)
+        with files.temporary_space(), self._file as file:
+            file.flush()
+            return np.memmap(file, np.float64, mode="r", shape=(self._length,))
+
+    def _write(self, file: BinaryIO, chunk: np.ndarray) -> None:
+        end = file.tell() + chunk.nbytes
+        if end > self._room:
+            # Several times faster than growing the file with each write.
+            os.posix_fallocate(file.fileno(), self._room, end + _ROOM - self._room)
+            self._room = end + _ROOM
+        file.write(chunk.data)
 
 
 class _Chunks:

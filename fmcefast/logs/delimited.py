@@ -1,72 +1,86 @@
 """CSV, TSV and similar text logs."""
 
-import csv
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fmcefast.logs.lines import Lines
-from fmcefast.logs.table import Cell, arrow_values, cell_of, number_of
+from fmcefast.logs.sniff import BLANKS, DECIMAL_COMMA, Dialect, split
+from fmcefast.logs.source import Source
+from fmcefast.logs.table import HEADER_AGAIN, Broken, Chunk, from_arrow, kinds_of
 
-_HEAD = 1 << 18  # characters in which the delimiter and the header are found
+_SAMPLE = 100  # rows that tell which columns are text
+_BLANKS = re.compile(rb"[ \t]+")
+_EDGES = re.compile(rb"^\t|\t?\r?$", re.MULTILINE)  # once blanks are tabs
 
 
 class Delimited(Lines):
-    """CSV, TSV or semicolons with a header; without a header the columns are named 1, 2, ..."""
+    """A table of text, one row a line; without a header its columns are named 1, 2, ..."""
 
-    def __init__(self, path: Path, zipped: bool):
-        super().__init__(path, zipped)
-        with self.open_text() as text:
-            head = text.read(_HEAD)
-        first_line = next((line for line in head.splitlines() if line.strip()), "")
-        self.delimiter = max("\t;,", key=lambda mark: (first_line.count(mark), mark == ","))
-        self.format = {"\t": "TSV", ";": "CSV with semicolons", ",": "CSV"}[self.delimiter]
-        reader = csv.reader(head.splitlines(keepends=True), delimiter=self.delimiter)
-        first_row = next((row for row in reader if any(cell.strip() for cell in row)), [])
-        if all(number_of(cell) is not None for cell in first_row):
-            self._names = [str(i) for i in range(1, len(first_row) + 1)]
-            self.format = "numbers" if len(first_row) == 1 else f"{self.format} without a header"
-        else:
-            self.header_lines = reader.line_num
-            self._names = _distinct([cell.strip() for cell in first_row])
+    def __init__(self, source: Source, dialect: Dialect):
+        super().__init__(source)
+        self.dialect, self.header_lines = dialect, dialect.header_lines
+        self.format = dialect.format
+        self.nameless = dialect.header is None
+        self._names = _distinct(dialect.names)
 
     def columns(self) -> list[str]:
         return self._names
 
-    def parser(self, column: str) -> Callable[[bytes], tuple[np.ndarray, int]]:
+    def text_columns(self) -> list[str]:
+        first = [row for _, row in islice(self.rows(self._names), _SAMPLE) if not isinstance(row, Broken)]
+        return kinds_of({name: [row[i] for row in first] for i, name in enumerate(self._names)})[1]
+
+    def parser(self, numbers: Sequence[str], texts: Sequence[str]) -> Callable[[bytes], Chunk]:
         import pyarrow
         from pyarrow import csv as arrow_csv
 
-        parse_options = arrow_csv.ParseOptions(delimiter=self.delimiter)
+        blanks = self.dialect.delimiter == BLANKS
+        parse_options = arrow_csv.ParseOptions(delimiter="\t" if blanks else self.dialect.delimiter)
+        types = dict.fromkeys(texts, pyarrow.string()) | dict.fromkeys(numbers, pyarrow.float64())
         convert_options = arrow_csv.ConvertOptions(
-            include_columns=[column], column_types={column: pyarrow.float64()}, null_values=[""]
+            include_columns=list(types),
+            column_types=types,
+            null_values=[""],
+            strings_can_be_null=True,
+            decimal_point=self.dialect.decimal,
         )
 
-        def parse(block: bytes) -> tuple[np.ndarray, int]:
+        def parse(block: bytes) -> Chunk:
             _refuse_open_quotes(block)
+            if blanks:
+                block = _EDGES.sub(b"", _BLANKS.sub(b"\t", block))
             whole_block = arrow_csv.ReadOptions(column_names=self._names, use_threads=False, block_size=len(block) + 1)
             table = arrow_csv.read_csv(pyarrow.BufferReader(block), whole_block, parse_options, convert_options)
-            return arrow_values(table)
+            return from_arrow(table, numbers, texts)
 
         return parse
 
-    def rows(self, column: str) -> Iterator[tuple[int, Cell]]:
-        position = self._names.index(column)
-        with self.open_text() as text:
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[str] | Broken]]:
+        positions = [self._names.index(name) for name in names]
+        with self.source.open_text() as text:
             for _ in islice(text, self.header_lines):
                 pass
-            reader = csv.reader(text, delimiter=self.delimiter, strict=True)
-            for row in _rows(reader, self.header_lines):
-                line = self.header_lines + reader.line_num
-                if not any(cell.strip() for cell in row) and len(row) <= 1:
+            for line, row in split(text, self.dialect.delimiter, before=self.header_lines, strict=True):
+                if row == self.dialect.header:
+                    yield line, HEADER_AGAIN
+                elif row[0].startswith("#"):
                     continue
-                if len(row) != len(self._names):
-                    yield line, f"{len(row)} cells, not {len(self._names)}"
+                elif len(row) != len(self._names):
+                    yield line, self._broken(row)
                 else:
-                    yield line, cell_of(row[position])
+                    yield line, [self._cell(row[position]) for position in positions]
+
+    def _broken(self, row: Sequence[str]) -> Broken:
+        too_many = self.dialect.delimiter == "," and len(row) > len(self._names)
+        hint = " (are there decimal commas?)" if too_many else ""
+        return Broken(f"{len(row)} cells, not {len(self._names)}{hint}")
+
+    def _cell(self, cell: str) -> str:
+        decimal_comma = self.dialect.decimal == "," and DECIMAL_COMMA.fullmatch(cell)
+        return cell.replace(",", ".") if decimal_comma else cell
 
 
 def _refuse_open_quotes(block: bytes) -> None:
@@ -76,13 +90,6 @@ def _refuse_open_quotes(block: bytes) -> None:
         quotes = np.cumsum(characters == ord('"'))
         if quotes[-1] % 2 or (quotes[characters == ord("\n")] % 2).any():
             raise ValueError("a quoted cell of several lines")
-
-
-def _rows(reader: Any, header_lines: int) -> Iterator[list[str]]:
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise ValueError(f"line {header_lines + reader.line_num}: {error}") from error
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -1,112 +1,121 @@
 """Detects the format of a log by its first bytes, not by its name."""
 
 import csv
-import gzip
 import json
-import shutil
-import sys
+import lzma
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from fmcefast import files
 from fmcefast.errors import InputError
-from fmcefast.logs.binary import Npy, Parquet
+from fmcefast.logs.binary import Arrays, Parquet
 from fmcefast.logs.delimited import Delimited
 from fmcefast.logs.events import TensorBoardEvents, is_events
-from fmcefast.logs.json_logs import Entries, JsonLines
+from fmcefast.logs.foreign import refuse_foreign
+from fmcefast.logs.json_document import json_document
+from fmcefast.logs.json_lines import JsonLines
+from fmcefast.logs.sniff import sniff
+from fmcefast.logs.source import STANDARD_INPUT, Source, is_npz
+from fmcefast.logs.suggestion import suggest_pattern
 from fmcefast.logs.table import Table
+from fmcefast.logs.text import Matches
 
-STANDARD_INPUT = Path("-")
-_HEAD = 1 << 18  # bytes that decide the format
+_DAMAGED = (
+    OSError, EOFError, ValueError, OverflowError, RecursionError, NotImplementedError, csv.Error, zlib.error,
+    lzma.LZMAError, zipfile.BadZipFile,
+)  # fmt: skip
 
 
-def name_of(log: Path) -> str:
-    return "standard input" if log == STANDARD_INPUT else str(log)
+def source_name(logs: Sequence[Path]) -> str:
+    """What a log is called in messages: its file, or the folder of several files."""
+    if logs[0] == STANDARD_INPUT:
+        return "standard input"
+    return str(logs[0] if len(logs) == 1 else logs[0].parent)
 
 
 @contextmanager
-def open_table(log: Path) -> Iterator[Table]:
-    """Open a log as a table; "-" is standard input. Pipes and zipped binary logs are copied to a temporary file.
+def open_table(logs: Sequence[Path], pattern: str | None = None) -> Iterator[Table]:
+    """Open a log as a table: one file, several files of TensorBoard events, or "-" for standard input.
 
-    Raises InputError when the log is missing, empty, truncated or of an unknown format.
+    pattern: a regular expression for the lines of a text log. Raises InputError, with the name of the log, when it is
+    missing, empty, damaged or not a log; also for what goes wrong while the table is read.
     """
-    with tempfile.TemporaryDirectory(prefix="fmcefast-") as folder, _explained(log):
-        path = log if log.is_file() and log != STANDARD_INPUT else _copied(log, Path(folder))
-        yield _table(path, Path(folder))
+    name = source_name(logs)
+    with tempfile.TemporaryDirectory(prefix="fmcefast-") as folder:
+        try:
+            yield _table([Source.of(log, Path(folder)) for log in logs], pattern)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        except (FileNotFoundError, PermissionError) as error:
+            raise InputError(f"Cannot read the log {name}: {error.strerror}.") from error
+        except _DAMAGED as error:
+            raise InputError(f"Cannot read the log {name}; it may be truncated or damaged: {error}") from error
 
 
-@contextmanager
-def _explained(log: Path) -> Iterator[None]:
-    """Turn errors while a log is read into InputErrors that name it."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{name_of(log)}: {error}") from error
-    except (OSError, EOFError, ValueError, OverflowError, RecursionError, csv.Error, zlib.error) as error:
-        raise InputError(f"Cannot read the log {name_of(log)}; it may be truncated or damaged: {error}") from error
-
-
-def _table(path: Path, scratch: Path) -> Table:
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    zipped = head.startswith(b"\x1f\x8b")
-    if zipped:
-        with gzip.open(path) as file:
-            head = file.read(_HEAD)
+def _table(sources: Sequence[Source], pattern: str | None) -> Table:
+    source = sources[0]
+    head = source.head()
     if not head.strip():
         raise InputError("the file is empty.")
-    binary: dict[type[Npy | Parquet | TensorBoardEvents], bool] = {
-        Npy: head.startswith(b"\x93NUMPY"),
-        Parquet: head.startswith(b"PAR1"),
-        TensorBoardEvents: is_events(head),
-    }
-    for table, recognised in binary.items():
-        if recognised:
-            return table(_unzipped(path, scratch) if zipped else path)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError("it is UTF-16 text; save it as UTF-8.")
+    if pattern is not None:
+        return Matches(source, pattern)
+    if is_events(head):
+        return TensorBoardEvents([source.unpacked() for source in sources])
+    if head.startswith(b"\x93NUMPY"):
+        return Arrays.of_npy(source.unpacked())
+    if head.startswith(b"PAR1"):
+        return Parquet(source.unpacked())
+    if head.startswith(b"PK\x03\x04") and is_npz(path := source.unpacked()):
+        return Arrays.of_npz(path)
+    refuse_foreign(head)
     if b"\0" in head:
         raise InputError(
-            "its format is unknown. A log can be CSV, JSON Lines, JSON, parquet, .npy, TensorBoard events, or one "
-            "number per line."
+            "its format is unknown. A log can be CSV, JSON Lines, JSON, parquet, .npy, .npz, TensorBoard events, or "
+            "one number per line."
         )
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not text.startswith((b"{", b"[")):
-        return Delimited(path, zipped)
-    with gzip.open(path) if zipped else path.open("rb") as file:
-        first_line = next(line for line in file if line.strip())
-        if _is_json_lines(first_line, file.read(_HEAD)):
-            return JsonLines(path, zipped)
-        file.seek(0)
-        return Entries(path, json.load(file))
+    text = head.decode("utf-8-sig", "replace")
+    table = _json(source, text) if text.lstrip().startswith(("{", "[")) else _delimited(source, text)
+    if table is None:
+        suggested = suggest_pattern(text)
+        raise InputError(
+            f"it is a text log. Say what the losses are: `pattern='{suggested}'`"
+            if suggested
+            else "it is a text in which no line names a loss. `pattern=REGEX` says where the numbers are: its first "
+            "group takes them."
+        )
+    return table
 
 
-def _copied(log: Path, scratch: Path) -> Path:
-    """A temporary file with the content of a pipe or of standard input."""
-    target = scratch / "log"
-    opened = nullcontext(sys.stdin.buffer) if log == STANDARD_INPUT else log.open("rb")
-    with files.temporary_space(), opened as pipe, target.open("wb") as file:
-        shutil.copyfileobj(pipe, file)
-    return target
+def _delimited(source: Source, text: str) -> Table | None:
+    dialect = sniff(text)
+    return Delimited(source, dialect) if dialect else None
 
 
-def _unzipped(path: Path, scratch: Path) -> Path:
-    target = scratch / "unzipped"
-    with files.temporary_space(), gzip.open(path) as packed, target.open("wb") as file:
-        shutil.copyfileobj(packed, file)
-    return target
+def _json(source: Source, head: str) -> Table | None:
+    """The table in JSON or JSON Lines, or None for text that only begins like it."""
+    with source.open() as file:
+        lines = (line.strip() for line in file if line.strip())
+        first, second = next(lines), next(lines, b"")
+    if second and (_is_object(first) or (first.startswith(b"{") and _is_object(second))):
+        return JsonLines(source)
+    return None if _is_sentence(head.lstrip()) else json_document(source)
 
 
-def _is_json_lines(first_line: bytes, rest: bytes) -> bool:
-    """Whether the first line is a JSON object that is not itself a whole log."""
+def _is_object(line: bytes) -> bool:
     try:
-        parsed = json.loads(first_line.decode("utf-8-sig"))
+        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
     except ValueError:
         return False
-    if not isinstance(parsed, dict):
-        return False
-    whole_log = "log_history" in parsed or all(isinstance(value, list) for value in parsed.values())
-    return bool(rest.strip()) or not whole_log
+
+
+def _is_sentence(text: str) -> bool:
+    """Whether text is no JSON from the start, or from its first line of several, such as [12:00:00] loss 0.5."""
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        rest, _, later = text[error.pos :].partition("\n")
+        return error.lineno == 1 and bool(later.strip() or (error.pos < 3 and rest.strip()))
+    return False

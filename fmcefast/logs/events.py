@@ -1,39 +1,37 @@
 """TensorBoard event files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from fmcefast._core import crc32c
 from fmcefast.errors import InputError
-from fmcefast.logs.table import Cell, Table
+from fmcefast.logs.table import Table
 
 
 class TensorBoardEvents(Table):
-    """The scalars of a TensorBoard event file; each tag is a column."""
+    """The scalars of TensorBoard's event files: a row for each, with its tag, its step and its value."""
 
     format = "TensorBoard events"
     place = "value"
 
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self._scalars: dict[str, list[float]] = {}
-        for tag, scalar in _scalars(path):
-            self._scalars.setdefault(tag, []).append(scalar)
+    def __init__(self, paths: Sequence[Path]):
+        self._scalars = [scalar for path in paths for scalar in _scalars(path)]
 
     def columns(self) -> list[str]:
-        return list(self._scalars)
+        return ["step", "value"] if self._scalars else []
 
-    def values(self, column: str) -> Iterator[tuple[np.ndarray, int]]:
-        yield np.array(self._scalars[column]), 0
+    def text_columns(self) -> list[str]:
+        return ["tag"]
 
-    def rows(self, column: str) -> Iterator[tuple[int, Cell]]:
-        yield from enumerate(self._scalars[column], start=1)
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any]]]:
+        positions = [("tag", "step", "value").index(name) for name in names]
+        for number, scalar in enumerate(self._scalars, start=1):
+            yield number, [scalar[position] for position in positions]
 
 
-def _scalars(path: Path) -> Iterator[tuple[str, float]]:
+def _scalars(path: Path) -> Iterator[tuple[str, int, float]]:
     try:
         from google.protobuf.message import DecodeError
         from tensorboard.compat.proto.event_pb2 import Event
@@ -50,9 +48,9 @@ def _scalars(path: Path) -> Iterator[tuple[str, float]]:
             if value.metadata.plugin_data.plugin_name == "scalars":
                 scalar_tags.add(value.tag)
             if value.HasField("simple_value"):
-                yield value.tag, float(value.simple_value)
+                yield value.tag, event.step, float(value.simple_value)
             elif value.HasField("tensor") and value.tag in scalar_tags:
-                yield value.tag, float(make_ndarray(value.tensor))
+                yield value.tag, event.step, float(make_ndarray(value.tensor))
 
 
 def _records(path: Path) -> Iterator[bytes]:

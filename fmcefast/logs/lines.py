@@ -1,18 +1,14 @@
 """Text logs with one row per line, parsed in parallel blocks of whole lines."""
 
-import gzip
-import io
 import os
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
-import numpy as np
-
-from fmcefast.logs.table import Table
+from fmcefast.logs.source import Source
+from fmcefast.logs.table import Chunk, Table
 
 _BLOCK = 1 << 22
 _LONGEST_LINE = 1 << 26
@@ -21,33 +17,26 @@ Result = TypeVar("Result")
 
 
 class Lines(Table):
-    """A text log, gzipped or not, whose rows are lines."""
+    """A text log whose rows are lines."""
 
-    def __init__(self, path: Path, zipped: bool):
-        super().__init__(path)
-        self.zipped = zipped
+    def __init__(self, source: Source):
+        self.source = source
         self.header_lines = 0
 
-    def values(self, column: str) -> Iterator[tuple[np.ndarray, int]]:
-        parse = self.parser(column)
-        with self._open() as file:
+    def chunks(self, numbers: Sequence[str], texts: Sequence[str]) -> Iterator[Chunk]:
+        parse = self.parser(numbers, texts)
+        with self.source.open() as file:
             header = [file.readline() for _ in range(self.header_lines)]
             if any(b"\r" in line.rstrip(b"\r\n") for line in header):
                 raise ValueError("lines that end in a carriage return")
             yield from _in_threads(parse, _blocks(file))
 
     @abstractmethod
-    def parser(self, column: str) -> Callable[[bytes], tuple[np.ndarray, int]]:
-        """A function from a block of lines to (values, number of rows without one)."""
-
-    def open_text(self) -> io.TextIOWrapper:
-        return io.TextIOWrapper(self._open(), encoding="utf-8-sig", errors="replace", newline="")
-
-    def _open(self) -> "gzip.GzipFile | io.BufferedReader":
-        return gzip.open(self.path, "rb") if self.zipped else self.path.open("rb")
+    def parser(self, numbers: Sequence[str], texts: Sequence[str]) -> Callable[[bytes], Chunk]:
+        """A function from a block of lines to a chunk."""
 
 
-def _blocks(file: "gzip.GzipFile | io.BufferedReader") -> Iterator[bytes]:
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
     """The rest of a file in blocks of whole lines; blocks of white space are skipped."""
     rest = b""
     while data := file.read(_BLOCK):

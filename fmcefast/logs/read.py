@@ -1,138 +1,134 @@
-"""Reads the training losses from a log."""
+"""Reads the losses of a training from a log of any form."""
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fmcefast.convergence.sequences import spool
 from fmcefast.errors import InputError
-from fmcefast.kernels.cqi.search import SMALLEST
-from fmcefast.logs.binary import Npy
-from fmcefast.logs.columns import choose_column
-from fmcefast.logs.detect import name_of, open_table
-from fmcefast.logs.table import Table
+from fmcefast.logs.curve import make_curve
+from fmcefast.logs.detect import open_table, source_name
+from fmcefast.logs.folder import find_log
+from fmcefast.logs.order import Places, order_rows
+from fmcefast.logs.rows import Rows, Selection, collect
+from fmcefast.logs.selection import choose, refuse_mixture
+from fmcefast.logs.table import NAMELESS
+from fmcefast.logs.used import used_rows
+from fmcefast.logs.validation import read_validation
 
-_CHUNK = 1 << 16
+_MOST_VALIDATED = 1 << 20  # losses, of which the validation is read too
 
 
 @dataclass(frozen=True)
 class LossLog:
-    """Losses (M,) float64, a memory map when there are many, and how they were read."""
+    """The losses of a training, and how they were read.
+
+    losses: (M,), a memory map when there are many. axis: what `places` (M,) are, "epoch", "step" or "row" of the log;
+    None for rows 1, 2, ..., M. validation: (M,) validation losses at these places, NaN where there is none; None when
+    the log has none. column: its name in the log. without_value: rows that had no loss. dropped: rows that `skip_bad`
+    left out. left_over: rows at the end, fewer than are averaged. notes: what was decided.
+    """
 
     losses: np.ndarray
+    axis: str
+    places: Places | None
+    validation: np.ndarray | None
     source: str
     format: str
     column: str
-    every: int  # rows averaged per loss
-    rows_without_value: int
-    rows_dropped: int  # because of skip_bad
-    rows_left_over: int  # at the end, fewer than `every`
+    without_value: int
+    dropped: int
+    left_over: int
+    notes: Sequence[str]
+
+    def place(self, position: int) -> int | float:
+        """The epoch, step or row of the loss at a position, counted from 1."""
+        place = float(position if self.places is None else self.places[position - 1])
+        return int(place) if place.is_integer() else place
 
     def explain(self) -> str:
-        """One line: what was read."""
-        words = [f"{self.source}: {self.format}"]
-        if self.format not in ("numbers", ".npy"):
-            words.append(f"column {self.column}")
-        means = f", means of {self.every:,} each" if self.every > 1 else ""
-        words.append(f"{_count(len(self.losses), 'loss', 'losses')}{means}")
+        """One line: what was read, and what was decided."""
+        words = [f"{self.source}: {self.format}", *([] if self.column == NAMELESS else [f"column {self.column}"])]
+        words.append(_count(len(self.losses), "loss", "losses"))
+        if self.axis != "row" and (self.place(1), self.place(len(self.losses))) != (1, len(self.losses)):
+            words.append(f"{self.axis}s {self.place(1)} to {self.place(len(self.losses))}")
+        words += self.notes
         for count, what in (
-            (self.rows_without_value, "without a value"),
-            (self.rows_dropped, "without a positive finite loss dropped"),
-            (self.rows_left_over, "left over at the end"),
+            (self.without_value, "without a value"),
+            (self.dropped, "without a positive finite loss dropped"),
+            (self.left_over, "left over at the end"),
         ):
             if count:
                 words.append(f"{_count(count, 'row', 'rows')} {what}")
         return ", ".join(words)
 
 
+def _unused(selection: Selection, read: Rows) -> list[str]:
+    """Which columns of epochs and steps are not used."""
+    columns = ((selection.epoch, read.epochs), (selection.step, read.steps))
+    return [f"{column} not used because rows have none" for column, places in columns if column and places is None]
+
+
 def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def read_losses(log: Path, column: str | None = None, *, skip_bad: bool = False, every: int = 1) -> LossLog:
-    """Read the training losses from a log of any format; "-" is standard input.
+def read_losses(
+    log: Path | str,
+    column: str | None = None,
+    *,
+    where: Mapping[str, str] | None = None,
+    training: int | None = None,
+    rows: bool = False,
+    every: int | None = None,
+    skip_bad: bool = False,
+    pattern: str | None = None,
+    phases: int = 10,
+) -> LossLog:
+    """Read the losses of one training from a log of any form, or from a folder with a log in it.
 
-    column: name of the losses' column; by default found by the conventions of timm, Lightning, Keras, Hugging Face, W&B
-    and TensorBoard. skip_bad: drop values that are not positive and finite. every: average this many of the remaining
-    rows into one loss.
-    Raises InputError, with the line of the first bad value.
+    log: a file, a folder, or "-" for standard input.
+    column: name of the losses' column or tag; by default found by the names that timm, Lightning, Keras, Hugging Face,
+    W&B, TensorBoard and others use. where: {column: value} that rows must have, such as {"fold": "0"}.
+    training: number of the training, from 1, in a log of several that follow each other; by default the last.
+    rows: take each row even where an epoch has several, whose mean is taken otherwise if there are 2 x `phases` epochs.
+    every: average so many rows into one loss instead. skip_bad: drop losses that are not positive and finite.
+    pattern: a regular expression for a text log; its first group, or the group named loss, takes the number, groups
+    named epoch and step their numbers.
+    Raises InputError, with the line of the first bad value, for a log that cannot be read or that can be read in
+    several ways.
     """
-    if every < 1:
+    if every is not None and every < 1:
         raise InputError(f"`every` must be at least 1, not {every}.")
-    with open_table(log) as table:
-        columns = table.columns()
-        if column is None and table.usual_column in columns:
-            name = table.usual_column
-        elif column is not None and not table.all_columns_known:
-            name = column
-        else:
-            name = choose_column(columns, column)
-        counts = _Counts()
-        try:
-            chunks = _means(_fast(table.values(name), skip_bad, counts), every, counts)
-            if isinstance(table, Npy) and every == 1 and not skip_bad:
-                deque(chunks, maxlen=0)  # only to check the values
-                losses = table.vector
-            else:
-                losses = spool(chunks)
-        except ValueError:  # only the slow path reads this row, or explains what is wrong with it
-            counts = _Counts()
-            losses = spool(_means(_slow(table, name, skip_bad, counts), every, counts))
-        if len(losses) == 0:
-            few = "no values" if every == 1 else f"only {counts.rows_left_over} values, fewer than `every={every}`"
-            raise InputError(f"the column {name} has {few}.")
-    return LossLog(losses, name_of(log), table.format, name, every, **vars(counts))
-
-
-@dataclass
-class _Counts:
-    rows_without_value: int = 0
-    rows_dropped: int = 0
-    rows_left_over: int = 0
-
-
-def _fast(chunks: Iterator[tuple[np.ndarray, int]], skip_bad: bool, counts: _Counts) -> Iterator[np.ndarray]:
-    for values, without in chunks:
-        counts.rows_without_value += without
-        good = (values >= SMALLEST) & (values < np.inf)
-        if not good.all():
-            if not skip_bad:
-                raise ValueError("a bad value")
-            counts.rows_dropped += int((~good).sum())
-            values = values[good]
-        yield values
-
-
-def _slow(table: Table, column: str, skip_bad: bool, counts: _Counts) -> Iterator[np.ndarray]:
-    chunk: list[float] = []
-    for number, cell in table.rows(column):
-        if cell is None:
-            counts.rows_without_value += 1
-        elif isinstance(cell, float) and SMALLEST <= cell < float("inf"):
-            chunk.append(cell)
-        elif skip_bad:
-            counts.rows_dropped += 1
-        else:
-            wrong = cell if isinstance(cell, str) else f"the loss is {cell:g}; it must be positive and finite"
-            raise InputError(f"{table.place} {number}: {wrong}. `skip_bad` drops such rows.")
-        if len(chunk) == _CHUNK:
-            yield np.array(chunk)
-            chunk = []
-    yield np.array(chunk)
-
-
-def _means(chunks: Iterator[np.ndarray], every: int, counts: _Counts) -> Iterator[np.ndarray]:
-    """Means of `every` values each; the remainder at the end is counted."""
-    if every == 1:
-        yield from chunks
-        return
-    rest = np.empty(0)
-    for chunk in chunks:
-        values = np.concatenate([rest, chunk])
-        whole = len(values) - len(values) % every
-        yield values[:whole].reshape(-1, every).mean(axis=1)
-        rest = values[whole:]
-    counts.rows_left_over = len(rest)
+    if every is not None and rows:
+        raise InputError("`rows` and `every` contradict each other: each row counts, or means of so many.")
+    log = Path(log)
+    logs = find_log(log) if log.is_dir() else [log]
+    with open_table(logs, pattern) as table:
+        choice = choose(table, column, where or {}, title=logs[0].stem)
+        read = collect(table, choice.training, skip_bad=skip_bad)
+        order = order_rows(len(read.losses), read.epochs, read.steps, training)
+        used = used_rows(table, choice.training, read, order, skip_bad=skip_bad)
+        curve = make_curve(used, rows=rows, every=every, fewest_epochs=2 * phases)
+        if len(curve.values) == 0:
+            few = f"only {curve.left_over} values, fewer than `every={every}`" if curve.left_over else "no values"
+            raise InputError(f"the column {choice.training.name} has {few}.")
+        if not rows and (order.trainings > 1 or order.several):
+            refuse_mixture(table, choice.training, one_after_another=order.trainings > 1)
+        validation = None
+        if choice.validation is not None and len(curve.values) <= _MOST_VALIDATED:
+            validation = read_validation(table, choice.validation, curve, training, order.trainings)
+    return LossLog(
+        losses=curve.values,
+        axis=curve.axis,
+        places=curve.places,
+        validation=validation,
+        source=source_name(logs),
+        format=table.format,
+        column=choice.training.name,
+        without_value=read.without_value,
+        dropped=used.dropped,
+        left_over=curve.left_over,
+        notes=[*choice.notes, *_unused(choice.training, read), *order.notes, *curve.notes],
+    )

@@ -1,63 +1,148 @@
-"""A log as a table whose columns can be read as streams."""
+"""A log as a table whose columns are read as streams."""
 
+import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-# A value: a number, None when it is missing, or a text that says why it cannot be read.
-Cell = float | None | str
+NAMELESS = "1"  # the name of a column without one, where there is no other
+_CHUNK = 1 << 16
+_ALWAYS_FEW = 20  # different texts
+# One number as PyTorch, NumPy and TensorFlow print it when it was not taken out of its tensor.
+_TENSOR = re.compile(r"(?:\w+\.)*(?:tensor|array|float\d+)\(\s*\[*\s*([-+.\w]+)\s*\]*\s*(?:,.*)?\)", re.IGNORECASE)
+
+
+class Broken(str):
+    """Why a row has no cells."""
+
+
+HEADER_AGAIN = Broken("the header again")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a table.
+
+    numbers: columns (n,) float64, masked where there is no value and NaN where it is not a number. texts: columns (n,)
+    of cells as they are written, None where there is no value. A row that cannot be read is NaN and `Broken` there.
+    """
+
+    numbers: Mapping[str, np.ma.MaskedArray]
+    texts: Mapping[str, np.ndarray]
 
 
 class Table(ABC):
-    """A log whose columns can be read one at a time.
+    """A log whose columns can be read.
 
-    `values` is fast and may raise ValueError (pyarrow's errors are ValueErrors) for a row that it cannot read; `rows`
-    is slow, reads every row and gives its number.
+    `chunks` is fast and may raise ValueError (pyarrow's errors are ValueErrors) for a row that only `rows` can read;
+    `rows` is slow, reads every row and gives its number.
     """
 
     format: str
     place = "line"  # the unit of the numbers from `rows`
+    nameless = False  # its columns have numbers for names
     usual_column: str | None = None  # this format's column of the training loss
     all_columns_known = True  # False when `columns` has read only a part of the log
-
-    def __init__(self, path: Path):
-        self.path = path
+    vector: np.ndarray | None = None  # its only column, where that lies in a file as it is
 
     @abstractmethod
-    def columns(self) -> list[str]: ...
+    def columns(self) -> list[str]:
+        """The columns that may hold numbers."""
 
     @abstractmethod
-    def values(self, column: str) -> Iterator[tuple[np.ndarray, int]]:
-        """Chunks of a column: values (n,) float64 and the number of rows without a value."""
+    def text_columns(self) -> list[str]:
+        """The columns that hold texts, unless nearly every row has one of its own."""
 
     @abstractmethod
-    def rows(self, column: str) -> Iterator[tuple[int, Cell]]:
-        """Every value of a column with the number of its line, row or entry."""
+    def rows(self, names: Sequence[str]) -> Iterator[tuple[int, Sequence[Any] | Broken]]:
+        """The number of every line, row or entry, and its cells in these columns as they are written."""
+
+    def chunks(self, numbers: Sequence[str], texts: Sequence[str]) -> Iterator[Chunk]:
+        return self.chunks_of_rows(numbers, texts)
+
+    def chunks_of_rows(
+        self, numbers: Sequence[str], texts: Sequence[str], *, header_again: bool = False
+    ) -> Iterator[Chunk]:
+        """`rows` in chunks. header_again: whether a header among the rows is left out, and not a broken row."""
+        names = [*numbers, *texts]
+        rows = (cells for _, cells in self.rows(names) if not (header_again and cells is HEADER_AGAIN))
+        while part := list(islice(rows, _CHUNK)):
+            whole = ([cells] * len(names) if isinstance(cells, Broken) else cells for cells in part)
+            columns = zip(*whole, strict=True)
+            yield Chunk(
+                {name: as_numbers(next(columns)) for name in numbers},
+                {name: _as_texts(next(columns)) for name in texts},
+            )
 
 
-def arrow_values(table: Any) -> tuple[np.ndarray, int]:
-    """(values, number of nulls) of a pyarrow table or record batch with one column."""
+def kinds_of(columns: Mapping[str, Iterable[Any]]) -> tuple[list[str], list[str]]:
+    """The columns that hold a number, and those that hold texts instead, which repeat."""
+    numbers, texts = [], []
+    for name, cells in columns.items():
+        read = [(cell, number_of(cell)) for cell in cells]
+        words = [cell for cell, number in read if isinstance(number, str) and isinstance(cell, str | bool)]
+        if any(isinstance(number, float) for _, number in read):
+            numbers.append(name)
+        elif words and len(set(words)) <= max(_ALWAYS_FEW, len(words) // 2):
+            texts.append(name)
+    return numbers, texts
+
+
+def number_of(cell: Any) -> float | str | None:
+    """The number in a cell, None when it is empty, or a text that says why there is none."""
+    if isinstance(cell, Broken):
+        return str(cell)
+    if isinstance(cell, str):
+        text = cell.strip()
+        if not text:
+            return None
+        tensor = _TENSOR.fullmatch(text)
+        try:
+            return float(tensor[1] if tensor else text)
+        except ValueError:
+            return f"{text[:40]!r} is not a number"
+    if cell is None or isinstance(cell, float):
+        return cell
+    if isinstance(cell, bool) or not hasattr(cell, "__float__"):
+        return f"{json.dumps(cell, default=str)[:40]} is not a number"
+    try:
+        return float(cell)
+    except OverflowError:
+        return "the number is too large"
+
+
+def as_numbers(cells: Iterable[Any]) -> np.ma.MaskedArray:
+    """Cells as a column of a `Chunk`."""
+    numbers = [number_of(cell) for cell in cells]
+    values = np.array([number if isinstance(number, float) else np.nan for number in numbers])
+    return masked(values, np.array([number is None for number in numbers]))
+
+
+def masked(values: np.ndarray, missing: np.ndarray) -> np.ma.MaskedArray:
+    return np.ma.MaskedArray(values, missing if missing.any() else np.ma.nomask)
+
+
+def from_arrow(table: Any, numbers: Sequence[str], texts: Sequence[str]) -> Chunk:
+    """A chunk of a pyarrow table or record batch."""
     import pyarrow
 
-    column = table.column(0).cast(pyarrow.float64())
-    without = column.null_count
-    return (column.drop_null() if without else column).to_numpy(), without
+    def column(name: str) -> np.ma.MaskedArray:
+        cells = table.column(name).cast(pyarrow.float64())
+        if not cells.null_count:
+            return np.ma.MaskedArray(cells.to_numpy())
+        return masked(cells.fill_null(np.nan).to_numpy(), np.asarray(cells.is_null()))
 
-
-def number_of(text: str) -> float | None:
-    """The number in a text, or None."""
     try:
-        return float(text)
-    except ValueError:
-        return None
+        cells = {name: table.column(name).to_numpy(zero_copy_only=False) for name in texts}
+    except pyarrow.ArrowException as error:  # what is not UTF-8
+        raise ValueError(str(error)) from error
+    return Chunk({name: column(name) for name in numbers}, cells)
 
 
-def cell_of(text: str) -> Cell:
-    """The value in a cell of text."""
-    if not text.strip():
-        return None
-    number = number_of(text)
-    return f"{text.strip()[:40]!r} is not a number" if number is None else number
+def _as_texts(cells: Iterable[Any]) -> np.ndarray:
+    return np.fromiter((None if isinstance(cell, str) and not cell.strip() else cell for cell in cells), object)

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from fmcefast.errors import DiskFullError, InputError
-from fmcefast.logs import json_logs, lines
-from fmcefast.logs.columns import choose_column
+from fmcefast.logs import json_lines as json_lines_module
+from fmcefast.logs import lines
 from fmcefast.logs.events import _masked_crc32c
+from fmcefast.logs.names import choose_loss
 from fmcefast.logs.read import read_losses
 
 LOSSES = 2.3 * np.exp(-np.arange(40) / 9) + 0.01 * np.random.default_rng(0).random(40)
@@ -101,8 +102,8 @@ def test_text_logs(tmp_path, tool, zipped):
         "Hugging Face on one line": 41,
         "Hugging Face as JSON lines": 41,
     }
-    assert (log.format, log.column, log.rows_dropped, log.rows_left_over) == (form, column, 0, 0)
-    assert log.rows_without_value == without_value.get(tool, 0)
+    assert (log.format, log.column, log.dropped, log.left_over) == (form, column, 0, 0)
+    assert log.without_value == without_value.get(tool, 0)
     assert f"{path}: {form}" in log.explain() and "40 losses" in log.explain()
 
 
@@ -187,7 +188,7 @@ def test_steps_are_averaged_into_epochs(tmp_path, monkeypatch, every):
     log = read_losses(tmp_path / "log.csv", every=every)
     whole = 40 - 40 % every
     np.testing.assert_allclose(log.losses, LOSSES[:whole].reshape(-1, every).mean(axis=1), rtol=1e-15)
-    assert log.rows_left_over == 40 % every
+    assert log.left_over == 40 % every
     write_npy(tmp_path / "log.npy")
     np.testing.assert_array_equal(read_losses(tmp_path / "log.npy", every=every).losses, log.losses)
     with pytest.raises(InputError, match="only 40 values, fewer than `every=41`"):
@@ -272,7 +273,7 @@ def test_records_that_are_no_events(tmp_path):
 
 
 def test_a_column_that_begins_late_in_json_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_logs, "_HEAD", 64)
+    monkeypatch.setattr(json_lines_module, "_HEAD", 64)
     rows = [{"lr": 0.1}] * 50 + [{"loss": loss} for loss in LOSSES.tolist()]
     (tmp_path / "log").write_text("\n".join(map(json.dumps, rows)))
     np.testing.assert_array_equal(read_losses(tmp_path / "log", "loss").losses, LOSSES)
@@ -306,10 +307,10 @@ def test_arrays_that_are_no_vector(tmp_path):
 def test_bad_rows_can_be_skipped(tmp_path):
     (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n2,nan\n3,\n4,oops\n5\n6,-1\n7,0.25\n")
     log = read_losses(tmp_path / "log.csv", skip_bad=True)
-    assert log.losses.tolist() == [0.5, 0.25] and (log.rows_dropped, log.rows_without_value) == (4, 1)
+    assert log.losses.tolist() == [0.5, 0.25] and (log.dropped, log.without_value) == (4, 1)
     assert "4 rows without a positive finite loss dropped" in log.explain()
     (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n2,nan\n7,0.25\n")
-    assert read_losses(tmp_path / "log.csv", skip_bad=True).rows_dropped == 1
+    assert read_losses(tmp_path / "log.csv", skip_bad=True).dropped == 1
     np.save(tmp_path / "log.npy", [0.5, np.inf, 0.25])
     assert read_losses(tmp_path / "log.npy", skip_bad=True).losses.tolist() == [0.5, 0.25]
 
@@ -319,7 +320,7 @@ def test_a_missing_column_lists_those_there_are(tmp_path):
     with pytest.raises(InputError, match=r"no column 'los'\. Did you mean 'loss'\? The columns: epoch, loss"):
         read_losses(tmp_path / "log.csv", "los")
     with pytest.raises(InputError, match="and 70 more"):
-        choose_column([f"c{i}" for i in range(100)], None)
+        choose_loss([f"c{i}" for i in range(100)])
 
 
 def test_events_without_tensorboard_name_the_extra(tmp_path, monkeypatch):

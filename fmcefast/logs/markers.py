@@ -1,0 +1,46 @@
+"""The epoch markers of a log, in its own epochs or steps."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from fmcefast.convergence.markers import Markers, find_markers
+from fmcefast.errors import InputError
+from fmcefast.logs.read import LossLog
+
+
+@dataclass(frozen=True)
+class LogMarkers:
+    """A log and its markers, which are positions among its losses, counted from 1."""
+
+    log: LossLog
+    markers: Markers
+
+    def explain(self) -> str:
+        """One line: the markers as the log counts, or why there are none and what to change."""
+        return self.markers.explain(self.log.axis, self.log.place)
+
+    def as_json(self) -> dict[str, Any]:
+        marked = self.markers.markers
+        places = [self.log.place(marker) for marker in marked or []]
+        return {
+            **asdict(self.markers),
+            "marker_epochs": None if marked is None or self.log.axis == "row" else places,
+            "axis": self.log.axis,
+            "column": self.log.column,
+            "format": self.log.format,
+            "losses": len(self.log.losses),
+            "dropped": self.log.dropped,
+        }
+
+
+def find_log_markers(log: LossLog, **settings: Any) -> LogMarkers:
+    """Find the markers of a log. settings: as of `find_markers`, which raises InputError."""
+    try:
+        return LogMarkers(log, replace(find_markers(log.losses, **settings), source=log.source))
+    except InputError as error:
+        if log.places is None:
+            raise
+        first, last = log.place(1), log.place(len(log.losses))
+        raise InputError(
+            f"{error} (Epochs are counted from 1 here; they are the {log.axis}s {first} to {last}.)"
+        ) from error
