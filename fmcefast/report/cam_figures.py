@@ -1,6 +1,5 @@
 """The figures of where a network looks: heat maps over the images ([FMCE] Figs. 4-6), and their numbers."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from fmcefast.attention.cam_result import CamArrays, CamCheckpoint, CamResult, CamRow
-from fmcefast.report.labels import finish, head, legend_below, number_of, panels, short
-from fmcefast.report.style import FRAME, HEADING, HEAT, MEAN, ONE_OF_MANY, SMALL, TINY, every, letters_in, style
+from fmcefast.report.labels import finish, head, legend_below, number_of, panels, short, wrapped
+from fmcefast.report.style import FRAME, HEADING, HEAT, MEAN, ONE_OF_MANY, SMALL, TINY, every, style
 
 DRAWN = 16  # images at most
 _WEIGHT = 0.7  # of the heat map over the image
@@ -154,11 +153,7 @@ def _head(result: CamResult, rows: int, width: float) -> tuple[list[str], list[s
     ]
     if rows < result.images:
         notes.append(f"the first {rows} of {result.images:,} images")
-    letters = letters_in(width)
-    return (
-        textwrap.wrap(title, letters_in(width, HEADING)),
-        [part for line in notes for part in textwrap.wrap(line, letters)],
-    )
+    return wrapped(title, width, HEADING), wrapped("\n".join(notes), width, SMALL)
 
 
 def _title(checkpoint: CamCheckpoint) -> str:

@@ -74,7 +74,8 @@ def confusion_figure(confusion: list[list[int]]) -> Figure:
     axes.set(xlabel="predicted FMCS", ylabel="true FMCS")
     axes.set_xticks(ticks, ticks + 1)
     axes.set_yticks(ticks, ticks + 1)
-    if len(f"{counts.max():,}") <= letters_in(4.6 / phases):  # the width of a cell
+    cell = 4.6 / phases  # inches
+    if len(f"{counts.max():,}") <= letters_in(cell) and lines_in(cell):
         for row, column in np.argwhere(counts > 0):
             colour = ink_on(colormaps[PARTS](parts[row, column])[:3])
             axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=SMALL)
@@ -147,9 +148,9 @@ def _verdict(markers: Markers, stretch: int) -> str:
 
 
 def _draw_loss(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
-    dots = curve(markers.epochs)
-    named = axes.plot(drawn.epochs, drawn.losses, color=ASIDE, label="raw", **dots)
-    named += axes.plot(drawn.epochs, drawn.smoothed, color=MAIN, label=f"smoothed ({markers.smoothing})", **dots)
+    few = curve(markers.epochs)
+    named = axes.plot(drawn.epochs, drawn.losses, color=ASIDE, label="raw", **few)
+    named += axes.plot(drawn.epochs, drawn.smoothed, color=MAIN, label=f"smoothed ({markers.smoothing})", **few)
     finish(axes, "(a) Training loss", ylabel="loss", named=named)
     if markers.markers is not None and drawn.stretch == 1:
         _enlarge(axes, drawn, markers.markers[-1], 3 * markers.window)

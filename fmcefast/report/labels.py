@@ -30,8 +30,7 @@ def panels(names: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes]
 
 def head(figure: Figure, text: str) -> None:
     """Put what is shown, and of how many samples, over a figure, which grows by that; long lines are wrapped."""
-    letters = letters_in(figure.get_figwidth(), HEADING)
-    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, letters)]
+    lines = wrapped(text, figure.get_figwidth(), HEADING)
     figure.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.3)
     _grow(figure, len(lines) * HEADING)
 
@@ -81,6 +80,12 @@ def _grow(figure: Figure, letters: float) -> None:
     figure.set_figheight(figure.get_figheight() + 1.4 * letters / 72)
 
 
+def wrapped(text: str, inches: float, points: float) -> list[str]:
+    """The lines of a text with letters of this size, cut where they are too long."""
+    letters = letters_in(inches, points)
+    return [part for line in text.split("\n") for part in textwrap.wrap(line, letters, break_on_hyphens=False)]
+
+
 def short(name: str, letters: int = 13) -> str:
     """A name cut in its middle: long names often begin alike."""
     name = " ".join(name.split())
@@ -89,10 +94,11 @@ def short(name: str, letters: int = 13) -> str:
 
 
 def short_files(paths: Sequence[str], letters: int) -> list[str]:
-    """Names of files or folders: without what they share, and without suffixes where they differ before them."""
+    """Names of files or folders, without the folders and the suffix that all of them share."""
     names = short_names(paths)
-    stems = [str(Path(name).with_suffix("")) for name in names]
-    return [short(name, letters) for name in (stems if len(set(stems)) == len(set(names)) else names)]
+    suffixes = {Path(name).suffix for name in names}
+    shared = suffixes.pop() if len(suffixes) == 1 else ""
+    return [short(name.removesuffix(shared) if shared[1:].isalpha() else name, letters) for name in names]
 
 
 def number_of(count: int, thing: str) -> str:

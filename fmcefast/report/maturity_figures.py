@@ -17,7 +17,7 @@ from fmcefast.report.style import (
     PARTS,
     SPREAD,
     WIDTH,
-    curve,
+    dots,
     line_of,
     outline,
     style,
@@ -43,7 +43,7 @@ def maturity_figure(scores: ScoreResult, markers: list[int]) -> Figure:
     figure.colorbar(mesh, label="fraction of held-out images")
     means = [score.fmcs for score in scores.reference]
     above: dict[str, Any] = {"path_effects": outline(3.5)}
-    named = axes.plot(epochs, means, color=INK, label="mean predicted FMCS", **curve(len(epochs)), **above)
+    named = axes.plot(epochs, means, color=INK, label="mean predicted FMCS", **dots(len(epochs)), **above)
     if markers:
         true = np.arange(1, len(markers) + 1)
         named += axes.plot(markers, true, **EPOCH_MARKER, label="epoch markers", **above)

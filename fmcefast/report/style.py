@@ -24,7 +24,7 @@ PARTS, HEAT = "Blues", "inferno"  # colour maps: fractions, and heat over an ima
 
 MARKS = "osD^vP*X<>"
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1.5, 1, 1.5, 1, 1.5)))
-_MARKED = 12  # points of a line that have a mark
+_MARKED, _DOTS = 12, 24  # points of a line that have a mark, or a dot
 DIFFERENT_LINES = 20
 
 EPOCH_MARKER: dict[str, Any] = {"color": MARK, "marker": "D", "linestyle": "none"}
@@ -101,9 +101,14 @@ def line_of(number: int, points: int) -> dict[str, Any]:
     }
 
 
+def dots(points: int) -> dict[str, Any]:
+    """Small dots on a line, not too many of them."""
+    return {"marker": "o", "markersize": 3, "markevery": ceil(points / _DOTS)}
+
+
 def curve(points: int) -> dict[str, Any]:
-    """Dots on a line of few points, which might be a single one."""
-    return {"marker": "o", "markersize": 3} if points <= 2 * _MARKED else {}
+    """Dots only on a line of few points, which might be a single one."""
+    return dots(points) if points <= _DOTS else {}
 
 
 def outline(width: float) -> list[Any]:

@@ -1,7 +1,7 @@
 """The figures of where a network looks, and their section of the page."""
 
-import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,15 +54,8 @@ def looked(phases, images, rafs=0, size=12, fmcs=True):
     return result, CamArrays(np.array(maps), pixels)
 
 
-def draw(figure):
-    """The bytes of the picture."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=30)
-    return picture.getvalue()
-
-
 @pytest.mark.parametrize(("phases", "images"), [(2, 1), (20, 3), (3, 18)])
-def test_a_row_for_each_image_and_a_column_for_each_phase(phases, images):
+def test_a_row_for_each_image_and_a_column_for_each_phase(draw, phases, images):
     result, arrays = looked(phases, images)
     figure = cam_figure(result, arrays)
     rows, columns = min(images, 16), phases + 1
@@ -80,7 +73,8 @@ def test_a_row_for_each_image_and_a_column_for_each_phase(phases, images):
             assert axes.get_xlabel().endswith("\n0.25   FMCS 1.5")
             assert axes.spines["top"].get_visible() == wrong
             assert axes.xaxis.label.get_fontweight() == ("bold" if wrong else "normal")
-    assert ("the first 16 of 18 images" in figure.texts[0].get_text()) == (images == 18)
+    assert ("the first 16 of 18 images" in figure.texts[1].get_text()) == (images == 18)
+    assert f"(n = {images} held-out image" in figure.texts[0].get_text().replace("\n", " ")
     if images < 18:
         assert draw(figure) == draw(cam_figure(result, arrays))
 
@@ -93,19 +87,23 @@ def test_more_heat_is_brighter_whatever_the_image():
     assert (np.diff(drawn.ravel()[order]) > -1e-3).all()
 
 
-def test_rafs_have_a_figure_of_their_own():
+def test_rafs_have_figures_of_their_own(draw):
     result, arrays = looked(2, 2, rafs=2, fmcs=False)
     figures = cam_figures(result, arrays)
-    assert list(figures) == ["cam", "cam-contraction", "cam-rafs"]
+    assert list(figures) == ["cam", "cam-contraction", "cam-rafs", "cam-rafs-contraction"]
     panels = figures["cam-rafs"].axes
     assert [axes.get_title() for axes in panels[:3]] == ["image", "RAF 1\nepoch 6", "RAF 0.5\nepoch 6"]
     assert "FMCS" not in panels[1].get_xlabel()
     draw(figures["cam-rafs"])
+    contraction = figures["cam-rafs-contraction"].axes[0]
+    assert [label.get_text() for label in contraction.get_xticklabels()] == ["1", "0.5"]
+    np.testing.assert_array_equal(contraction.lines[-1].get_xdata(), [0, 1])
+    draw(figures["cam-rafs-contraction"])
     assert list(cam_figures(*looked(2, 2))) == ["cam", "cam-contraction"]
 
 
 @pytest.mark.parametrize(("phases", "images"), [(2, 1), (20, 4)])
-def test_contraction_shows_every_image_and_the_mean(phases, images):
+def test_contraction_shows_every_image_and_the_mean(draw, phases, images):
     result, _ = looked(phases, images)
     figure = contraction_figure(result)
     for axes, name in zip(figure.axes, ("energy_top20", "entropy"), strict=True):
@@ -113,7 +111,16 @@ def test_contraction_shows_every_image_and_the_mean(phases, images):
         assert len(lines) == images
         expected = [getattr(each, name).mean for each in result.phases]
         np.testing.assert_array_equal(mean.get_ydata(), np.array(expected, dtype=float))
+    assert f"(n = {images} held-out image" in figure.get_suptitle()
     assert draw(figure) == draw(contraction_figure(result))
+
+
+def test_heat_maps_that_are_zero_have_no_panels(draw):
+    result, _ = looked(2, 2)
+    result = replace(result, phases=[replace(each, energy_top20=Mean(), entropy=Mean()) for each in result.phases])
+    figure = contraction_figure(result)
+    assert not figure.axes and figure.get_suptitle().startswith("The heat maps of conv5.0 are zero everywhere")
+    draw(figure)
 
 
 def test_the_page_has_a_section_and_escapes_class_names(run):

@@ -1,6 +1,6 @@
 """The figure of probed checkpoints: every value is drawn, and what is missing is not."""
 
-import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,46 +27,53 @@ def lines_of(axes):
     return named, sum(line.get_linestyle() == ":" for line in axes.lines)
 
 
-def test_a_line_for_each_module_and_its_value_before_training():
+def test_a_line_for_each_module_and_its_value_before_training(draw):
     figure = probe_figure(result())
     invariance, probe = figure.axes
     for axes in (invariance, probe):
         named, dotted = lines_of(axes)
-        assert list(named) == ["layer3", "layer4"] and dotted == 2
+        assert list(named) == ["layer3", "layer4", "before training"] and dotted == 3
         np.testing.assert_allclose(named["layer3"], [0.1, 0.2, 0.3])
         np.testing.assert_allclose(named["layer4"], [0.2, 0.3, 0.4])
-        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["epoch-0.pt", "epoch-1.pt", "epoch-2.pt"]
-    assert "noise" in figure.legends[0].get_title().get_text()
-    (legend,) = figure.legends
-    assert legend.get_title().get_text().startswith("resnet18, 1,200 held-out images of digits")
-    assert [text.get_text() for text in legend.get_texts()] == ["layer3", "layer4"]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["epoch-0", "epoch-1", "epoch-2"]
+    assert figure.get_suptitle() == "resnet18 on digits, invariance to noise (n = 1,200 held-out images)"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["layer3", "layer4", "before training"]
     draw(figure)
 
 
-def test_without_labels_there_is_one_panel():
+def test_without_labels_there_is_one_panel(draw):
     figure = probe_figure(result(labels=False))
     assert len(figure.axes) == 1
     draw(figure)
 
 
-def test_values_that_are_missing():
+def test_values_that_are_missing(draw):
     figure = probe_figure(result(missing={(1, "layer4")}))
     values = lines_of(figure.axes[0])[0]["layer4"]
     np.testing.assert_array_equal(np.isnan(values), [False, True, False])
     draw(figure)
     constant = {(number, module) for number in range(3) for module in ("layer3", "layer4")}
-    draw(probe_figure(result(missing=constant)))
-
-
-@pytest.mark.parametrize("files", [1, 12, 40])
-def test_few_and_many_checkpoints(files):
-    figure = probe_figure(result(files=files, modules=("a", "b", "c", "d", "e", "f", "g")))
-    named, _ = lines_of(figure.axes[0])
-    assert len(named) == 7 and all(len(values) == files for values in named.values())
-    labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
-    assert ("epoch-0.pt" in labels) == (files <= 12)
+    figure = probe_figure(result(missing=constant))
+    assert not figure.axes and "no statistic is known" in figure.get_suptitle()
     draw(figure)
 
 
-def draw(figure):
-    figure.savefig(io.BytesIO(), format="png", dpi=30)
+@pytest.mark.parametrize("files", [1, 12, 40])
+def test_few_and_many_checkpoints(draw, files):
+    figure = probe_figure(result(files=files, modules=("a", "b", "c", "d", "e", "f", "g")))
+    named, _ = lines_of(figure.axes[0])
+    del named["before training"]
+    assert len(named) == 7 and all(len(values) == files for values in named.values())
+    labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ("epoch-0" in labels) == (files <= 12)
+    draw(figure)
+
+
+def test_names_from_outside_are_drawn_as_they_are(draw):
+    rows = [
+        replace(row, weights=f"w/{'long-' * 9}{number} $\\bad{{ ü.pt", module=f"_mod.$\\bad{{.{number % 25}")
+        for number, row in enumerate(result(modules=[*map(str, range(25))]).rows)
+    ]
+    figure = probe_figure(replace(result(), data="folder:/<a>/$\\bad{" + "/long" * 30, rows=rows))
+    assert len(figure.legends[0].get_texts()) == 21 and "the first 20 of 25 modules" in figure.get_suptitle()
+    draw(figure)

@@ -96,6 +96,7 @@ def test_long_names_keep_both_ends():
     assert short("two\nlines") == "two lines"
     assert short_files(["w/a/epoch-1.pt", "w/b/epoch-2.pt"], 40) == ["a/epoch-1", "b/epoch-2"]
     assert short_files(["w/net.pt", "w/net.safetensors"], 40) == ["net.pt", "net.safetensors"]
+    assert short_files(["runs/v1.5"], 40) == ["v1.5"] and short_files([], 40) == []
     assert number_of(1, "image") == "n = 1 image" and number_of(1200, "image") == "n = 1,200 images"
 
 
