@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fmcefast.cli.opening import given
 from fmcefast.errors import InputError
-from fmcefast.run.config import read_yaml
+from fmcefast.run.config import read_yaml, resolve
 
 if TYPE_CHECKING:
     from fmcefast.logs.read import LossLog
@@ -63,6 +64,26 @@ def read_log(source: Path, options: dict[str, Any], phases: int) -> "LossLog":
     chosen = {name: options[name] for name in _OPTIONS}
     chosen["where"] = dict(map(_condition, chosen["where"]))
     return read_losses(source, **chosen, phases=phases)
+
+
+def log_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `find_markers` for a LOG: flags over the configuration file over the defaults."""
+    if options["force"] or options["keep"]:
+        raise InputError("--force and --keep are for a run folder; nothing of a run is made for a LOG.")
+    in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
+    return resolve(given(options), in_file).marker_settings
+
+
+def words_of(source: Path, options: dict[str, Any]) -> list[str]:
+    """The LOG and the options with which it was read, as words of a command line."""
+    words = [str(source)]
+    for name in _OPTIONS:
+        flag, value = "--" + name.replace("_", "-"), options[name]
+        if value is True:
+            words.append(flag)
+        elif value:
+            words += [word for each in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(each))]
+    return words
 
 
 def refuse_log_options(options: dict[str, Any]) -> None:

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fmcefast.cli.log_options import is_log, log_options, read_log, refuse_log_options
-from fmcefast.cli.opening import given, open_existing
+from fmcefast.cli.log_options import is_log, log_options, log_settings, read_log, refuse_log_options
+from fmcefast.cli.opening import open_existing
 from fmcefast.cli.options import common, settings
 from fmcefast.cli.running import check_picture, perform, print_json, print_text, terminal_progress
 from fmcefast.errors import InputError
-from fmcefast.run.config import SETTINGS, check_name, check_value, read_yaml
 
 if TYPE_CHECKING:
     from fmcefast.logs.markers import LogMarkers
@@ -59,20 +58,12 @@ def markers(source: Path | None, plot: Path | None, **options: Any) -> int:
 def _markers_of_log(source: Path, plot: Path | None, options: dict[str, Any]) -> "LogMarkers":
     from fmcefast.logs.markers import find_log_markers
 
-    if options["force"] or options["keep"]:
-        raise InputError("--force and --keep are for a run folder; nothing of a run is made for a LOG.")
-    in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
-    settings = {check_name(name): value for name, value in in_file.items()} | given(options)
-    marker_settings = {
-        name: check_value(name, value)
-        for name, value in settings.items()
-        if SETTINGS[name].stage == "markers" and name != "keep"
-    }
+    settings = log_settings(options)
     check_picture(plot)
     progress = terminal_progress(options["quiet"])
-    log = read_log(source, options, marker_settings.get("phases", SETTINGS["phases"].default))
+    log = read_log(source, options, settings["phases"])
     progress.line(log.explain())
-    found = find_log_markers(log, **marker_settings)
+    found = find_log_markers(log, **settings)
     if plot is not None:
         from fmcefast.report.figures import log_figure
         from fmcefast.report.saving import save

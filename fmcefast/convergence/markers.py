@@ -64,9 +64,9 @@ class Markers:
             )
         if self.min_cqi <= self.mu:
             return (
-                f"markers: not converged; the CQI is at most mu = {self.mu:g}, but the loss has not fallen since {axis} "
-                f"{place(self.e0)} (E_0) by more than its noise and `min_drop`, or never faster than mu. Train longer or with "
-                "another learning rate, or choose a smaller `mu` or `min_drop`."
+                f"markers: not converged; the CQI is at most mu = {self.mu:g}, but the loss has not fallen since "
+                f"{axis} {place(self.e0)} (E_0) by more than its noise and `min_drop`, or never faster than mu. Train "
+                "longer or with another learning rate, or choose a smaller `mu` or `min_drop`."
             )
         return (
             f"markers: not converged; the smallest CQI in {losses} is {self.min_cqi:.3g} ({axis} "

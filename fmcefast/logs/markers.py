@@ -4,20 +4,23 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fmcefast.convergence.markers import Markers, find_markers
+from fmcefast.convergence.parameters import MIN_DROP
+from fmcefast.convergence.verdict import Verdict, verdict
 from fmcefast.errors import InputError
 from fmcefast.logs.read import LossLog
 
 
 @dataclass(frozen=True)
 class LogMarkers:
-    """A log and its markers, which are positions among its losses, counted from 1."""
+    """A log, its markers, which are positions among its losses, counted from 1, and what its loss does."""
 
     log: LossLog
     markers: Markers
+    verdict: Verdict
 
     def explain(self) -> str:
-        """One line: the markers as the log counts, or why there are none and what to change."""
-        return self.markers.explain(self.log.axis, self.log.place)
+        """The markers as the log counts, or why there are none and what to change; and the verdict."""
+        return f"{self.markers.explain(self.log.axis, self.log.place)}\n{self.verdict.text}"
 
     def as_json(self) -> dict[str, Any]:
         marked = self.markers.markers
@@ -30,13 +33,15 @@ class LogMarkers:
             "format": self.log.format,
             "losses": len(self.log.losses),
             "dropped": self.log.dropped,
+            "verdict": asdict(self.verdict),
         }
 
 
 def find_log_markers(log: LossLog, **settings: Any) -> LogMarkers:
-    """Find the markers of a log. settings: as of `find_markers`, which raises InputError."""
+    """Find the markers of a log. settings: as of `find_markers`, which raises InputError; by default the loss must have
+    fallen to have converged."""
     try:
-        return LogMarkers(log, replace(find_markers(log.losses, **settings), source=log.source))
+        markers = replace(find_markers(log.losses, **{"min_drop": MIN_DROP, **settings}), source=log.source)
     except InputError as error:
         if log.places is None:
             raise
@@ -44,3 +49,5 @@ def find_log_markers(log: LossLog, **settings: Any) -> LogMarkers:
         raise InputError(
             f"{error} (Epochs are counted from 1 here; they are the {log.axis}s {first} to {last}.)"
         ) from error
+    told = verdict(log.losses, markers, validation=log.validation, epochs=log.places, axis=log.axis)
+    return LogMarkers(log, markers, told)

@@ -1,5 +1,6 @@
 """The figures of a run or a loss log, as matplotlib figures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Any
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from fmcefast.convergence.axis import Axis
 from fmcefast.convergence.cqi import curves
 from fmcefast.convergence.markers import Markers
 from fmcefast.report.labels import finish, head, number_of, panels
@@ -44,7 +46,8 @@ def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
     is known."""
     top1 = 100 * np.array([row.top1 for row in epochs])
     known = np.flatnonzero(~np.isnan(top1))
-    figure, axes = _convergence(np.array([row.loss for row in epochs]), markers, with_top1=len(known) > 0)
+    axis = Axis("epoch", None, len(epochs))
+    figure, axes = _convergence(np.array([row.loss for row in epochs]), markers, axis, with_top1=len(known) > 0)
     if "top1" in axes:
         named = axes["top1"].plot(known + 1, top1[known], color=MAIN, label="top-1", **curve(len(known)))
         marked = np.array([epoch for epoch in markers.markers or [] if epoch - 1 in known], dtype=int)
@@ -55,9 +58,14 @@ def convergence_figure(epochs: list[Epoch], markers: Markers) -> Figure:
 
 
 @style()
-def log_figure(losses: Any, markers: Markers) -> Figure:
-    """[FMCE] Fig. 3 for losses (M,) as `find_markers` takes them; they are read once, in chunks."""
-    figure, _ = _convergence(losses, markers)
+def log_figure(
+    losses: Any, markers: Markers, places: Sequence[float] | np.ndarray | None = None, axis: str = "epoch"
+) -> Figure:
+    """[FMCE] Fig. 3 for losses (M,) as `find_markers` takes them; they are read once, in chunks.
+
+    places: (M,) what the losses are drawn at, None for 1, 2, ..., M; axis: what these are.
+    """
+    figure, _ = _convergence(losses, markers, Axis(axis, places, markers.epochs))
     return figure
 
 
@@ -86,17 +94,19 @@ def confusion_figure(confusion: list[list[int]]) -> Figure:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Points of the three curves, and what the smoothed loss and the CQI are at the marked epochs."""
+    """Points of the three curves, which are drawn at `x`, and what the smoothed loss and the CQI are at the marked
+    epochs. axis: the numbers of the epochs."""
 
+    axis: Axis
     stretch: int  # epochs of which only the extremes are drawn; 1 draws all
-    epochs: np.ndarray
+    x: np.ndarray
     losses: np.ndarray
     smoothed: np.ndarray
     cqi: np.ndarray
     at: dict[int, tuple[float, float]]
 
 
-def _thinned(losses: Any, markers: Markers) -> _Drawn:
+def _thinned(losses: Any, markers: Markers, axis: Axis) -> _Drawn:
     stretch = -(-markers.epochs // _STRETCHES) if markers.epochs > 2 * _STRETCHES else 1
     marked = [epoch for epoch in (markers.e0, *(markers.markers or []), markers.min_cqi_epoch) if epoch is not None]
     settings: dict[str, Any] = {"alpha": markers.alpha, "window": markers.window, "smoothing": markers.smoothing}
@@ -110,7 +120,8 @@ def _thinned(losses: Any, markers: Markers) -> _Drawn:
             if part.first <= epoch < part.first + len(part.losses):
                 at[epoch] = float(part.smoothed[epoch - part.first]), float(part.cqi[epoch - part.first])
     raw, smooth, indicator, epochs = (np.concatenate(curve) for curve in zip(*parts, strict=True))
-    return _Drawn(stretch, epochs, raw, smooth, indicator, at)
+    x = epochs if axis.labels is None else np.asarray(axis.labels)[epochs - 1]
+    return _Drawn(axis, stretch, x, raw, smooth, indicator, at)
 
 
 def _extremes(values: np.ndarray, stretch: int) -> np.ndarray:
@@ -121,12 +132,14 @@ def _extremes(values: np.ndarray, stretch: int) -> np.ndarray:
     return np.stack([np.fmin.reduceat(values, begins), np.fmax.reduceat(values, begins)], axis=1).ravel()
 
 
-def _convergence(losses: Any, markers: Markers, *, with_top1: bool = False) -> tuple[Figure, dict[str, Axes]]:
+def _convergence(
+    losses: Any, markers: Markers, axis: Axis, *, with_top1: bool = False
+) -> tuple[Figure, dict[str, Axes]]:
     """The figure without its last panel, for top-1, which is left to draw. The CQI needs two epochs."""
-    drawn = _thinned(losses, markers)
+    drawn = _thinned(losses, markers, axis)
     with_cqi = bool((drawn.cqi > 0).any())
     figure, axes = panels(["loss", *["cqi"] * with_cqi, "log loss", *["top1"] * with_top1], height=_ROW)
-    head(figure, _verdict(markers, drawn.stretch))
+    head(figure, _verdict(markers, drawn))
     _draw_loss(axes["loss"], drawn, markers)
     if with_cqi:
         _draw_cqi(axes["cqi"], drawn, markers)
@@ -134,24 +147,25 @@ def _convergence(losses: Any, markers: Markers, *, with_top1: bool = False) -> t
     return figure, axes
 
 
-def _verdict(markers: Markers, stretch: int) -> str:
-    epochs = number_of(markers.epochs, "epoch")
+def _verdict(markers: Markers, drawn: _Drawn) -> str:
+    name = drawn.axis.name
+    count = number_of(markers.epochs, name)
     if markers.markers is not None:
-        text = f"Convergence at epoch {markers.markers[-1]:,}, {markers.phases} phases ({epochs})"
+        text = f"Convergence at {drawn.axis(markers.markers[-1])}, {markers.phases} phases ({count})"
     elif markers.min_cqi is None:
-        text = f"Not converged: too few epochs to tell ({epochs})"
+        text = f"Not converged: too few {name}s to tell ({count})"
     else:
-        text = f"Not converged: smallest CQI {markers.min_cqi:.3g}, mu = {markers.mu:g} ({epochs})"
-    if stretch > 1:
-        text += f"\nof every {stretch:,} epochs the smallest and the largest value are drawn"
+        text = f"Not converged: smallest CQI {markers.min_cqi:.3g}, mu = {markers.mu:g} ({count})"
+    if drawn.stretch > 1:
+        text += f"\nof every {drawn.stretch:,} {name}s the smallest and the largest value are drawn"
     return text
 
 
 def _draw_loss(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
     few = curve(markers.epochs)
-    named = axes.plot(drawn.epochs, drawn.losses, color=ASIDE, label="raw", **few)
-    named += axes.plot(drawn.epochs, drawn.smoothed, color=MAIN, label=f"smoothed ({markers.smoothing})", **few)
-    finish(axes, "(a) Training loss", ylabel="loss", named=named)
+    named = axes.plot(drawn.x, drawn.losses, color=ASIDE, label="raw", **few)
+    named += axes.plot(drawn.x, drawn.smoothed, color=MAIN, label=f"smoothed ({markers.smoothing})", **few)
+    finish(axes, "(a) Training loss", xlabel=drawn.axis.name, ylabel="loss", named=named)
     if markers.markers is not None and drawn.stretch == 1:
         _enlarge(axes, drawn, markers.markers[-1], 3 * markers.window)
 
@@ -159,53 +173,58 @@ def _draw_loss(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
 def _enlarge(axes: Axes, drawn: _Drawn, middle: int, around: int) -> None:
     """The loss so many epochs around the one of convergence, in a corner, if no curve goes through it."""
     low, high = axes.get_ylim()
-    behind = drawn.epochs > len(drawn.epochs) / 3
+    behind = slice(len(drawn.x) // 3, None)
     if max(drawn.losses[behind].max(), drawn.smoothed[behind].max()) > low + 0.3 * (high - low):
         return
-    near = np.abs(drawn.epochs - middle) <= around
+    near = slice(max(middle - 1 - around, 0), middle + around)
     corner = axes.inset_axes((0.5, 0.44, 0.48, 0.44))
-    corner.plot(drawn.epochs[near], drawn.losses[near], color=ASIDE)
-    corner.plot(drawn.epochs[near], drawn.smoothed[near], color=MAIN)
-    corner.axvline(middle, **GUIDE)
-    corner.set_title(f"around epoch {middle:,}", fontsize=SMALL)
+    corner.plot(drawn.x[near], drawn.losses[near], color=ASIDE)
+    corner.plot(drawn.x[near], drawn.smoothed[near], color=MAIN)
+    corner.axvline(drawn.axis.number(middle), **GUIDE)
+    corner.set_title(f"around {drawn.axis(middle)}", fontsize=SMALL)
     corner.grid()
     axes.indicate_inset_zoom(corner, edgecolor=INK)
 
 
 def _draw_cqi(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
-    named = axes.semilogy(drawn.epochs, drawn.cqi, color=MAIN, label="CQI", **curve(markers.epochs))
+    named = axes.semilogy(drawn.x, drawn.cqi, color=MAIN, label="CQI", **curve(markers.epochs))
     named.append(axes.axhline(markers.mu, **THRESHOLD, label=f"mu = {markers.mu:g}"))
     marked, label = markers.min_cqi_epoch, "smallest"
     if markers.markers is not None:
         marked, label = markers.markers[-1], "converged"
     if marked is not None:
-        named += axes.plot(marked, drawn.at[marked][1], **EPOCH_MARKER, label=f"{label}: epoch {marked:,}")
+        label += f": {drawn.axis(marked)}"
+        named += axes.plot(drawn.axis.number(marked), drawn.at[marked][1], **EPOCH_MARKER, label=label)
     axes.yaxis.set_major_formatter(LogFormatter())
     axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
-    finish(axes, "(b) Convergence Quantification Indicator", ylabel="CQI (log scale)", named=named)
+    title = "(b) Convergence Quantification Indicator"
+    finish(axes, title, xlabel=drawn.axis.name, ylabel="CQI (log scale)", named=named)
 
 
 def _draw_log_loss(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
-    axes.plot(drawn.epochs, np.log(drawn.smoothed), color=MAIN, **curve(markers.epochs))
+    axes.plot(drawn.x, np.log(drawn.smoothed), color=MAIN, **curve(markers.epochs))
     title = "(c) Log of the smoothed loss"
     if markers.markers is not None:
         title += ", cut into equal steps"
-        _draw_phases(axes, drawn.at, markers.e0, markers.markers)
-    finish(axes, title, ylabel="log loss (natural)")
+        _draw_phases(axes, drawn, [markers.e0, *markers.markers])
+    finish(axes, title, xlabel=drawn.axis.name, ylabel="log loss (natural)")
 
 
-def _draw_phases(axes: Axes, at: dict[int, tuple[float, float]], e0: int, epochs: list[int]) -> None:
-    """The levels that cut the way from E0 to E_K into equal steps, named at the right, and the markers."""
-    start, end = log(at[e0][0]), log(at[epochs[-1]][0])
-    levels = start + (end - start) * np.arange(len(epochs) + 1) / len(epochs)
-    axes.plot(e0, start, **START)
-    axes.plot(epochs, np.log([at[epoch][0] for epoch in epochs]), **EPOCH_MARKER)
+def _draw_phases(axes: Axes, drawn: _Drawn, epochs: list[int]) -> None:
+    """The levels that cut the way from E0 to E_K into equal steps, named at the right, and the markers. epochs: E0 and
+    the markers."""
+    logs = [log(drawn.at[epoch][0]) for epoch in epochs]
+    places = [drawn.axis.number(epoch) for epoch in epochs]
+    phases, start, end = len(epochs) - 1, logs[0], logs[-1]
+    levels = start + (end - start) * np.arange(phases + 1) / phases
+    axes.plot(places[0], start, **START)
+    axes.plot(places[1:], logs[1:], **EPOCH_MARKER)
     room = lines_in(_PLOT_HEIGHT * abs(end - start) / np.ptp(axes.get_ylim()))
-    step = every(len(epochs), room - 1)
-    named = range(len(epochs) % step, len(levels), step)  # the last one is among them
+    step = every(phases, room - 1)
+    named = range(phases % step, len(levels), step)  # the last one is among them
     for number in named:
         axes.axhline(levels[number], **GUIDE)
     right = axes.secondary_yaxis("right")
-    right.set_yticks(levels[named.start :: step], [f"E{number}: {[e0, *epochs][number]:,}" for number in named])
+    right.set_yticks(levels[named.start :: step], [f"E{number}: {places[number]:,}" for number in named])
     right.tick_params(length=0)
-    right.set_ylabel("marker: epoch")
+    right.set_ylabel(f"marker: {drawn.axis.name}")

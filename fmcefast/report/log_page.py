@@ -1,14 +1,14 @@
 """The page of a loss log: the convergence of any training, told from its losses alone."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fmcefast import files
-from fmcefast.convergence.markers import Markers
-from fmcefast.logs.read import LossLog
+from fmcefast.logs.markers import LogMarkers
 from fmcefast.report.figures import log_figure
-from fmcefast.report.loss_chart import LONGEST, changed_settings, loss_chart, marker_settings_of
+from fmcefast.report.loss_chart import LONGEST, changed_settings, loss_chart
 from fmcefast.report.pictures import Album
 from fmcefast.report.rendering import render
 from fmcefast.report.summary import convergence_sentence
@@ -16,45 +16,48 @@ from fmcefast.report.tables import Table
 
 
 def write_log_page(
-    log: LossLog, markers: Markers, path: Path, figures: Path, *, start: int, log_command: Sequence[str]
+    found: LogMarkers, path: Path, figures: Path, *, settings: Mapping[str, Any], read: Sequence[str]
 ) -> None:
     """Write the page of a log to `path`, and its figure into a folder.
 
-    start: of the marker settings; log_command: the words that make `fmcefast` read the same losses, after the verb.
+    settings: the keyword arguments of `find_markers`; read: the words after a verb that make it read the same losses.
     """
-    settings = marker_settings_of(markers, start)
-    found = ["--phases", str(markers.phases), "--mu", f"{markers.mu:g}"]
-    smoothing = changed_settings(settings)
-    label = f"Training loss and CQI of {markers.epochs:,} losses"
+    log, markers = found.log, found.markers
+    changed = changed_settings(settings)
+    label = f"Training loss and CQI of {markers.epochs:,} losses against the {log.axis}"
     chart = loss_chart(
         log.losses,
         settings,
-        command=shlex.join(["fmcefast", "markers", *log_command, *smoothing]),
+        command=shlex.join(["fmcefast", "markers", *read, *changed]),
         label=label,
+        axis=log.axis,
+        places=log.places,
+        others=[] if log.validation is None else [("Validation loss", "validation loss", log.validation)],
     )
-    commands = [shlex.join(["fmcefast", "report", *log_command, *smoothing, *found])]
+    here = ["--phases", str(markers.phases), "--mu", f"{markers.mu:g}", "--output", str(path)]
+    commands = [shlex.join(["fmcefast", "report", *read, *changed, *here])]
+    figure = log_figure(log.losses, markers, log.places, log.axis)
     page = render(
         "log.html.j2",
         name=Path(log.source).name,
         log=log,
         markers=markers,
-        summary=[convergence_sentence(markers)],
+        explained=found.markers.explain(log.axis, log.place),
+        summary=[convergence_sentence(found.verdict, markers, log.axis)],
         chart=chart,
         longest=LONGEST,
-        picture=Album(figures).add(log_figure(log.losses, markers), "convergence", label, commands),
-        table=_markers_table(log, markers),
+        picture=Album(figures).add(figure, "convergence", label, commands),
+        table=_markers_table(found),
         commands=commands,
     )
     files.write_text(path, page)
 
 
-def _markers_table(log: LossLog, markers: Markers) -> Table | None:
+def _markers_table(found: LogMarkers) -> Table | None:
+    log = found.log
     rows = [
-        [str(phase), f"{epoch:,}", f"{log.losses[epoch - 1]:.4g}"]
-        for phase, epoch in enumerate(markers.markers or [], start=1)
+        [str(phase), f"{log.place(epoch):,}", f"{log.losses[epoch - 1]:.4g}"]
+        for phase, epoch in enumerate(found.markers.markers or [], start=1)
     ]
-    return (
-        Table("Epoch markers: the end of every phase of convergence", ["phase", "epoch", "loss"], rows)
-        if rows
-        else None
-    )
+    heads = ["phase", log.axis, "loss"]
+    return Table("Epoch markers: the end of every phase of convergence", heads, rows) if rows else None

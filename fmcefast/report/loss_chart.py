@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from fmcefast.convergence.markers import Markers
 from fmcefast.kernels.cqi.search import SMALLEST
 from fmcefast.run.config import SETTINGS
 
@@ -46,20 +45,11 @@ def loss_chart(
     }
 
 
-def marker_settings_of(markers: Markers, start: int) -> dict[str, Any]:
-    """The keyword arguments of `find_markers` that found them. start: which they do not hold."""
-    names = ("phases", "mu", "alpha", "window", "smoothing")
-    return {"start": start, **{name: getattr(markers, name) for name in names}}
-
-
 def changed_settings(settings: Mapping[str, Any]) -> list[str]:
     """The flags of the settings that differ from the usual ones, without those that the controls change."""
-    names = [
-        name
-        for name in ("alpha", "window", "smoothing", "start", "min_drop")
-        if settings[name] != SETTINGS[name].default
-    ]
-    return [word for name in names for word in (f"--{name.replace('_', '-')}", f"{settings[name]}")]
+    names = ("alpha", "window", "smoothing", "start", "min_drop")
+    changed = [name for name in names if settings[name] != SETTINGS[name].default]
+    return [word for name in changed for word in (f"--{name.replace('_', '-')}", str(settings[name]))]
 
 
 def encoded(values: Sequence[float] | np.ndarray) -> str:

@@ -1,14 +1,12 @@
 """The first thing on a page: what came out, in plain sentences, each with its 95% interval where one can be told."""
 
-from collections.abc import Sequence
 from math import isfinite, sqrt
 from statistics import mean
-from typing import Any
 
 import numpy as np
 
 from fmcefast.convergence.markers import Markers
-from fmcefast.convergence.verdict import verdict
+from fmcefast.convergence.verdict import Verdict, verdict
 from fmcefast.evaluation.metrics import Metrics
 from fmcefast.finetuning.sweep_csv import table_of
 from fmcefast.finetuning.table import RafRow
@@ -19,7 +17,8 @@ def summarise(results: RunResults) -> list[str]:
     """What was trained, whether it has converged, how well maturity can be read from the maps, whether RAL helped."""
     sentences = [_training(results)] if results.epochs else []
     if results.markers is not None:
-        sentences.append(convergence_sentence([row.loss for row in results.epochs], results.markers))
+        told = verdict([row.loss for row in results.epochs], results.markers)
+        sentences.append(convergence_sentence(told, results.markers))
     if results.fit is not None:
         sentences.append(_reading(results.fit))
     if results.others is not None and results.others.others:
@@ -37,14 +36,14 @@ def summarise(results: RunResults) -> list[str]:
     return sentences
 
 
-def convergence_sentence(losses: Sequence[float] | np.ndarray, markers: Markers, **settings: Any) -> str:
-    """What the training loss does, and how slowly it changes where it has converged. settings: those of `verdict`."""
-    told = verdict(losses, markers, **settings).text.replace("`", "")
+def convergence_sentence(told: Verdict, markers: Markers, axis: str = "epoch") -> str:
+    """What the training loss does, and how slowly it changes where it has converged."""
+    text = told.text.replace("`", "")
     if markers.markers is None or markers.cqi is None:
-        return told
+        return text
     return (
-        f"{told} There the smoothed loss changes by {markers.cqi:.3g} from one {settings.get('axis', 'epoch')} to the next "
-        f"(the CQI), at most mu = {markers.mu:g}."
+        f"{text} There the smoothed loss changes by {markers.cqi:.3g} from one {axis} to the next (the CQI), at most "
+        f"mu = {markers.mu:g}."
     )
 
 

@@ -1,9 +1,5 @@
-<<<<<<< HEAD
-import io
 import os
 import shutil
-=======
->>>>>>> figures
 import warnings
 
 import pytest

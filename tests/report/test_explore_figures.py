@@ -37,17 +37,7 @@ def test_more_classes_than_fit(rng, monkeypatch):
     assert len(drawn(figure)) == 12 and "the first 12 of 130 classes" in figure.get_suptitle()
 
 
-<<<<<<< HEAD
-def test_names_are_no_formulas(rng):
-    odd = ["$x_{", "a$_{b$", r"\$$", "<b>{0}%s"]
-    draw(centroids_figure(rng.random((4, 1, 4, 4)), odd))
-    draw(outliers_figure([rng.integers(0, 256, (1, 1, 4, 4), dtype=np.uint8)], odd, [[1]], [[1]], labels=[0]))
-
-
-def test_outliers(rng):
-=======
 def test_outliers(rng, draw):
->>>>>>> figures
     pixels = [rng.integers(0, 256, (count, 1, 6, 6), dtype=np.uint8) for count in (3, 1)]
     figure = outliers_figure(pixels, names(5), [[3.25, 2, 1], [0]], [[2, 4, 2], [3]], labels=[2, 3])
     panels = drawn(figure)
