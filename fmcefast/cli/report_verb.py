@@ -39,9 +39,8 @@ def report(sources: tuple[Path, ...], output: Path | None, **options: Any) -> in
         raise InputError(f"--output {output}: there is no folder {output.parent}.")
     source = sources[0] if len(sources) == 1 else None
     if source is not None and is_log(source):
-        return _report_log(
-            source, output or Path(f"{source.stem if str(source) != '-' else 'log'}-report.html"), options
-        )
+        name = "log" if str(source) == "-" else source.stem
+        return _report_log(source, output or Path(f"{name}-report.html"), options)
     refuse_log_options(options)
     if changed := sorted(given(options)):
         raise InputError(f"`{changed[0]}` is for a LOG; a run keeps its own. To change it: fmcefast markers RUN")

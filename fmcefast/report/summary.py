@@ -26,13 +26,13 @@ def summarise(results: RunResults) -> list[str]:
     for kind in results.sweeps:
         sentences.append(_ral(table_of(results.sweeps[kind], kind), kind))
     if results.cam is not None and results.cam.difference is not None:
-        verdict = {
+        attention = {
             "contracts": "contracts: the heat maps of the last phase are more concentrated than those of the first",
             "spreads": "spreads: the heat maps of the last phase are less concentrated than those of the first",
         }.get(
             results.cam.difference.verdict, "cannot be said to contract or to spread from the first phase to the last"
         )
-        sentences.append(f"Attention {verdict} ({results.cam.images:,} images).")
+        sentences.append(f"Attention {attention} ({results.cam.images:,} images).")
     return sentences
 
 
@@ -42,8 +42,8 @@ def convergence_sentence(told: Verdict, markers: Markers, axis: str = "epoch") -
     if markers.markers is None or markers.cqi is None:
         return text
     return (
-        f"{text} There the smoothed loss changes by {markers.cqi:.3g} from one {axis} to the next (the CQI), at most "
-        f"mu = {markers.mu:g}."
+        f"{text} At convergence the smoothed loss changes by {markers.cqi:.3g} from one {axis} to the next (the CQI); "
+        f"mu = {markers.mu:g} is allowed."
     )
 
 
