@@ -41,6 +41,11 @@ class Markers:
     def converged(self) -> bool:
         return self.status == "converged"
 
+    @property
+    def enough_mu(self) -> float | None:
+        """A mu of two digits under which the loss has converged; None where no window is full."""
+        return None if self.min_cqi is None else _round_up(self.min_cqi)
+
     def explain(self) -> str:
         """One line: the markers, or why there are none and what to change."""
         if self.markers is not None:
@@ -56,8 +61,7 @@ class Markers:
             )
         return (
             f"markers: not converged; the smallest CQI in {self.epochs} epochs is {self.min_cqi:.3g} (epoch "
-            f"{self.min_cqi_epoch}), above mu = {self.mu:g}. Train longer, or choose "
-            f"`mu={_round_up(self.min_cqi):g}` or more."
+            f"{self.min_cqi_epoch}), above mu = {self.mu:g}. Train longer, or choose `mu={self.enough_mu:g}` or more."
         )
 
 

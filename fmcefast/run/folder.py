@@ -5,6 +5,7 @@ written only after the results that it contradicts are gone (`fmcefast.pipeline.
 """
 
 import re
+import shlex
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from fmcefast.errors import InputError
 from fmcefast.run.config import Config, read_yaml, resolve
 from fmcefast.run.history import History, HistoryEntry
+
+RUNS = Path("runs")  # where runs lie unless they are named
 
 _MODULE = re.compile(r"\w+(\.\w+)*")
 
@@ -56,8 +59,9 @@ class RunFolder:
 
     @property
     def argument(self) -> str:
-        """Command-line argument that selects this view."""
-        return f"{self.path} --module {self.module}" if self.module else str(self.path)
+        """Command-line argument that selects this view, quoted for a shell."""
+        path = shlex.quote(str(self.path))
+        return f"{path} --module {self.module}" if self.module else path
 
     def view(self, module: str | None) -> "RunFolder":
         """The same run, seen from one of its modules. Raises InputError for an impossible module name."""
@@ -96,7 +100,7 @@ def read_run(path: Path) -> RunFolder:
         raise InputError(f"{saved_file} is damaged: {error}") from error
 
 
-def newest_run(root: Path = Path("runs")) -> Path:
+def newest_run(root: Path = RUNS) -> Path:
     """The run under `root` whose configuration was written last. Raises InputError when there is none."""
     saved_files = sorted(root.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
     if not saved_files:

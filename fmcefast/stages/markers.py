@@ -69,6 +69,19 @@ class FindMarkers(Stage[Markers]):
             raise NotConvergedError(f"{run}: {result.explain()}")
         return result.markers
 
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        saved, losses = self.load(run), [row.loss for row in read_epochs(run.losses_csv)]
+        if saved.epochs != len(losses):
+            return f"made from {saved.epochs} epochs, and there are {len(losses)}"
+        found = replace(find_markers(losses, **run.config.marker_settings), source=saved.source)
+        return None if found == saved else "losses.csv and config.yaml give other markers now"
+
+    def explain(self, run: RunFolder) -> str | None:
+        if not run.markers_json.exists():
+            return None
+        found = self.load(run)
+        return "not converged" if found.markers is None else f"converged at epoch {found.markers[-1]}"
+
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         """The weights are looked at as well: which of them are kept depends on the markers."""
         epochs: Iterable[int] = ()

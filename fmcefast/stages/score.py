@@ -21,7 +21,7 @@ from fmcefast.run.images import evaluation_loader, loader_of, open_source
 from fmcefast.runtime.device import amp_type, in_precision, on_device, pick_device
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
-from fmcefast.stages.stage import Stage, problem
+from fmcefast.stages.stage import Stage, older_than, problem
 
 _CALIBRATION_BINS = 15
 _WIDTH = 46  # of a file's name in the table
@@ -165,6 +165,23 @@ class ScoreCheckpoints(Stage[ScoreResult]):
             return files.read_json(run.score_json, _from_json, remedy)
         except FileNotFoundError as error:
             raise InputError(f"{run.score_json} is missing. {remedy}") from error
+
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        scored = {row.epoch for row in self.load(run).reference}
+        missing = [
+            row.epoch
+            for row in read_epochs(run.losses_csv)
+            if row.epoch not in scored and run.weights_of(row.epoch).exists()
+        ]
+        if missing:
+            return f"{len(scored)} epochs scored, and there are {len(missing)} more"
+        return older_than(run.score_json, run.fmce_net)
+
+    def explain(self, run: RunFolder) -> str | None:
+        return f"{len(self.load(run).reference)} epochs scored" if self.is_done(run) else None
+
+    def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
+        return f"{super().command(run)} --reference"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         for view in run.views():

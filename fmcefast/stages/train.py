@@ -114,8 +114,14 @@ class Train(Stage[TrainResult]):
         return _result(run, epochs)
 
     def explain(self, run: RunFolder) -> str | None:
-        epochs = _epochs(run) if self.is_done(run) else committed_epochs(Epoch, run)
-        return f"{len(epochs)} epochs" if epochs else None
+        if self.is_done(run):
+            return f"{len(_epochs(run))} epochs"
+        epochs, config = committed_epochs(Epoch, run), run.config
+        most = "at most " if config.until_converged else ""
+        return f"{len(epochs)} of {most}{config.epochs} epochs" if epochs else None
+
+    def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
+        return None if run.config.is_recorded else super().command(run, redo=redo)
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         yield from problem(read_epochs, run.losses_csv)
