@@ -28,14 +28,14 @@ def cli() -> None:
     """How mature are a backbone's feature maps? (Feature Map Convergence Evaluation)
 
     \b
-    fmcefast run                    train, markers, extract, fit, report on bundled digits
+    fmcefast run                    all of it, on bundled digits, within minutes
     fmcefast run runs/mine --data folder:my/images --epochs 60 --mu 1e-2
-    fmcefast markers my-losses.csv  has my own training converged, and when?
-    fmcefast score runs/mine --weights my.pt   how mature is a checkpoint, by the run's FMCE-Net?
     fmcefast status                 where does every run stand, and what is next?
-    fmcefast cam runs/mine         where does the network look, at every phase?
-    fmcefast compare old.pt new.pt --backbone resnet18 --data cifar10   which is more mature?
-    fmcefast learn cache runs/mine  skip images that feature maps explain: faster, or worse?
+    fmcefast markers my-losses.csv  has my own training converged, and when?
+    fmcefast score runs/mine --weights my.pt  how mature is a checkpoint?
+    fmcefast compare old.pt new.pt --backbone resnet18  which is more mature?
+    fmcefast cam runs/mine          where does the network look, at every phase?
+    fmcefast learn cache runs/mine  is it faster to skip images that maps explain?
     fmcefast sweep runs/mine --rafs 1,0.9,0.5  does FMCE-Net++ help?
 
     RUN is a run folder, by default the newest one under runs/. A command that is run again continues where it was

@@ -15,6 +15,9 @@ from fmcefast.run.config import SETTINGS, check_name, check_value, read_yaml
 if TYPE_CHECKING:
     from fmcefast.convergence.markers import Markers
 
+# Settings that say what to keep of a run.
+_OF_RUN = ("keep", "tensorboard")
+
 
 @click.command()
 @click.argument("source", required=False, metavar="[RUN|LOG]", type=click.Path(path_type=Path))
@@ -66,14 +69,14 @@ def _markers_of_log(
     from fmcefast.convergence.markers import find_markers
     from fmcefast.logs.read import read_losses
 
-    if options["force"] or options["keep"]:
-        raise InputError("--force and --keep are for a run folder; nothing of a run is made for a LOG.")
+    if options["force"] or any(options[name] is not None for name in _OF_RUN):
+        raise InputError("--force, --keep and --tensorboard are for a run folder; nothing of a run is made for a LOG.")
     in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
     settings = {check_name(name): value for name, value in in_file.items()} | given(options)
     marker_settings = {
         name: check_value(name, value)
         for name, value in settings.items()
-        if SETTINGS[name].stage == "markers" and name != "keep"
+        if SETTINGS[name].stage == "markers" and name not in _OF_RUN
     }
     check_picture(plot)
     progress = terminal_progress(options["quiet"])

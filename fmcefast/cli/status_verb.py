@@ -18,7 +18,7 @@ def status(run: Path | None, quiet: bool, as_json: bool, debug: bool) -> int:
 
     \b
     fmcefast status runs/mnist
-    fmcefast status                 all runs under runs/, the last one worked on first
+    fmcefast status             all runs under runs/, the one last worked on first
 
     RUN may also be a folder of runs. Nothing is changed, and a run can be looked at while it is made.
     """

@@ -47,6 +47,4 @@ def begun_sweep(run: RunFolder) -> BegunSweep | None:
 
 def finetune_command(cell: Cell, *, redo: bool) -> str:
     """The command that trains one cell under the run's own FMCE-Net."""
-    return (
-        f"fmcefast finetune {cell.run.argument} --raf {cell.raf:.15g} --seed {cell.seed}{' --force' if redo else ''}"
-    )
+    return f"fmcefast finetune {cell.run.argument} --raf {cell.raf:.15g} --seed {cell.seed}{' --force' if redo else ''}"

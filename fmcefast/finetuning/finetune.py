@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fmcefast.errors import InputError
 from fmcefast.finetuning.begun import begun_sweep, finetune_command
-from fmcefast.finetuning.cell import FILE, Cell, Init, finished_cells, table_cells, trainings_begun
+from fmcefast.finetuning.cell import Cell, Init, finished_cells, table_cells, trainings_begun
 from fmcefast.finetuning.cell_training import FinetuneResult, train_cell
 from fmcefast.losses.representation_auxiliary import check_raf
 from fmcefast.models.weights import check_safetensors, read_weights
@@ -32,9 +32,6 @@ class Finetune(Stage[FinetuneResult]):
         """Whether there are trainings, and all of them are finished: there may always be another."""
         finished = trainings_begun(run)
         return bool(finished) and all(finished)
-
-    def is_begun(self, run: RunFolder) -> bool:
-        return any(run.finetune.rglob(FILE))
 
     def run(
         self,

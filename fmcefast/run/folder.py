@@ -45,6 +45,7 @@ class RunFolder:
     fit_json = property(lambda self: self.module_folder / "fit.json")
     test_runs_json = property(lambda self: self.module_folder / "test-runs.json")
     score_json = property(lambda self: self.module_folder / "score.json")
+    tensorboard = property(lambda self: self.path / "tensorboard")
     finetune = property(lambda self: self.path / "finetune")
     seeds = property(lambda self: self.path / "seeds")
     sweep_csv = property(lambda self: self.path / "sweep.csv")

@@ -129,11 +129,9 @@ class Extract(Stage[ExtractResult]):
         if not (run.features / FILE).exists():
             return None
         manifest = read_committed(run.features)
-        phases, maps = len(manifest.phases), f"{manifest.rows:,} feature maps"
-        if manifest.complete:
-            return f"{maps} of {phases} phases"
-        whole = sum(phase.rows == manifest.samples for phase in manifest.phases)
-        return f"{maps}, {whole} of {phases} phases"
+        whole, phases = sum(phase.rows == manifest.samples for phase in manifest.phases), len(manifest.phases)
+        of_phases = f"{phases} phases" if manifest.complete else f"{whole} of {phases} phases"
+        return f"{manifest.rows:,} feature maps ({of_phases})"
 
     def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
         return None if run.config.is_recorded else super().command(run, redo=redo)

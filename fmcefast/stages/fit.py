@@ -136,7 +136,7 @@ class Fit(Stage[Metrics]):
     def explain(self, run: RunFolder) -> str | None:
         if self.is_done(run):
             check_safetensors(run.fmce_net)
-            return f"FMCE-Net, accuracy {self.load(run).accuracy:.4f}"
+            return f"FMCE-Net (accuracy {self.load(run).accuracy:.4f})"
         epochs = state_facts(run.fmce_net_resume)["epoch"]
         return f"{epochs} of {run.config.fmce_epochs} epochs of FMCE-Net" if epochs else None
 

@@ -12,6 +12,7 @@ from fmcefast.models.weights import check_safetensors
 from fmcefast.progress import Progress
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder
+from fmcefast.run.tensorboard import write_events
 from fmcefast.stages.stage import Stage, problem
 from fmcefast.stages.train import train
 
@@ -49,6 +50,7 @@ class FindMarkers(Stage[Markers]):
         text = files.json_text(asdict(result))
         if not run.markers_json.exists() or run.markers_json.read_text(encoding="utf-8") != text:
             files.write_text(run.markers_json, text)
+        write_events(run)
         if result.markers is not None and run.config.keep == "markers":
             _drop_other_weights(run, result.markers)
         return result

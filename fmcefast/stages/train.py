@@ -18,6 +18,7 @@ from fmcefast.run.epochs import Epoch, read_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import loader_of, open_source
 from fmcefast.run.resume import load_state
+from fmcefast.run.tensorboard import check_tensorboard
 from fmcefast.runtime.device import describe, pick_device
 from fmcefast.runtime.ranks import current_ranks
 from fmcefast.stages.rates import Rates
@@ -57,7 +58,7 @@ class Train(Stage[TrainResult]):
 
     def outputs(self, run: RunFolder) -> list[Path]:
         # The commit goes first.
-        return [run.resume, run.losses_csv, run.maturity_csv, run.weights, run.split_json, run.seeds]
+        return [run.resume, run.losses_csv, run.maturity_csv, run.weights, run.split_json, run.tensorboard, run.seeds]
 
     def is_begun(self, run: RunFolder) -> bool:
         return any(path.exists() for path in self.outputs(run) if path != run.split_json)
@@ -69,6 +70,7 @@ class Train(Stage[TrainResult]):
 
     def check(self, run: RunFolder, *, resumes: bool) -> None:
         config = run.config
+        check_tensorboard(run)
         check_backbone(config.backbone)
         if self.is_begun(run):
             load_source(config.data, config.data_root, config.subset, skip_bad=config.on_bad_image == "skip")
@@ -79,6 +81,7 @@ class Train(Stage[TrainResult]):
 
         Raises FmcefastError when the loss is not finite, naming epoch and batch.
         """
+        check_tensorboard(run)
         config, ranks = run.config, current_ranks()
         ranks.barrier()  # a file that rank 0 replaces later is read by all now
         epochs = committed_epochs(Epoch, run)
