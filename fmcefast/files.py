@@ -111,6 +111,25 @@ class FolderLock:
         self.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process of this machine holds the FolderLock of a folder. The lock is left alone: the kernel's list is
+    asked."""
+    try:
+        file, listed = (folder / LOCK).stat(), Path("/proc/locks").read_text()
+    except OSError:
+        return False
+    for line in listed.splitlines():
+        words = line.split()
+        if len(words) < 6 or words[1] != "FLOCK":
+            continue
+        major, minor, inode = words[5].split(":")
+        # btrfs numbers its devices, whose major is 0, otherwise in the list.
+        same_device = (int(major, 16), int(minor, 16)) == (os.major(file.st_dev), os.minor(file.st_dev))
+        if int(inode) == file.st_ino and (same_device or int(major, 16) == os.major(file.st_dev) == 0):
+            return True
+    return False
+
+
 @contextmanager
 def temporary_space() -> Iterator[None]:
     """Turn "no space left" into a DiskFullError that names the temporary folder."""

@@ -1,5 +1,6 @@
 """Progress on standard error: a live bar on a terminal, plain lines without one, nothing when quiet."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,8 @@ from typing import Any, TextIO
 
 # Without a terminal, seconds between the lines of a running task.
 _PLAIN_INTERVAL = 30.0
+# Columns of a terminal that has room for a bar.
+_WITH_BAR = 100
 
 
 def format_seconds(seconds: float) -> str:
@@ -56,7 +59,7 @@ class Progress:
     @contextmanager
     def task(self, name: str, *, total: int, unit: str, lines: bool = True) -> Iterator["Task"]:
         """Show the progress of a block of work of `total` units. lines: report now and then without a terminal."""
-        if self.quiet or not self.file.isatty():
+        if self.quiet or not _shows_bars(self.file):
             yield Task(self, name, total, unit, interval=_PLAIN_INTERVAL if lines else float("inf"))
             return
         with _bar(self.file) as self._bar:
@@ -99,17 +102,28 @@ class Task:
             )
 
 
+def _shows_bars(file: TextIO) -> bool:
+    """Whether a line can be drawn again and again: not on a dumb terminal, nor where there is none."""
+    return file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def _bar(file: TextIO) -> Any:
+    """One line, however narrow the terminal is: the note is cut, and the bar left out."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
+    console = Console(file=file, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    overflow: Any = "crop" if console.options.ascii_only else "ellipsis"
+    whole, cut = Column(no_wrap=True, overflow=overflow), Column(no_wrap=True, overflow=overflow, ratio=1)
     return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} {task.fields[unit]}/s"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(file=file),
+        TextColumn("{task.description}", style="bold", markup=False, table_column=whole),
+        *([BarColumn(bar_width=20)] if console.width >= _WITH_BAR else []),
+        MofNCompleteColumn(table_column=whole),
+        TextColumn("{task.fields[rate]} {task.fields[unit]}/s", markup=False, table_column=whole),
+        TimeRemainingColumn(table_column=whole),
+        TextColumn("{task.fields[note]}", markup=False, table_column=cut),
+        console=console,
         transient=True,
+        expand=True,
     )

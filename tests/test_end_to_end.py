@@ -165,7 +165,7 @@ def test_stage_by_stage_interrupted_equals_one_go_to_the_byte(finished, tmp_path
             break
     out, err = training.communicate()
     assert training.returncode == 1 and out == ""
-    assert re.search(r"Interrupted\. run keeps \d+ epochs\. Continue: fmcefast train run", err)
+    assert re.search(r"Interrupted\. run keeps \d+ of \d+ epochs\. Continue: fmcefast train run", err)
 
     again = fmcefast("train", "run", cwd=tmp_path)
     assert re.search(r"continuing after epoch \d+", again.stderr)

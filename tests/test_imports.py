@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
-    ["fmcefast.kernels", "fmcefast._core", "fmcefast.errors", "fmcefast.progress", "fmcefast"],
+    ["fmcefast.kernels", "fmcefast._core", "fmcefast.errors", "fmcefast.progress", "fmcefast.text", "fmcefast"],
     ["fmcefast.files", "fmcefast.runtime"],
     ["fmcefast.convergence", "fmcefast.features"],
     ["fmcefast.logs", "fmcefast.data", "fmcefast.models"],

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -135,6 +136,22 @@ class Cam(Stage[CamResult]):
         except FileNotFoundError as error:
             raise InputError(f"{run} has no heat maps yet. Make them: fmcefast cam {run}") from error
 
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        """The weights are compared by name: their checksums would take long."""
+        saved = self.load(run)
+        shown = [(each.phase, each.epoch, each.raf) for each in (*saved.phases, *saved.rafs)]
+        if shown != [place[:3] for place in (*_phases(run), *_rafs(run)) if place.path.exists()]:
+            return "of other phases or RAFs than there are now"
+        net = files.content_hash(run.fmce_net.read_bytes()) if run.fmce_net.exists() else None
+        return None if saved.fmce_net == net else "of another FMCE-Net"
+
+    def explain(self, run: RunFolder) -> str | None:
+        if not self.is_done(run):
+            return None
+        saved = self.load(run)
+        rafs = f" and {len(saved.rafs)} RAFs" if saved.rafs else ""
+        return f"{saved.images} images at {len(saved.phases)} phases{rafs}"
+
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         if self.is_done(run):
             yield from problem(lambda: self.load(run).read_arrays())
@@ -167,14 +184,30 @@ def _chosen(source: Source, count: int | None, rows: Sequence[int]) -> np.ndarra
     return np.array(list(dict.fromkeys(rows))) if rows else sample_rows(source.test.labels, count or IMAGES)
 
 
+class _Place(NamedTuple):
+    """Where weights lie: those of a phase, or those that were fine-tuned under a RAF."""
+
+    phase: int | None
+    epoch: int
+    raf: float | None
+    path: Path
+
+
+def _phases(run: RunFolder) -> list[_Place]:
+    return [_Place(k, epoch, None, run.weights_of(epoch)) for k, epoch in enumerate(markers.epochs(run), start=1)]
+
+
+def _rafs(run: RunFolder) -> list[_Place]:
+    own = [cell for cell in finished_cells(run) if cell.seed == run.config.seed and not cell.net_of_seed]
+    return [_Place(None, cell.epochs, cell.raf, cell.place.weights_of(cell.epochs)) for cell in own]
+
+
 def _checkpoints(run: RunFolder) -> tuple[list[CamCheckpoint], list[str]]:
     """The weights to look at, and what is missing."""
-    places = [(k, epoch, None, run.weights_of(epoch)) for k, epoch in enumerate(markers.epochs(run), start=1)]
-    found, notes = [], []
-    cells: list[tuple[int | None, int, float | None, Path]] = []
+    places, found, notes = _phases(run), [], []
+    cells: list[_Place] = []
     try:
-        own = [cell for cell in finished_cells(run) if cell.seed == run.config.seed and not cell.net_of_seed]
-        cells = [(None, cell.epochs, cell.raf, cell.place.weights_of(cell.epochs)) for cell in own]
+        cells = _rafs(run)
     except InputError as error:
         notes.append(f"No heat maps by RAF: {error}")
     for phase, epoch, raf, path in (*places, *cells):

@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from io import TextIOWrapper
 
 import click
 
@@ -15,6 +16,7 @@ from fmcefast.cli.maturity_verbs import compare, probe
 from fmcefast.cli.pipeline_verbs import extract, fit, run, train
 from fmcefast.cli.report_verb import report
 from fmcefast.cli.service_verbs import bench, doctor, plan, verify
+from fmcefast.cli.status_verb import status
 from fmcefast.cli.wording import with_flags
 from fmcefast.errors import FmcefastError
 from fmcefast.run.command import store_advice
@@ -27,13 +29,14 @@ def cli() -> None:
     """How mature are a backbone's feature maps? (Feature Map Convergence Evaluation)
 
     \b
-    fmcefast run                    train, markers, extract, fit, report on bundled digits
+    fmcefast run                    all of it, on bundled digits, within minutes
     fmcefast run runs/mine --data folder:my/images --epochs 60 --mu 1e-2
+    fmcefast status                 where does every run stand, and what is next?
     fmcefast markers my-losses.csv  has my own training converged, and when?
-    fmcefast score runs/mine --weights my.pt   how mature is a checkpoint, by the run's FMCE-Net?
-    fmcefast cam runs/mine         where does the network look, at every phase?
-    fmcefast compare old.pt new.pt --backbone resnet18 --data cifar10   which is more mature?
-    fmcefast learn cache runs/mine  skip images that feature maps explain: faster, or worse?
+    fmcefast score runs/mine --weights my.pt  how mature is a checkpoint?
+    fmcefast compare old.pt new.pt --backbone resnet18  which is more mature?
+    fmcefast cam runs/mine          where does the network look, at every phase?
+    fmcefast learn cache runs/mine  is it faster to skip images that maps explain?
     fmcefast sweep runs/mine --rafs 1,0.9,0.5  does FMCE-Net++ help?
 
     RUN is a run folder, by default the newest one under runs/. A command that is run again continues where it was
@@ -44,6 +47,9 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show stops nothing
     keep_freed_memory()
     try:
         code = cli.main(args=sys.argv[1:] or ["--help"], prog_name="fmcefast", standalone_mode=False) or 0
@@ -69,5 +75,5 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
 
 _PIPELINE = (run, train, markers, extract, fit, finetune, sweep, score, cam, report)
-for verb in (*_PIPELINE, probe, compare, learn, plan, verify, doctor, bench):
+for verb in (*_PIPELINE, probe, compare, learn, plan, status, verify, doctor, bench):
     cli.add_command(verb)

@@ -28,7 +28,7 @@ def learn(context: click.Context) -> None:
     """Learning with feature maps: skip images that are explained already, or train on the maps themselves.
 
     \b
-    fmcefast learn cache runs/mine --data mnist --data-root ~/data --batch-size 4096
+    fmcefast learn cache runs/mine --data mnist --batch-size 4096
     fmcefast learn features runs/mine
     fmcefast learn fgsm runs/mine
     fmcefast learn explore runs/mine
@@ -106,8 +106,8 @@ def cache(run: Path | None, arms: str | None, skip: float, **options: Any) -> in
     """Skip images that a class's cached feature vector explains, beside other ways to skip, seed by seed.
 
     \b
-    fmcefast learn cache runs/mnist --data mnist --data-root ~/data --batch-size 4096 --epochs 10
-    fmcefast learn cache runs/mnist --batch-size 32,64,128,256,512,1024,2048,4096 --arms plain,cache
+    fmcefast learn cache runs/mnist --data mnist --data-root ~/data
+    fmcefast learn cache runs/mnist --batch-size 32,256,4096 --arms plain,cache
 
     Arms: plain; cache (hits leave the batch); random (as many images left out by chance); infobatch (Qin et al., ICLR
     2024); cache-unbiased (a part of the hits leaves, the others weigh more); plain-time (plain training, shortened to
@@ -135,7 +135,7 @@ def features(run: Path | None, **options: Any) -> int:
     """Train a network on images, and the same architecture on the feature maps that it makes of them.
 
     \b
-    fmcefast learn features runs/mnist --data mnist --data-root ~/data --layer maps1 --layer maps2
+    fmcefast learn features runs/mnist --data mnist --data-root ~/data
 
     The maps are those after the activation. Leaves RUN/learn/features.json and the weights in RUN/learn/features/.
     """

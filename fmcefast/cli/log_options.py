@@ -13,6 +13,8 @@ from fmcefast.run.config import read_yaml, resolve
 if TYPE_CHECKING:
     from fmcefast.logs.read import LossLog
 
+_OF_RUN = ("keep", "tensorboard")  # settings that say what to keep of a run
+
 # By the names of the parameters of `read_losses`.
 _OPTIONS = {
     "column": click.option(
@@ -68,8 +70,8 @@ def read_log(source: Path, options: dict[str, Any], phases: int) -> "LossLog":
 
 def log_settings(options: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of `find_markers` for a LOG: flags over the configuration file over the defaults."""
-    if options["force"] or options["keep"]:
-        raise InputError("--force and --keep are for a run folder; nothing of a run is made for a LOG.")
+    if options["force"] or any(options[name] is not None for name in _OF_RUN):
+        raise InputError("--force, --keep and --tensorboard are for a run folder; nothing of a run is made for a LOG.")
     in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
     return resolve(given(options), in_file).marker_settings
 

@@ -92,8 +92,8 @@ def probe(
     """Maturity statistics of the modules of any checkpoints: no run, no FMCE-Net, no training.
 
     \b
-    fmcefast probe --weights epoch-*.pt --backbone resnet18 --data cifar10 --image-size 64
-    fmcefast probe --weights my.pt --backbone resnet50 --data folder:my/images --module layer3 --module layer4
+    fmcefast probe --weights epoch-*.pt --backbone resnet18 --data cifar10
+    fmcefast probe --weights my.pt --backbone resnet50 --module layer3
 
     inv tells how alike a module sees an image and the same image changed a little, silh. how well it sets the classes
     apart; both rise with maturity. A freshly initialised network stands below for reference.
@@ -140,7 +140,7 @@ def compare(
 
     \b
     fmcefast compare old.pt new.pt --backbone resnet18 --data folder:my/images
-    fmcefast compare epoch-10.pt epoch-20.pt epoch-30.pt --backbone timm:convnext_tiny --data cifar10
+    fmcefast compare 1.pt 2.pt 3.pt --backbone timm:convnext_tiny --data cifar10
 
     The verdict goes by how well the final feature map sets the classes apart (silhouettes), with a bootstrap over the
     images; it is withheld where the invariance says the opposite. With --no-labels it goes by invariance alone, which

@@ -14,7 +14,7 @@ from fmcefast.errors import InputError
 from fmcefast.files import FolderLock
 from fmcefast.progress import Progress
 from fmcefast.run.config import SETTINGS, read_yaml
-from fmcefast.run.folder import RunFolder, newest_run, read_run
+from fmcefast.run.folder import RUNS, RunFolder, newest_run, read_run
 from fmcefast.runtime.ranks import current_ranks
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def folder_of_data(options: dict[str, Any]) -> Path:
     """runs/DATA for the data set of a verb's options or its configuration file."""
     in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
     spec = DataSpec.parse(str(options["data"] or in_file.get("data") or SETTINGS["data"].default))
-    return Path("runs") / (Path(spec.path).resolve().name if spec.path else spec.name)
+    return RUNS / (Path(spec.path).resolve().name if spec.path else spec.name)
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

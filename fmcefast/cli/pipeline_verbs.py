@@ -20,7 +20,7 @@ def run(run: Path | None, **options: Any) -> int:
     """Train, markers, extract, fit and report in one go; with no flags on bundled digits, within minutes.
 
     \b
-    fmcefast run runs/mnist --data mnist --data-root ~/data --subset 2000 --epochs 40 --mu 1e-2
+    fmcefast run runs/mnist --data mnist --data-root ~/data --subset 2000
 
     RUN defaults to runs/DATA. Run the command again to continue after an interruption.
     """
@@ -31,7 +31,7 @@ def run(run: Path | None, **options: Any) -> int:
     if as_json:
         print_json({"run": str(folder), **{name: asdict(result) for name, result in results.items()}})
     else:
-        click.echo(results["report"].explain())
+        print_text(results["report"].explain())
     return 0 if results["markers"].converged else 3
 
 
@@ -43,8 +43,8 @@ def train(run: Path | None, **options: Any) -> int:
     """Train a backbone; keep the loss and the weights of every epoch.
 
     \b
-    fmcefast train runs/cifar --data cifar10 --backbone resnet50 --epochs 150 --seed 1
-    torchrun --nproc-per-node 8 -m fmcefast train runs/mini --data mini-imagenet --backbone resnet50
+    fmcefast train runs/cifar --data cifar10 --backbone resnet50 --seed 1
+    torchrun --nproc-per-node 8 -m fmcefast train runs/mini --data mini-imagenet
 
     RUN defaults to runs/DATA.
     """
@@ -116,7 +116,8 @@ def fit(
     \b
     fmcefast fit runs/mnist --split image --fmce-epochs 10
     fmcefast fit runs/mnist --test-run runs/mnist-seed-1
-    fmcefast fit runs/seed-0 runs/seed-1 --model invariant --test-run runs/seed-2 --output maturity.safetensors
+    fmcefast fit runs/seed-0 runs/seed-1 \\
+      --model invariant --test-run runs/seed-2 --output maturity.safetensors
 
     FMCE-Net tells the checkpoints of its own run apart. The invariant model carries over to other seeds; score uses it
     without a run.

@@ -4,9 +4,11 @@ import errno
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any, TypeVar
 
 import click
@@ -17,6 +19,7 @@ from fmcefast.files import as_json
 from fmcefast.progress import Progress
 from fmcefast.run.folder import RunFolder
 from fmcefast.runtime.ranks import current_ranks
+from fmcefast.text import wrapped
 
 Result = TypeVar("Result")
 
@@ -53,7 +56,8 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def print_text(text: str) -> None:
-    click.echo(in_flags(text))
+    text = in_flags(text)
+    click.echo(wrapped(text, get_terminal_size().columns) if sys.stdout.isatty() else text)
 
 
 def check_picture(path: Path | None) -> None:
@@ -80,5 +84,8 @@ def _verbs() -> list[click.Command]:
 def _kept(run: RunFolder) -> str:
     from fmcefast.pipeline.stages import STAGES
 
-    kept = " and ".join(filter(None, (stage.explain(run) for stage in STAGES)))
-    return kept or "what is finished"
+    kept = []
+    for stage in STAGES:
+        with suppress(FmcefastError):  # of a damaged file; what stopped the stage is to be told
+            kept += [stage.explain(run)] if stage.costly else []
+    return ", ".join(filter(None, kept)) or "what is finished"

@@ -9,7 +9,7 @@ import click
 
 from fmcefast.cli.opening import folder_of_data, given
 from fmcefast.cli.options import common, output_options, settings
-from fmcefast.cli.running import finish, in_flags, perform, print_json, terminal_progress
+from fmcefast.cli.running import finish, in_flags, perform, print_json, print_text, terminal_progress
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.run.folder import newest_run, read_run
 
@@ -74,7 +74,7 @@ def doctor(folder: Path, quiet: bool, as_json: bool, debug: bool) -> int:
     from fmcefast.doctor.examination import doctor
 
     result = doctor(folder)
-    print_json(asdict(result)) if as_json else click.echo(result.explain())
+    print_json(asdict(result)) if as_json else print_text(result.explain())
     return 0 if result.usable else 1
 
 
@@ -95,8 +95,12 @@ def bench(suite: str, arguments: tuple[str, ...]) -> None:
     from fmcefast.bench import SUITES
 
     if suite in ("-h", "--help"):
-        click.echo(click.get_current_context().get_help())
-        click.echo("\nSuites:\n" + "\n".join(f"  {name:15}{description}" for name, (_, description) in SUITES.items()))
+        context = click.get_current_context()
+        click.echo(context.get_help())
+        formatter = context.make_formatter()
+        with formatter.section("Suites"):
+            formatter.write_dl([(name, description) for name, (_, description) in SUITES.items()])
+        click.echo(f"\n{formatter.getvalue().rstrip()}")
         return
     if suite not in SUITES:
         raise unknown_name("suite", suite, SUITES)

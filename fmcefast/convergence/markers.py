@@ -44,6 +44,11 @@ class Markers:
     def converged(self) -> bool:
         return self.status == "converged"
 
+    @property
+    def enough_mu(self) -> float | None:
+        """A mu of two digits under which the loss has converged; None where no window is full."""
+        return None if self.min_cqi is None else round_up(self.min_cqi)
+
     def explain(self, axis: str = "epoch", place: Callable[[int], float] = int) -> str:
         """One line: the markers, or why there are none and what to change.
 
@@ -71,7 +76,7 @@ class Markers:
         return (
             f"markers: not converged; the smallest CQI in {losses} is {self.min_cqi:.3g} ({axis} "
             f"{place(self.min_cqi_epoch)}), above mu = {self.mu:g}. Train longer, or choose "
-            f"`mu={round_up(self.min_cqi):g}` or more."
+            f"`mu={self.enough_mu:g}` or more."
         )
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,17 +81,20 @@ class Cell:
         path = self.place.path / FILE
         if force:
             path.unlink(missing_ok=True)
-        settings, saved = self._settings(), _read(self.place.path)
-        if saved is None:
+        if _read(self.place.path) is None:
             train.remove(self.place)  # without the file nothing there counts
             self.place.history.keep(lambda entry: False)
-            files.write_json(path, {**settings, "finished": False})
+            files.write_json(path, {**self._settings(), "finished": False})
             return
-        differing = [name for name, value in settings.items() if saved.get(name) != value]
-        if differing:
+        if differing := self.differing():
             raise InputError(
                 f"{self.place} was trained with a different {', '.join(differing)}. Give `force` to train it again."
             )
+
+    def differing(self) -> list[str]:
+        """The names of the settings that are not those of cell.json, the FMCE-Net among them."""
+        saved = _read(self.place.path) or {}
+        return [name for name, value in self._settings().items() if saved.get(name) != value]
 
     def finish(self) -> None:
         """Mark the cell finished; only its table and last weights are kept."""
@@ -127,17 +131,36 @@ class Cell:
 
 
 def finished_cells(run: RunFolder) -> list[Cell]:
-    """The cells of a table: finished ones that were trained until E_K from fresh weights, by RAF and seed."""
+    """The finished cells of a table, by RAF and seed."""
+    return [cell for cell in table_cells(run) if cell.finished]
+
+
+def table_cells(run: RunFolder) -> list[Cell]:
+    """The cells of a table, finished or not: those that train until E_K from fresh weights, by RAF and seed."""
     cells = []
-    for file in sorted(run.finetune.rglob(FILE)):
-        saved = _read(file.parent) or {}
-        seed, net_of_seed = saved["seed"], file.parent.parent != run.finetune
+    for folder, saved in _saved(run):
+        seed, net_of_seed = saved["seed"], folder.parent != run.finetune
         net = run.with_seed(seed).fmce_net if net_of_seed and seed != run.config.seed else run.fmce_net
         cell = Cell(run, saved["raf"], seed, saved["epochs_trained"], net, net_of_seed=net_of_seed)
-        in_table = saved["finished"] and saved["until_convergence"] and saved["init"] is None
-        if in_table and cell.place.path == file.parent:  # a copy under another name belongs to no table
+        if _in_table(saved) and cell.place.path == folder:  # a copy under another name belongs to no table
             cells.append(cell)
     return sorted(cells, key=lambda cell: (cell.net_of_seed, -cell.raf, cell.seed))
+
+
+def trainings_begun(run: RunFolder) -> list[bool]:
+    """For every training under finetune/, those of no table too, whether it is finished."""
+    others = [saved["finished"] for _, saved in _saved(run) if not _in_table(saved)]
+    return [*(cell.finished for cell in table_cells(run)), *others]
+
+
+def _saved(run: RunFolder) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folders of all trainings, and what their cell.json says."""
+    for file in sorted(run.finetune.rglob(FILE)):
+        yield file.parent, _read(file.parent) or {}
+
+
+def _in_table(saved: dict[str, Any]) -> bool:
+    return saved["until_convergence"] and saved["init"] is None
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
@@ -153,4 +176,9 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _checksum(path: Path) -> str:
+    return _checksum_at(path, path.stat().st_mtime_ns)
+
+
+@cache  # the cells of a table share an FMCE-Net
+def _checksum_at(path: Path, modified: int) -> str:
     return files.content_hash(path.read_bytes())

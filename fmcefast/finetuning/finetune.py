@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fmcefast.errors import InputError
-from fmcefast.finetuning.cell import Cell, Init, finished_cells
+from fmcefast.finetuning.begun import begun_sweep, finetune_command
+from fmcefast.finetuning.cell import Cell, Init, finished_cells, table_cells, trainings_begun
 from fmcefast.finetuning.cell_training import FinetuneResult, train_cell
 from fmcefast.losses.representation_auxiliary import check_raf
 from fmcefast.models.weights import WeightsFile, check_safetensors
@@ -28,8 +29,9 @@ class Finetune(Stage[FinetuneResult]):
         return [] if run.module else [run.finetune]
 
     def is_done(self, run: RunFolder) -> bool:
-        """Whether any training of a table is finished: there may always be another."""
-        return bool(finished_cells(run))
+        """Whether there are trainings, and all of them are finished: there may always be another."""
+        finished = trainings_begun(run)
+        return bool(finished) and all(finished)
 
     def run(
         self,
@@ -79,10 +81,23 @@ class Finetune(Stage[FinetuneResult]):
             raise InputError(f"{run} has no finished fine-tuning yet. Make one: fmcefast finetune {run} --raf 0.8")
         return FinetuneResult.of(cells[-1])
 
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        cells = table_cells(run)
+        outdated = sum(map(_is_outdated, cells))
+        return f"{outdated} of {len(cells)} under another FMCE-Net or other settings" if outdated else None
+
     def explain(self, run: RunFolder) -> str | None:
-        if not run.finetune.exists():
-            return None
-        return f"{len(finished_cells(run))} finished fine-tuning cells and the epochs of unfinished ones"
+        finished = trainings_begun(run)
+        return f"{sum(finished)} of {len(finished)} fine-tunings finished" if finished else None
+
+    def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
+        """For the cells of a table; the weights that others began with have no name any more."""
+        sweep = None if redo else begun_sweep(run)
+        if sweep is not None:
+            return sweep.command
+        cells = [cell for cell in table_cells(run) if not cell.net_of_seed]
+        todo = [cell for cell in cells if (_is_outdated(cell) if redo else not cell.finished)]
+        return finetune_command(todo[0], redo=redo) if todo else None
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         problems = list(problem(finished_cells, run))
@@ -95,3 +110,8 @@ class Finetune(Stage[FinetuneResult]):
 
 
 finetune = Finetune()
+
+
+def _is_outdated(cell: Cell) -> bool:
+    """Whether the cell would be trained otherwise now."""
+    return cell.epochs != markers.epochs(cell.run)[-1] or bool(cell.differing())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmcefast.errors import InputError, unknown_name
+from fmcefast.finetuning.begun import begun_sweep
 from fmcefast.finetuning.cell import Cell, finished_cells
 from fmcefast.finetuning.cell_training import FinetuneResult, load_net
 from fmcefast.finetuning.local_engine import train_locally
@@ -119,6 +120,29 @@ class Sweep(Stage[SweepResult]):
         """The table under the run's own FMCE-Net, or under those of the seeds if there is no other."""
         kinds = {row.fmce_net for row in read_table(run)}
         return self._result(run, "run" if "run" in kinds else "seed")
+
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        if not self.is_done(run):
+            return None
+        listed = {(row.fmce_net == "seed", row.raf, row.seed) for row in read_table(run)}
+        finished = {(cell.net_of_seed, cell.raf, cell.seed) for cell in finished_cells(run)}
+        if listed == finished:
+            return None
+        return f"sweep.csv lists {len(listed & finished)} of {len(finished)} finished cells"
+
+    def explain(self, run: RunFolder) -> str | None:
+        sweep = begun_sweep(run)
+        if sweep is not None:
+            return sweep.explain()
+        return f"{len(read_table(run))} cells" if self.is_done(run) else None
+
+    def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
+        """A sweep of finished cells only writes the table."""
+        sweep = begun_sweep(run)
+        if sweep is not None:
+            return sweep.command
+        per_seed = " --fmce-per-seed" if all(cell.net_of_seed for cell in finished_cells(run)) else ""
+        return f"{super().command(run)} --rafs 1 --seeds 1{per_seed}"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         if self.is_done(run):

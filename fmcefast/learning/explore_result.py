@@ -91,10 +91,10 @@ class ExploreResult:
         for group in self.accuracies:
             accuracy = "-" if group.accuracy is None else f"{100 * group.accuracy:.2f}"
             lines.append(f"    {group.group:<45}{group.images:>9,}{accuracy:>10}")
-        lines.append(
-            f"  {f'accuracy of {NEIGHBOURS} nearest neighbours in %':<47}{'space':>9}{'t-SNE':>10}   "
-            f"{self.images:,} held-out images, {100 * self.largest_class:.1f}% in the largest class"
-        )
+        lines += [
+            f"  t-SNE of {self.images:,} held-out images, {100 * self.largest_class:.1f}% in the largest class",
+            f"  {f'accuracy of {NEIGHBOURS} nearest neighbours in %':<47}{'space':>9}{'t-SNE':>10}",
+        ]
         for each in self.separations:
             name = f"maps of {self.layer}" if each.space == MAPS else each.space
             name += f", {each.dimensions:,} dimensions"

@@ -21,8 +21,10 @@ from fmcefast.maturity.probe import CHANGED_IMAGES
 from fmcefast.maturity.statistics import lacking_labels, ridge_probe_accuracy, silhouettes, single_threaded
 from fmcefast.models.weights import Choice
 from fmcefast.progress import Progress
+from fmcefast.text import ending
 
 FINAL = "final feature map"
+_NAME_WIDTH = 58  # of a file in the table
 # As bench/RESULTS.md has it, over all pairs of trainings.
 _OTHER_BACKBONES = (
     "The backbones differ, so there is no verdict: across architectures the larger silhouette was that of the more "
@@ -73,7 +75,8 @@ class CompareResult:
     def explain(self) -> str:
         final = self.modules[-1]
         names = dict(zip(self.order, short_names(self.order), strict=True))
-        width = max(map(len, names.values()))
+        cut = {path: ending(name, _NAME_WIDTH) for path, name in names.items()}
+        width = max(map(len, cut.values()))
         images = f"{self.images:,} {IMAGES_OF[self.split]} images of {self.data}"
         lines = [f"compare: {images}, invariance of {final.module} to {' and '.join(self.changes)}"]
         if self.worth:
@@ -82,7 +85,7 @@ class CompareResult:
         shown = {name: values for name, values in columns.items() if values}
         lines.append(" " * width + "".join(f"  {name:>12}" for name in shown))
         for path in self.order:
-            lines.append(f"{names[path]:{width}}" + "".join(f"  {values[path]:12.4f}" for values in shown.values()))
+            lines.append(f"{cut[path]:{width}}" + "".join(f"  {values[path]:12.4f}" for values in shown.values()))
         if not self.worth:
             lines += ["", *(_sentence(pair, names, self.by) for pair in self.pairs)]
         if not self.worth and len(self.modules) > 1:

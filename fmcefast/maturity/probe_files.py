@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fmcefast.maturity.probe import CHANGED_IMAGES, Statistics, measure
 from fmcefast.maturity.statistics import lacking_labels
 from fmcefast.models.weights import Choice
 from fmcefast.progress import Progress
+from fmcefast.text import aligned
 
 _HEADS = {
     "bn_inv_ccos": "inv",
@@ -73,13 +75,14 @@ class ProbeResult:
         images = f"{self.images:,} {IMAGES_OF[self.split]} images of {self.data} at {self.image_size} px"
         files = list(dict.fromkeys(row.weights for row in self.rows))
         short = dict(zip(files, short_names(files), strict=True))
-        rows = [[short[row.weights], row.module, *_shown(row.statistics, names), _remark(row)] for row in self.rows]
-        fresh = {row.module: row.fresh for row in self.rows}
-        rows += [["(before training)", module, *_shown(values, names), ""] for module, values in fresh.items()]
-        table = _table([["checkpoint", "module", *(_HEADS[name] for name in names), ""], *rows])
+        blocks: dict[str, dict[str, Statistics]] = {name: {} for name in short.values()}
+        for row in self.rows:
+            blocks[short[row.weights]][row.module] = row.statistics
+        blocks["(before training)"] = {row.module: row.fresh for row in self.rows}
         lines = [
             f"probe: {self.backbone} on {images}, invariance to {' and '.join(self.changes)}",
-            *table,
+            *_table(names, blocks),
+            *(f"{row.module} of {short[row.weights]} {remark}" for row in self.rows if (remark := _remark(row))),
             "",
             "A mature module sees the same in an image and in the image changed a little (inv rises towards 1), and "
             "sets the classes apart (silh. rises, DB falls). Which way decay, rank and nn go depends on the data. "
@@ -140,22 +143,26 @@ def probe_files(
     )
 
 
-def _shown(statistics: Statistics, names: list[str]) -> list[str]:
-    values = [statistics.get(name) for name in names]
-    return ["-" if value is None else f"{value:.3g}" for value in values]
+def _table(names: list[str], blocks: dict[str, dict[str, Statistics]]) -> list[str]:
+    """blocks: {checkpoint: {module: statistics}}. The name of a checkpoint stands above its modules."""
+    rows = [
+        [f"  {module}", *(_shown(values.get(name)) for name in names)]
+        for modules in blocks.values()
+        for module, values in modules.items()
+    ]
+    head, *lines = aligned([["  module", *(_HEADS[name] for name in names)], *rows], numbers=range(1, len(names) + 1))
+    rest = iter(lines)
+    return [head, *(line for name, modules in blocks.items() for line in (name, *islice(rest, len(modules))))]
 
 
-def _table(rows: list[list[str]]) -> list[str]:
-    """Names on the left, numbers on the right, and a remark at the end."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, module, *values, remark in rows:
-        numbers = "".join(f"  {value:>{width}}" for value, width in zip(values, widths[2:-1], strict=True))
-        lines.append(f"{name:{widths[0]}}  {module:{widths[1]}}{numbers}{remark}")
-    return lines
+def _shown(value: float | None) -> str:
+    """Three digits, of which small numbers show those up to the thousandths."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if abs(value) >= 0.1 else f"{value:.3f}"
 
 
 def _remark(row: ProbeRow) -> str:
     if row.constant:
-        return "  the same for all images"
-    return "  never trained (batch normalisation as it began)" if row.untrained else ""
+        return "puts out the same for all images."
+    return "was never trained: its batch normalisation is as it began." if row.untrained else ""

@@ -37,10 +37,10 @@ class PlanResult:
     def explain(self) -> str:
         rows = [(cost.stage, cost.work, cost.seconds, cost.bytes, cost.rates) for cost in self.stages]
         rows.append(("in all", "", self.seconds, self.bytes, ""))
-        lines = [
-            f"{stage:8}{work:40}{format_seconds(seconds):>14}{format_bytes(size):>10}  {rates}".rstrip()
-            for stage, work, seconds, size, rates in rows
-        ]
+        lines = []
+        for stage, work, seconds, size, rates in rows:
+            lines.append(f"{stage:8}{work:40}{format_seconds(seconds):>14}{format_bytes(size):>10}")
+            lines += [f"{'':8}{rates}"] if rates else []
         free = f"{format_bytes(self.free)} free at {self.place}"
         verdict = (
             f"There is room: {free}."

@@ -29,6 +29,7 @@ from fmcefast.run.config import RECORDED, SETTINGS
 from fmcefast.run.epochs import Epoch, read_epochs, write_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.maturity import ModuleMaturity, read_maturity, write_maturity
+from fmcefast.run.tensorboard import check_tensorboard, write_events
 from fmcefast.stages.train import is_converged
 
 _REMEDY = "Record into another folder, or remove features/, fmce_net.safetensors and fit.json."
@@ -56,8 +57,9 @@ class ConvergenceRecorder:
     gives the same ones every time, and the training goes on as it would without. Three forward passes of them are run
     in an epoch. See `fmcefast.maturity.probe` for the statistics.
     settings: phases=10, mu=1e-4, alpha=0.85, window=5, smoothing="ema", start=1 and min_drop=0.05, see `find_markers`;
-    keep="all", or "markers" to drop the weights of other epochs once there are markers; dtype="float16" and others of
-    `fmcefast extract` and `fmcefast fit`. Omitted settings keep the folder's values.
+    keep="all", or "markers" to drop the weights of other epochs once there are markers; tensorboard=True to keep the
+    curves as TensorBoard events too; dtype="float16" and others of `fmcefast extract` and `fmcefast fit`. Omitted
+    settings keep the folder's values.
 
     The folder is locked until `close`, or the end of the `with` block. Only one of several training processes may
     record.
@@ -100,6 +102,7 @@ class ConvergenceRecorder:
             self.run: RunFolder = open_run(path, {"data": RECORDED, **settings}, create=True, remedy=_REMEDY)
             if not known:
                 stack.enter_context(_lock(path))
+            check_tensorboard(self.run)
             self._epochs = read_epochs(self.run.losses_csv)
             self._maturity = read_maturity(self.run.maturity_csv)
             self._lock = stack.pop_all()
@@ -182,6 +185,7 @@ class ConvergenceRecorder:
         self._replace_maturity(epoch, maturity)
         write_epochs(self.run.losses_csv, [*self._epochs, row])  # the commit: what has no row there does not count
         self._epochs.append(row)
+        write_events(self.run, self._epochs)
         self._renew_markers()
         self._began = monotonic()
         return self.converged

@@ -105,6 +105,9 @@ class Config:
         invalidates_results=False,
         choices=("all", "markers"),
     )
+    tensorboard: bool = _setting(
+        False, "markers", "Keep the curves as TensorBoard events too, in RUN/tensorboard.", invalidates_results=False
+    )
     workers: int | None = _setting(
         None, "train", "Threads that load images; one per core by default.", invalidates_results=False, at_least=1
     )

@@ -5,6 +5,7 @@ written only after the results that it contradicts are gone (`fmcefast.pipeline.
 """
 
 import re
+import shlex
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from fmcefast.errors import InputError
 from fmcefast.run.config import Config, resolve, saved_settings
 from fmcefast.run.history import History, HistoryEntry
+
+RUNS = Path("runs")  # where runs lie unless they are named
 
 _MODULE = re.compile(r"\w+(\.\w+)*")
 
@@ -43,6 +46,7 @@ class RunFolder:
     fit_json = property(lambda self: self.module_folder / "fit.json")
     test_runs_json = property(lambda self: self.module_folder / "test-runs.json")
     score_json = property(lambda self: self.module_folder / "score.json")
+    tensorboard = property(lambda self: self.path / "tensorboard")
     finetune = property(lambda self: self.path / "finetune")
     seeds = property(lambda self: self.path / "seeds")
     sweep_csv = property(lambda self: self.path / "sweep.csv")
@@ -57,8 +61,9 @@ class RunFolder:
 
     @property
     def argument(self) -> str:
-        """Command-line argument that selects this view."""
-        return f"{self.path} --module {self.module}" if self.module else str(self.path)
+        """Command-line argument that selects this view, quoted for a shell."""
+        path = shlex.quote(str(self.path))
+        return f"{path} --module {self.module}" if self.module else path
 
     def view(self, module: str | None) -> "RunFolder":
         """The same run, seen from one of its modules. Raises InputError for an impossible module name."""
@@ -97,7 +102,7 @@ def read_run(path: Path) -> RunFolder:
         raise InputError(f"{saved_file} is damaged: {error}") from error
 
 
-def newest_run(root: Path = Path("runs")) -> Path:
+def newest_run(root: Path = RUNS) -> Path:
     """The run under `root` whose configuration was written last. Raises InputError when there is none."""
     saved_files = sorted(root.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
     if not saved_files:

@@ -68,12 +68,13 @@ class Extract(Stage[ExtractResult]):
     def require_inputs(self, run: RunFolder) -> None:
         markers.epochs(run)
 
-    def reason_to_skip(self, run: RunFolder) -> str | None:
+    def reason_to_skip(self, run: RunFolder, *, quick: bool = False) -> str | None:
         if not markers.load(run).converged:
             return "the loss has not converged"
         if fit.is_done(run) and not self.is_done(run):
             return "FMCE-Net is fitted, and nothing else reads the maps"
-        return "the maps are recomputed" if recomputes_maps(run) else None
+        recomputes = run.config.store == "recompute" if quick else recomputes_maps(run)
+        return "the maps are recomputed" if recomputes else None
 
     def check(self, run: RunFolder, *, resumes: bool) -> None:
         open_source(run)
@@ -116,10 +117,24 @@ class Extract(Stage[ExtractResult]):
             run.module,
         )
 
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        if not (run.features / FILE).exists():
+            return None
+        of_maps, epochs = Manifest.read(run.features).epochs, markers.epochs(run)
+        if of_maps == epochs:
+            return None
+        return f"of the epochs {' '.join(map(str, of_maps))}, and the markers are {' '.join(map(str, epochs))}"
+
     def explain(self, run: RunFolder) -> str | None:
         if not (run.features / FILE).exists():
             return None
-        return f"{read_committed(run.features).rows:,} feature maps"
+        manifest = read_committed(run.features)
+        whole, phases = sum(phase.rows == manifest.samples for phase in manifest.phases), len(manifest.phases)
+        of_phases = f"{phases} phases" if manifest.complete else f"{whole} of {phases} phases"
+        return f"{manifest.rows:,} feature maps ({of_phases})"
+
+    def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
+        return None if run.config.is_recorded else super().command(run, redo=redo)
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         for view in run.views():

@@ -13,6 +13,7 @@ from fmcefast.errors import FmcefastError, InputError
 from fmcefast.evaluation.feature_maps import TRAIN_PART, predict, split_maps, to_device
 from fmcefast.evaluation.metrics import Metrics, measure
 from fmcefast.features.loader import FeatureMapLoader
+from fmcefast.features.manifest import FILE, Manifest
 from fmcefast.map_sources.choice import check_maps, open_maps
 from fmcefast.map_sources.sizes import fits_in_memory
 from fmcefast.models.fmce_net import FMCENet
@@ -41,7 +42,7 @@ class Fit(Stage[Metrics]):
     def require_inputs(self, run: RunFolder) -> None:
         markers.epochs(run)
 
-    def reason_to_skip(self, run: RunFolder) -> str | None:
+    def reason_to_skip(self, run: RunFolder, *, quick: bool = False) -> str | None:
         return None if markers.load(run).converged else "the loss has not converged"
 
     def check(self, run: RunFolder, *, resumes: bool) -> None:
@@ -120,6 +121,24 @@ class Fit(Stage[Metrics]):
         if not run.fmce_net.exists():
             raise _not_fitted(run)
         return FMCENet.from_pretrained(run.fmce_net)
+
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        """By the number of phases, and by the store where there is one: no file says of which epochs the maps were."""
+        if not run.fit_json.exists():
+            return None
+        phases, epochs = len(self.load(run).confusion), markers.epochs(run)
+        if phases != len(epochs):
+            return f"of {phases} phases, and there are {len(epochs)}"
+        if (run.features / FILE).exists() and Manifest.read(run.features).epochs != epochs:
+            return "of feature maps that are not those of the markers"
+        return None
+
+    def explain(self, run: RunFolder) -> str | None:
+        if self.is_done(run):
+            check_safetensors(run.fmce_net)
+            return f"FMCE-Net (accuracy {self.load(run).accuracy:.4f})"
+        epochs = state_facts(run.fmce_net_resume)["epoch"]
+        return f"{epochs} of {run.config.fmce_epochs} epochs of FMCE-Net" if epochs else None
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         for view in run.views():

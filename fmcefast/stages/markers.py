@@ -13,6 +13,7 @@ from fmcefast.models.weights import check_safetensors
 from fmcefast.progress import Progress
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder
+from fmcefast.run.tensorboard import write_events
 from fmcefast.stages.stage import Stage, problem
 from fmcefast.stages.train import train
 
@@ -51,11 +52,12 @@ class FindMarkers(Stage[Markers]):
             files.write_json(run.markers_json, asdict(result))
         for path in _weights_to_drop(run, result):
             path.unlink()
+        write_events(run)
         return result
 
     def writes(self, run: RunFolder) -> bool:
         result = _find(run)
-        return not _is_kept(run, result) or bool(_weights_to_drop(run, result))
+        return run.config.tensorboard or not _is_kept(run, result) or bool(_weights_to_drop(run, result))
 
     def load(self, run: RunFolder) -> Markers:
         """The markers of a run, converged or not."""
@@ -76,6 +78,19 @@ class FindMarkers(Stage[Markers]):
         if result.markers is None:
             raise NotConvergedError(f"{run}: {result.explain()}")
         return result.markers
+
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        saved, losses = self.load(run), [row.loss for row in read_epochs(run.losses_csv)]
+        if saved.epochs != len(losses):
+            return f"made from {saved.epochs} epochs, and there are {len(losses)}"
+        found = replace(find_markers(losses, **run.config.marker_settings), source=saved.source)
+        return None if found == saved else "losses.csv and config.yaml give other markers now"
+
+    def explain(self, run: RunFolder) -> str | None:
+        if not run.markers_json.exists():
+            return None
+        found = self.load(run)
+        return "not converged" if found.markers is None else f"converged at epoch {found.markers[-1]}"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         """The weights are looked at as well: which of them are kept depends on the markers."""

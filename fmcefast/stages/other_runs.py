@@ -1,5 +1,6 @@
 """Does an FMCE-Net score another training run? The papers never test it ([FMCE] V)."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from fmcefast.run.folder import RunFolder, read_run
 from fmcefast.runtime.device import amp_type, on_device, pick_device
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
-from fmcefast.stages.stage import Stage, problem
+from fmcefast.stages.stage import Stage, older_than, problem
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,16 @@ class ScoreOtherRuns(Stage[OtherRunsResult]):
 
     def load(self, run: RunFolder) -> OtherRunsResult:
         return OtherRunsResult(fit.load(run), _read_tests(run))
+
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        return older_than(run.test_runs_json, run.fmce_net)
+
+    def explain(self, run: RunFolder) -> str | None:
+        return f"tested on {len(_read_tests(run))} other runs" if self.is_done(run) else None
+
+    def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
+        others = [word for test in _read_tests(run) for word in ("--test-run", test.run)]
+        return f"fmcefast fit {run.argument} {shlex.join(others)}"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         for view in run.views():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from fmcefast import files
 from fmcefast.errors import InputError
 from fmcefast.evaluation.held_out import Network, expected_scores, predict_scores, require_maps, require_phases
+from fmcefast.files import short_names
 from fmcefast.models.extractors import FeatureExtractor, make_extractor
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.models.weights import Choice
@@ -19,13 +20,16 @@ from fmcefast.progress import Progress
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import evaluation_loader, loader_of, open_source
+from fmcefast.run.tensorboard import write_events
 from fmcefast.runtime.device import amp_type, in_precision, on_device, pick_device
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
-from fmcefast.stages.stage import Stage, problem
+from fmcefast.stages.stage import Stage, older_than, problem
+from fmcefast.text import WIDTH, aligned, ending
 
 _CALIBRATION_BINS = 15
-_WIDTH = 46  # of a file's name in the table
+# Columns of the table: those of the numbers with the space around them, and at most those of the distribution.
+_NUMBERS_WIDTH, _PARTS_WIDTH = 32, 40
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,8 @@ class ScoreResult:
         of_module = f" of {self.module}" if self.module else ""
         lines = [
             f"score: {self.images:,} held-out images, feature maps{of_module} under {self.model}",
-            _line(self.phases),
+            *_table([*self.reference, *self.checkpoints], self.phases),
         ]
-        lines += [_line(self.phases, score) for score in [*self.reference, *self.checkpoints]]
         if self.spearman is not None:
             from_e1 = "" if self.spearman_from_e1 is None else f", from the first marker on {self.spearman_from_e1:.4f}"
             lines.append(f"rank correlation of FMCS and epoch (Spearman) {self.spearman:.4f}{from_e1}")
@@ -164,6 +167,7 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         )
         if reference and model is None:
             files.write_json(run.score_json, asdict(result))
+            write_events(run)
         return result
 
     def load(self, run: RunFolder) -> ScoreResult:
@@ -172,6 +176,23 @@ class ScoreCheckpoints(Stage[ScoreResult]):
             return files.read_json(run.score_json, _from_json, remedy)
         except FileNotFoundError as error:
             raise InputError(f"{run.score_json} is missing. {remedy}") from error
+
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        scored = {row.epoch for row in self.load(run).reference}
+        missing = [
+            row.epoch
+            for row in read_epochs(run.losses_csv)
+            if row.epoch not in scored and run.weights_of(row.epoch).exists()
+        ]
+        if missing:
+            return f"{len(scored)} epochs scored, and there are {len(missing)} more"
+        return older_than(run.score_json, run.fmce_net)
+
+    def explain(self, run: RunFolder) -> str | None:
+        return f"{len(self.load(run).reference)} epochs scored" if self.is_done(run) else None
+
+    def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
+        return f"{super().command(run)} --reference"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         for view in run.views():
@@ -235,12 +256,31 @@ def _correlation(scores: list[Score]) -> float | None:
     return float(spearmanr([score.epoch for score in scores], [score.fmcs for score in scores]).statistic)
 
 
-def _line(phases: int, score: Score | None = None) -> str:
-    """A row of the table, or its head."""
-    if score is None:
-        parts = "  ".join(f"{k:>4}" for k in range(1, phases + 1))
-        return f"{'checkpoint':{_WIDTH}}{'FMCS':>6}{'std':>6}{'conf':>7}{'top-1':>8}   % of images by score: {parts}"
-    parts = "  ".join(f"{100 * part:4.0f}" for part in score.distribution)
-    top1 = "-" if score.top1 is None else f"{score.top1:.4f}"
-    name = score.weights if len(score.weights) < _WIDTH else "..." + score.weights[4 - _WIDTH :]
-    return f"{name:{_WIDTH}}{score.fmcs:6.2f}{score.std:6.2f}{score.confidence:7.3f}{top1:>8}{'':25}{parts}"
+def _table(scores: list[Score], phases: int) -> list[str]:
+    """Of `WIDTH` columns at most. Scores share columns where there are too many; the start of a long name is cut."""
+    groups = _groups(phases)
+    labels = [f"{first + 1}-{end}" if end > first + 1 else str(end) for first, end in groups]
+    width = max(3, *map(len, labels)) + 1
+    heads = ["checkpoint", "FMCS", "std", "conf", "top-1", " % of images by score"]
+    parts = ["".join(f"{label:>{width}}" for label in labels)]
+    parts += ["".join(f"{100 * sum(score.distribution[a:b]):{width}.0f}" for a, b in groups) for score in scores]
+    numbers = [("",) * 4] + [
+        (
+            f"{score.fmcs:.2f}",
+            f"{score.std:.2f}",
+            f"{score.confidence:.3f}",
+            "-" if score.top1 is None else f"{score.top1:.4f}",
+        )
+        for score in scores
+    ]
+    room = WIDTH - max(len(parts[0]), len(heads[-1])) - _NUMBERS_WIDTH
+    names = ["", *(ending(name, room) for name in short_names([score.weights for score in scores]))]
+    rows = [[name, *row, part] for name, row, part in zip(names, numbers, parts, strict=True)]
+    return aligned([heads, *rows], numbers=range(1, 5))
+
+
+def _groups(phases: int) -> list[tuple[int, int]]:
+    """(first, end) of the classes that share a column of the distribution, so that it takes `_PARTS_WIDTH` at most."""
+    width = 4 if phases <= 10 else 2 * len(str(phases)) + 2
+    count = ceil(phases / (_PARTS_WIDTH // width))
+    return [(first, min(first + count, phases)) for first in range(0, phases, count)]

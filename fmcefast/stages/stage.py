@@ -90,8 +90,11 @@ class Stage(ABC, Generic[Result]):
         """Whether a call may change the run; if not, the run need not be locked."""
         return True
 
-    def reason_to_skip(self, run: RunFolder) -> str | None:
-        """Why `fmcefast run` leaves the stage out of this run; None when it does not."""
+    def reason_to_skip(self, run: RunFolder, *, quick: bool = False) -> str | None:
+        """Why `fmcefast run` leaves the stage out of this run; None when it does not.
+
+        quick: look at the run's files alone, neither at its images nor at the room on the disk.
+        """
         return None
 
     def check(self, run: RunFolder, *, resumes: bool) -> None:
@@ -100,9 +103,24 @@ class Stage(ABC, Generic[Result]):
         resumes: whether the same command first finishes the stages before this one.
         """
 
-    def explain(self, run: RunFolder) -> str | None:
-        """What an interruption leaves of this stage, in a few words; None for nothing."""
+    def reason_to_redo(self, run: RunFolder) -> str | None:
+        """Why the results that are there no longer belong to those they were made from; None when they do.
+
+        Results that take long to make are judged by their content alone, as copies of a folder lose their times. Raises
+        FmcefastError when it cannot be told.
+        """
         return None
+
+    def explain(self, run: RunFolder) -> str | None:
+        """What there is of this stage, in a few words; None for nothing. Raises FmcefastError when it is damaged."""
+        return None
+
+    def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
+        """The command that makes the results or continues them; None when they can only be made in Python.
+
+        redo: the results that are there are to be made again.
+        """
+        return f"fmcefast {self.name} {run.argument}{' --force' if redo and self.costly else ''}"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         """What is wrong with the results that are there, a line each."""
@@ -116,6 +134,13 @@ class Stage(ABC, Generic[Result]):
         """Remove the results."""
         for path in self.outputs(run):
             _remove(path)
+
+
+def older_than(results: Path, source: Path) -> str | None:
+    """A reason to redo `results`: they are older than the file that they were made from."""
+    if source.exists() and results.stat().st_mtime_ns < source.stat().st_mtime_ns:
+        return f"{results.name} is older than {source.name}"
+    return None
 
 
 def problem(read: Callable[..., Any], *arguments: Any) -> Iterator[str]:

@@ -19,6 +19,7 @@ from fmcefast.run.epochs import Epoch, read_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import configured_source, loader_of, open_source
 from fmcefast.run.resume import load_state
+from fmcefast.run.tensorboard import check_tensorboard
 from fmcefast.runtime.device import describe, pick_device
 from fmcefast.runtime.ranks import current_ranks
 from fmcefast.stages.rates import Rates
@@ -58,10 +59,15 @@ class Train(Stage[TrainResult]):
 
     def outputs(self, run: RunFolder) -> list[Path]:
         # The commit goes first.
-        return [run.resume, run.losses_csv, run.maturity_csv, run.weights, run.split_json, run.data_json, run.seeds]
+        epochs = [run.resume, run.losses_csv, run.maturity_csv, run.weights]
+        return [*epochs, *self._of_images(run), run.tensorboard, run.seeds]
+
+    def _of_images(self, run: RunFolder) -> list[Path]:
+        """What is written before the first epoch."""
+        return [run.split_json, run.data_json]
 
     def is_begun(self, run: RunFolder) -> bool:
-        return any(path.exists() for path in self.outputs(run) if path not in (run.split_json, run.data_json))
+        return any(path.exists() for path in self.outputs(run) if path not in self._of_images(run))
 
     def is_done(self, run: RunFolder) -> bool:
         """Whether training has reached its last epoch, or convergence with `until_converged`. A recorded training is
@@ -70,6 +76,7 @@ class Train(Stage[TrainResult]):
 
     def check(self, run: RunFolder, *, resumes: bool) -> None:
         config = run.config
+        check_tensorboard(run)
         check_backbone(config.backbone)
         if self.is_begun(run):
             configured_source(config)
@@ -80,6 +87,7 @@ class Train(Stage[TrainResult]):
 
         Raises FmcefastError when the loss is not finite, naming epoch and batch.
         """
+        check_tensorboard(run)
         config, ranks = run.config, current_ranks()
         ranks.barrier()  # a file that rank 0 replaces later is read by all now
         epochs = committed_epochs(Epoch, run)
@@ -117,8 +125,14 @@ class Train(Stage[TrainResult]):
         return _result(run, epochs)
 
     def explain(self, run: RunFolder) -> str | None:
-        epochs = _epochs(run) if self.is_done(run) else committed_epochs(Epoch, run)
-        return f"{len(epochs)} epochs" if epochs else None
+        if self.is_done(run):
+            return f"{len(_epochs(run))} epochs"
+        epochs, config = committed_epochs(Epoch, run), run.config
+        most = "at most " if config.until_converged else ""
+        return f"{len(epochs)} of {most}{config.epochs} epochs" if epochs else None
+
+    def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
+        return None if run.config.is_recorded else super().command(run, redo=redo)
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         yield from problem(read_epochs, run.losses_csv)

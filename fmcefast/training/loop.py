@@ -10,6 +10,7 @@ from fmcefast.run.epochs import Epoch, read_epochs_of, write_epochs
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.history import HistoryEntry
 from fmcefast.run.resume import TrainingState, state_facts
+from fmcefast.run.tensorboard import write_events
 from fmcefast.runtime.device import describe
 from fmcefast.training.background import Background
 from fmcefast.training.trainer import Trainer
@@ -89,5 +90,6 @@ def _commit(run: RunFolder, epochs: list[Row], trainer: Trainer, keep_weights: b
             trainer.backbone.save(run.weights_of(epochs[-1].epoch), in_memory.model)
         write_epochs(run.losses_csv, epochs)
         in_memory.write(run.resume)  # the commit: an epoch without it is trained again
+        write_events(run, epochs)
 
     return write

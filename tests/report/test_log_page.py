@@ -28,7 +28,7 @@ def test_a_log_has_a_page_in_its_own_epochs(fmcefast, open_page, log, falling_lo
     assert page.locator(".verdict").inner_text() == f"Converged at epoch {marked[-1] + 9}. E1 to E5: {listed}."
     assert page.locator(".command").inner_text().endswith("--phases 5 --mu 0.01")
     assert f"converged at epoch {marked[-1] + 9}." in page.locator(".summary").inner_text()
-    assert page.locator(".chart text.title").all_inner_texts()[-1] == "Validation loss"
+    assert page.locator(".chart text.title").all_text_contents()[-1] == "Validation loss"
     assert (tmp_path / "my <b>log-report-figures" / "convergence.svg").exists()
 
 

@@ -85,8 +85,8 @@ def test_the_verb_takes_many_files_and_says_a_table(run, fmcefast, tmp_path):
     words = ["score", run.path, "--weights", run.weights_of(6), "four.pt"]
     code, out, _ = fmcefast(*words, "--quiet")
     lines = out.splitlines()
-    assert code == 0 and lines[0].startswith("score: 25 held-out images") and lines[4].startswith("calibration error")
-    assert lines[2].split()[-1].isdigit() and lines[3].startswith("four.pt") and " - " in lines[3]
+    assert code == 0 and lines[0].startswith("score: 25 held-out images") and lines[5].startswith("calibration error")
+    assert lines[3].split()[-1].isdigit() and lines[4].startswith("four.pt") and " - " in lines[4]
     assert not run.score_json.exists()  # which holds the run's own curve
     code, out, _ = fmcefast(*words, "--json", "--quiet")
     content = json.loads(out)
