@@ -15,6 +15,7 @@ _LONG = 8  # rows: when blocks are longer on average, steps in disorder are thos
 
 Places = range | np.ndarray
 Block = tuple[int, int]  # the first row and the one after the last
+Range = tuple[float, float]  # the first and the last epoch or step
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ def order_rows(count: int, epochs: Places | None, steps: Places | None, training
 
     Where no epoch repeats, rows are sorted. A row that does not continue the one before begins a block. A block that
     begins at the first epoch of the log, or before, is a new training, of which the last counts, or number `training`
-    from 1; one that begins later is a resumed training, which replaces what earlier blocks have between its own first
-    and last row. Raises InputError when there is no such training, or no order.
+    from 1. One that begins later is a resumed training: its rows replace earlier ones of the same epochs, and where
+    there are steps, those between its first and its last step, which need not be the same. Raises InputError when there
+    is no such training, or no order.
     """
     places, unit = (steps, "step") if epochs is None else (epochs, "epoch")
     if places is None or isinstance(places, range):
@@ -62,17 +64,18 @@ def order_rows(count: int, epochs: Places | None, steps: Places | None, training
         raise InputError(f"its {unit}s are in no order, and some repeat. Sort the rows of the log by {unit}.")
     blocks = list(pairwise([*starts.tolist(), count]))
     trainings = _trainings(places, key, blocks)
-    number = training or len(trainings)
+    number = len(trainings) if training is None else training
     _check(number, len(trainings))
     notes = []
     if len(trainings) > 1:
         other = len(trainings) - 1 if number == len(trainings) else len(trainings)
         which = "the last" if number == len(trainings) else f"number {number}"
         notes.append(f"{which} of {len(trainings)} trainings (`training={other}` takes another)")
-    pieces, replaced = _latest(key, trainings[number - 1])
+    by_epoch = key is places and unit == "epoch"
+    pieces, replaced = (_latest_of_epochs if by_epoch else _latest_of_steps)(key, trainings[number - 1])
     if replaced:
-        notes.append(_said(unit, [(places[first], places[last]) for first, last in replaced]))
-    return Order([slice(*piece) for piece in pieces], len(trainings), several, notes)
+        notes.append(_said(unit, replaced))
+    return Order(pieces, len(trainings), several, notes)
 
 
 def place_text(place: float) -> str:
@@ -81,7 +84,7 @@ def place_text(place: float) -> str:
 
 
 def _only(order: Order, training: int | None) -> Order:
-    _check(training or 1, 1)
+    _check(1 if training is None else training, 1)
     return order
 
 
@@ -140,25 +143,38 @@ def _trainings(places: np.ndarray, key: np.ndarray, blocks: Sequence[Block]) -> 
     return trainings
 
 
-def _latest(key: np.ndarray, blocks: Sequence[Block]) -> tuple[list[Block], list[Block]]:
-    """The rows that no later block replaces, in order; and the first and last row of each stretch that one does."""
+def _latest_of_epochs(epochs: np.ndarray, blocks: Sequence[Block]) -> tuple[np.ndarray, list[Range]]:
+    """The rows of each epoch in the last block that has some, in order; and the epochs that several blocks have."""
+    rows = np.concatenate([np.arange(*block) for block in blocks])
+    block = np.repeat(np.arange(len(blocks)), [end - start for start, end in blocks])
+    different, which = np.unique(epochs[rows], return_inverse=True)
+    last = np.zeros(len(different), int)
+    np.maximum.at(last, which, block)
+    replaced = np.zeros(len(different), bool)
+    replaced[which[block < last[which]]] = True
+    edges = np.flatnonzero(np.diff(replaced, prepend=False, append=False))
+    kept = rows[block == last[which]]
+    ranges = [(different[start], different[end - 1]) for start, end in edges.reshape(-1, 2)]
+    return kept[np.argsort(epochs[kept], kind="stable")], ranges
+
+
+def _latest_of_steps(key: np.ndarray, blocks: Sequence[Block]) -> tuple[list[slice], list[Range]]:
+    """The rows that do not lie between the first and the last step of a later block, in order; and what others do."""
     pieces: list[Block] = []
-    replaced: list[Block] = []
+    replaced: list[Range] = []
     for start, end in blocks:
-        kept = []
+        kept = [(start, end)]
         for begin, stop in pieces:
             low = begin + int(np.searchsorted(key[begin:stop], key[start], "left"))
             high = begin + int(np.searchsorted(key[begin:stop], key[end - 1], "right"))
             kept += [(begin, low), (high, stop)]
             if low < high:
-                replaced.append((low, high - 1))
-        pieces = sorted(
-            [(begin, stop) for begin, stop in kept if begin < stop] + [(start, end)], key=lambda piece: key[piece[0]]
-        )
-    return pieces, replaced
+                replaced.append((key[low].real, key[high - 1].real))
+        pieces = sorted((piece for piece in kept if piece[0] < piece[1]), key=lambda piece: key[piece[0]])
+    return [slice(*piece) for piece in pieces], replaced
 
 
-def _said(unit: str, replaced: Sequence[tuple[float, float]], most: int = 3) -> str:
+def _said(unit: str, replaced: Sequence[Range], most: int = 3) -> str:
     """That some epochs were trained more than once."""
     replaced = list(dict.fromkeys(replaced))
     ends = [list(dict.fromkeys(map(place_text, ends))) for ends in replaced[:most]]

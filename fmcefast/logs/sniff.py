@@ -101,13 +101,15 @@ def _preamble(lines: Sequence[str]) -> tuple[int, str | None, str | None]:
 def _delimiter(sample: Sequence[str], comment: str | None) -> str:
     first = sample[0]
     mark = max("\t;,", key=lambda mark: (first.count(mark), mark == ","))
+    words = [line.split() for line in sample]
     if mark in first and mark != ",":
-        return mark
+        mixed = mark == "\t" and len(words[0]) > len(first.split(mark)) and _is_blank_separated(words)
+        return BLANKS if mixed else mark
     # One column of 1,30 under a header without a comma.
     numbers = sample if comment is not None and "," not in comment and len(comment.split()) == 1 else sample[1:]
     if (mark not in first or numbers is sample) and numbers and all(map(DECIMAL_COMMA.fullmatch, numbers)):
         return ";"
-    return BLANKS if _is_blank_separated([line.split() for line in sample]) else ","
+    return BLANKS if _is_blank_separated(words) else ","
 
 
 def _is_blank_separated(rows: Sequence[Sequence[str]]) -> bool:
@@ -128,8 +130,10 @@ def _is_data(rows: Sequence[Sequence[str]]) -> bool:
 
 def _is_table(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> bool:
     """Whether there is a number in some cell, and there are no sentences in the place of cells."""
-    if header is None or not rows:
-        return not any(map(_SENTENCE.search, header or rows[0]))
+    if header is None:
+        return not any(map(_SENTENCE.search, rows[0]))
+    if not rows:
+        return not any(re.search(r"\d\.\d", name) for name in header)
     return any(_is_number(cell) for row in rows for cell in row)
 
 

@@ -9,7 +9,7 @@ from fmcefast.errors import InputError
 from fmcefast.logs.source import Source
 from fmcefast.logs.table import Table, kinds_of
 
-_LONGEST = 4096  # characters of a line that are searched
+_LONGEST = 1000  # characters of a line that are searched, which bounds the time a pattern can take
 _SLOWEST = 2.0  # seconds a line may take
 _SAMPLE = 100  # lines that tell which groups are numbers
 _COLOURS = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
