@@ -26,7 +26,7 @@ class Axis:
 
     def number(self, epoch: float) -> float:
         """The number of an epoch that is counted from 1. Beyond the last one they go on at their mean distance."""
-        at = round(epoch)
+        at = round(float(epoch))
         if self.labels is None:
             return at
         if at > self.length:

@@ -45,6 +45,8 @@ class Points:
     @property
     def trend(self) -> int:
         """-1 if the recent losses fall, 1 if they rise, 0 if neither is certain."""
+        if len(self.epochs) < 4:
+            return 0
         (slope, _), covariance = np.polyfit(self.epochs[self.recent :], self.losses[self.recent :], 1, cov=True)
         return int(np.sign(slope)) if abs(slope) > _TREND * covariance[0, 0] ** 0.5 else 0
 

@@ -127,10 +127,8 @@ class ConvergenceRecorder:
         return is_converged(self.run.config, self._epochs)
 
     def verdict(self) -> Verdict:
-        """What the loss does: whether it has converged, improves, is flat, diverges or jumps.
-
-        Raises InputError when nothing is recorded, or when too few epochs lie before convergence.
-        """
+        """What the loss does so far: whether it has converged, improves, is flat, diverges or jumps. Raises InputError
+        when nothing is recorded."""
         return markers.verdict(self.run)
 
     def epoch_end(

@@ -7,7 +7,7 @@ from typing import Any
 
 from fmcefast import files
 from fmcefast.convergence.markers import Markers, find_markers
-from fmcefast.convergence.verdict import Verdict, verdict
+from fmcefast.convergence.verdict import Verdict, judge
 from fmcefast.errors import InputError, NotConvergedError
 from fmcefast.models.weights import check_safetensors
 from fmcefast.progress import Progress
@@ -69,8 +69,11 @@ class FindMarkers(Stage[Markers]):
             raise InputError(f"{run} has no markers yet. Make them: fmcefast markers {run}") from error
 
     def verdict(self, run: RunFolder) -> Verdict:
-        """What the loss of a run does. Raises InputError as `run` does."""
-        return verdict([row.loss for row in read_epochs(run.losses_csv)], _find(run))
+        """What the loss of a run does so far. Raises InputError when it has no epochs."""
+        losses = [row.loss for row in read_epochs(run.losses_csv)]
+        if not losses:
+            raise InputError(f"{run} has no epochs yet. Train it: fmcefast train {run}")
+        return judge(losses, name="The loss", **run.config.convergence_settings)
 
     def epochs(self, run: RunFolder) -> list[int]:
         """E_1 .. E_K of a converged run. Raises NotConvergedError otherwise."""

@@ -51,6 +51,14 @@ def test_the_kinds_of_curves(losses, kind, text, epoch):
     assert "NaN" not in json.dumps(asdict(found))
 
 
+@pytest.mark.parametrize("length", range(1, 9))
+def test_the_shortest_curves_have_a_verdict(length):
+    for losses in (FALL[:length], np.ones(length), 1.0 + np.arange(length)):
+        found = judge(losses, window=1, mu=1e-3)
+        assert found.kind == ("too-short" if length == 1 else found.kind) and found.text.endswith(".")
+        json.dumps(asdict(found), allow_nan=False)
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.01])
 def test_when_a_falling_loss_will_converge(noise):
     losses = FALL * (1 + noise * NOISE)
@@ -94,6 +102,7 @@ def test_since_when_the_validation_loss_rises(every):
     found = told(FALL, validation=validation)
     assert found.kind == "converged" and abs(found.validation_rises_since - 64) <= 10
     assert found.text.endswith(f"The validation loss has been rising since epoch {found.validation_rises_since}.")
+    assert json.loads(json.dumps(asdict(found)))["validation_rises_since"] == found.validation_rises_since
     falling = 2.3 * np.exp(-M / 15) + 0.3 + 0.005 * NOISE
     for other in (falling, np.full(120, np.nan), np.where(M == 7, 1.0, np.nan)):
         assert told(FALL, validation=other) == told(FALL)

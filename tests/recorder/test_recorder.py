@@ -299,6 +299,8 @@ def test_a_loop_that_begins_again_removes_nothing(tmp_path):
 def test_a_loss_that_hardly_falls_has_not_converged(tmp_path):
     slow = [2.3270, 2.3197, 2.3121, 2.3095, 2.3069, 2.3042]
     with ConvergenceRecorder(tmp_path / "run", mu=2e-2, phases=5) as recorder:
+        with pytest.raises(InputError, match="no epochs yet"):
+            recorder.verdict()
         record(recorder, slow)
         assert not recorder.converged and not recorder.markers().converged
         assert recorder.verdict().kind == "flat"
