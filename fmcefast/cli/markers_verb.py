@@ -51,7 +51,11 @@ def markers(source: Path | None, plot: Path | None, **options: Any) -> int:
 
     run, progress, as_json = open_existing(source, markers, options)
     result = perform(markers, run, progress)
-    print_json(asdict(result)) if as_json else print_text(result.explain())
+    told = markers.verdict(run)
+    if as_json:
+        print_json({**asdict(result), "verdict": asdict(told)})
+    else:
+        print_text(f"{result.explain()}\n{told.text}")
     return 0 if result.converged else 3
 
 

@@ -12,7 +12,7 @@ from fmcefast.learning.fgsm import PAPER_EPSILONS, FgsmResult, saved_fgsm
 from fmcefast.learning.kept_training import IMAGES
 from fmcefast.learning.results import learn_folder, read_result
 from fmcefast.report.explore_figures import explore_figures
-from fmcefast.report.learning_figures import arms_figure, fgsm_figure
+from fmcefast.report.learning_figures import arms_figure, batch_sizes_figure, fgsm_figure, hits_figure
 from fmcefast.report.pictures import Album
 from fmcefast.report.tables import Strong, Table, interval
 from fmcefast.run.folder import RunFolder
@@ -82,23 +82,33 @@ def _cache(result: CacheResult, album: Album, commands: Sequence[str]) -> dict[s
         for side, kind in (("training images", "train_accuracy"), ("held-out images", "accuracy"))
         if all(_of(result, arm, size) for size in sizes)
     ]
+    several = len(sizes) > 1 and bool(by_size)
+    alt = "Accuracy at the end against the batch size"
     return {
         "result": result,
         "seeds": len({arm.seed for arm in result.arms}),
         "by_batch_size": [_of_batch_size(result, size, album, commands) for size in sizes],
+        "sizes_picture": album.add(batch_sizes_figure(result.arms), "learn-cache-sizes", alt, commands)
+        if several
+        else None,
         "by_size": Table("Accuracy by batch size, %", ["trained", *(f"{size:,}" for size in sizes)], by_size)
-        if len(sizes) > 1
+        if several
         else None,
     }
 
 
 def _of_batch_size(result: CacheResult, size: int, album: Album, commands: Sequence[str]) -> dict[str, Any]:
     arms = {name: _of(result, name, size) for name in ARMS if _of(result, name, size)}
-    figure = arms_figure([arm for arm in result.arms if arm.batch_size == size])
+    of_size = [arm for arm in result.arms if arm.batch_size == size]
+    hits = None
+    if "cache" in arms:
+        alt = "Images that the cache explains and images that are trained, in each epoch"
+        hits = album.add(hits_figure(of_size), f"learn-hits-{size}", alt, commands)
     alt = "Accuracy on held-out images against the epoch, the seconds and the images trained, for each way to train"
     return {
         "size": size,
-        "picture": album.add(figure, f"learn-cache-{size}", alt, commands),
+        "picture": album.add(arms_figure(of_size), f"learn-cache-{size}", alt, commands),
+        "hits": hits,
         "epochs": _epochs_table(result, arms),
         "totals": _totals_table(arms),
         "comparisons": _comparisons_table(result, size),

@@ -140,14 +140,16 @@ def cam_section(results: RunResults, album: Album) -> dict[str, Any] | None:
     if cam is None:
         return None
     looked_at = cam.rows[: min(cam.images, DRAWN)]
+    rafs = f"of the same images after fine-tuning, RAF by RAF ({len(cam.rafs)})"
     alts = {
         "cam": f"Heat maps of {len(looked_at)} held-out images at each of {len(cam.phases)} phases, with what the "
         "network predicts",
         "cam-contraction": "Energy in the top 20% of the pixels and entropy of the heat maps against the phase",
-        "cam-rafs": f"Heat maps of the same images after fine-tuning, RAF by RAF ({len(cam.rafs)})",
+        "cam-rafs": f"Heat maps {rafs}",
+        "cam-rafs-contraction": f"Energy in the top 20% of the pixels and entropy of the heat maps {rafs}",
     }
     pictures = {
-        name: album.add(figure, name, alts[name], cam_commands(run, cam), shrinks=name == "cam-contraction")
+        name: album.add(figure, name, alts[name], cam_commands(run, cam), shrinks=name.endswith("contraction"))
         for name, figure in cam_figures(cam).items()
     }
     return {"cam": cam, "looked_at": looked_at, "pictures": pictures, "table": _cam_table(cam)}

@@ -6,19 +6,19 @@ from statistics import mean
 import numpy as np
 
 from fmcefast.convergence.markers import Markers
-from fmcefast.convergence.verdict import Verdict, verdict
+from fmcefast.convergence.verdict import Verdict
 from fmcefast.evaluation.metrics import Metrics
 from fmcefast.finetuning.sweep_csv import table_of
 from fmcefast.finetuning.table import RafRow
 from fmcefast.report.results import RunResults
+from fmcefast.stages.markers import markers
 
 
 def summarise(results: RunResults) -> list[str]:
     """What was trained, whether it has converged, how well maturity can be read from the maps, whether RAL helped."""
     sentences = [_training(results)] if results.epochs else []
     if results.markers is not None:
-        told = verdict([row.loss for row in results.epochs], results.markers)
-        sentences.append(convergence_sentence(told, results.markers))
+        sentences.append(convergence_sentence(markers.verdict(results.run), results.markers))
     if results.fit is not None:
         sentences.append(_reading(results.fit))
     if results.others is not None and results.others.others:
@@ -36,14 +36,14 @@ def summarise(results: RunResults) -> list[str]:
     return sentences
 
 
-def convergence_sentence(told: Verdict, markers: Markers, axis: str = "epoch") -> str:
+def convergence_sentence(told: Verdict, found: Markers, axis: str = "epoch") -> str:
     """What the training loss does, and how slowly it changes where it has converged."""
     text = told.text.replace("`", "")
-    if markers.markers is None or markers.cqi is None:
+    if found.markers is None or found.cqi is None:
         return text
     return (
-        f"{text} At convergence the smoothed loss changes by {markers.cqi:.3g} from one {axis} to the next (the CQI); "
-        f"mu = {markers.mu:g} is allowed."
+        f"{text} At convergence the smoothed loss changes by {found.cqi:.3g} from one {axis} to the next (the CQI); "
+        f"mu = {found.mu:g} is allowed."
     )
 
 
