@@ -26,19 +26,20 @@ _OPTIONS = {
     "training": click.option(
         "--training", metavar="N", type=int, help="Which training of a LOG of several, from 1. [default: the last]"
     ),
-    "rows": click.option(
-        "--rows", is_flag=True, help="Take each row of a LOG. [default: the means of epochs with several rows]"
-    ),
-    "every": click.option(
-        "--every", metavar="N", type=int, help="Rows of a LOG (steps) averaged into one epoch, after --skip-bad."
-    ),
     "skip_bad": click.option(
         "--skip-bad", is_flag=True, help="Drop rows of a LOG whose loss is not a positive finite number."
     ),
     "pattern": click.option(
         "--pattern", metavar="REGEX", help="Regular expression for a text LOG, whose first group takes the loss."
     ),
+    "rows": click.option(
+        "--rows", is_flag=True, help="Take each row of a LOG. [default: the means of epochs with several rows]"
+    ),
+    "every": click.option(
+        "--every", metavar="N", type=int, help="Rows of a LOG (steps) averaged into one epoch, after --skip-bad."
+    ),
 }
+LOG_FLAGS = ", ".join("--" + name.replace("_", "-") for name in _OPTIONS)
 
 
 def log_options(command: Callable) -> Callable:
@@ -65,11 +66,9 @@ def read_log(source: Path, options: dict[str, Any], phases: int) -> "LossLog":
     return read_losses(source, **chosen, phases=phases)
 
 
-def refuse_log_options(options: dict[str, Any]) -> None:
-    """Raise InputError when an option for a LOG was given with a RUN."""
-    given = ["--" + name.replace("_", "-") for name in _OPTIONS if options[name]]
-    if given:
-        raise InputError(f"{given[0]} is for a LOG; a run folder has its own losses.csv.")
+def log_options_given(options: dict[str, Any]) -> bool:
+    """Whether an option for a LOG was given."""
+    return any(options[name] for name in _OPTIONS)
 
 
 def _condition(text: str) -> tuple[str, str]:

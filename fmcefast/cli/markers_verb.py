@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fmcefast.cli.log_options import is_log, log_options, read_log, refuse_log_options
+from fmcefast.cli.log_options import LOG_FLAGS, is_log, log_options, log_options_given, read_log
 from fmcefast.cli.opening import given, open_existing
 from fmcefast.cli.options import common, settings
 from fmcefast.cli.running import check_picture, perform, print_json, print_text, terminal_progress
@@ -45,9 +45,8 @@ def markers(source: Path | None, plot: Path | None, **options: Any) -> int:
         return 0 if found.markers.converged else 3
     if source is not None and not source.exists():
         raise InputError(f"There is no run folder and no log {source}.")
-    if plot is not None:
-        raise InputError("--plot is for a LOG; a run folder has its report.")
-    refuse_log_options(options)
+    if plot is not None or log_options_given(options):
+        raise InputError(f"{LOG_FLAGS} and --plot are for a LOG; a run folder has its own losses.csv and report.")
     from fmcefast.pipeline.stages import markers
 
     run, progress, as_json = open_existing(source, markers, options)

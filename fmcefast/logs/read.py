@@ -13,8 +13,8 @@ from fmcefast.logs.folder import find_log
 from fmcefast.logs.order import Places, order_rows
 from fmcefast.logs.rows import Rows, Selection, collect
 from fmcefast.logs.selection import choose, refuse_mixture
-from fmcefast.logs.table import NAMELESS
-from fmcefast.logs.used import used_rows
+from fmcefast.logs.table import NAMELESS, printable
+from fmcefast.logs.used import used_rows, without_repeated
 from fmcefast.logs.validation import read_validation
 
 _MOST_VALIDATED = 1 << 20  # losses, of which the validation is read too
@@ -61,7 +61,7 @@ class LossLog:
         ):
             if count:
                 words.append(f"{_count(count, 'row', 'rows')} {what}")
-        return ", ".join(words)
+        return printable(", ".join(words))
 
 
 def _unused(selection: Selection, read: Rows) -> list[str]:
@@ -108,6 +108,7 @@ def read_losses(
     with open_table(logs, pattern) as table:
         choice = choose(table, column, where or {}, title=logs[0].stem)
         read = collect(table, choice.training, skip_bad=skip_bad)
+        read = without_repeated(table, choice.training, read, skip_bad=skip_bad)
         order = order_rows(len(read.losses), read.epochs, read.steps, training)
         used = used_rows(table, choice.training, read, order, skip_bad=skip_bad)
         curve = make_curve(used, rows=rows, every=every, fewest_epochs=2 * phases)

@@ -116,6 +116,11 @@ def number_of(cell: Any) -> float | str | None:
         return "the number is too large"
 
 
+def printable(text: str) -> str:
+    """Text from a log in one line, without characters that control a terminal."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
 def as_numbers(cells: Iterable[Any]) -> np.ma.MaskedArray:
     """Cells as a column of a `Chunk`."""
     numbers = [number_of(cell) for cell in cells]
