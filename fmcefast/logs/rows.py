@@ -9,7 +9,7 @@ import numpy as np
 
 from fmcefast.convergence.sequences import Spool
 from fmcefast.kernels.cqi.search import SMALLEST
-from fmcefast.logs.table import HEADER_AGAIN, Broken, Chunk, Table, number_of
+from fmcefast.logs.table import HEADER_AGAIN, Broken, Chunk, Table, Texts, number_of, text_of
 
 _CHUNK = 1 << 20
 _MANY = 10_000  # values of a column
@@ -102,15 +102,12 @@ def count_values(table: Table, columns: Sequence[str], selection: Selection) -> 
             kept, _ = _kept(chunk, selection)
             for name, count in counts.items():
                 if len(count) <= _MANY:
-                    cells = chunk.texts[name][kept]
-                    count.update(text_of(cell) for cell in cells if cell is not None and not isinstance(cell, Broken))
+                    count.update({value: len(rows) for value, rows in _rows_by_value(chunk.texts[name], kept)})
         return {name: count for name, count in counts.items() if len(count) <= _MANY}
 
-    return (
-        read_chunks(table, [selection.column], [*columns, *selection.conditions], read, header_again=True)
-        if columns
-        else {}
-    )
+    if not columns:
+        return {}
+    return read_chunks(table, [selection.column], [*columns, *selection.conditions], read, header_again=True)
 
 
 def places_by_value(
@@ -120,21 +117,30 @@ def places_by_value(
 
     def read(chunks: Iterator[Chunk]) -> dict[str, dict[str, list[float]]]:
         found: dict[str, dict[str, list[float]]] = {name: {} for name in columns}
-        rows = 0
+        read = 0
         for chunk in chunks:
             kept, _ = _kept(chunk, selection)
-            places = chunk.numbers[place].filled(np.nan)[kept].tolist()
+            places = chunk.numbers[place].filled(np.nan)[kept]
             for name, by_value in found.items():
-                for cell, at in zip(chunk.texts[name][kept], places, strict=True):
-                    if cell is not None and not isinstance(cell, Broken):
-                        by_value.setdefault(text_of(cell), []).append(at)
-            rows += len(places)
-            if rows > _ENOUGH:
+                for value, rows in _rows_by_value(chunk.texts[name], kept):
+                    by_value.setdefault(value, []).extend(places[rows].tolist())
+            read += len(places)
+            if read > _ENOUGH:
                 break
         return found
 
     numbers = list(dict.fromkeys([selection.column, place]))
     return read_chunks(table, numbers, [*columns, *selection.conditions], read, header_again=True)
+
+
+def _rows_by_value(texts: Texts, kept: slice | np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The values of a column in the order of their first rows, each with its rows among those that are kept."""
+    codes = texts.codes[kept]
+    rows = np.argsort(codes, kind="stable")
+    ends = np.searchsorted(codes[rows], np.arange(len(texts.values) + 1))
+    for value, start, end in zip(texts.values, ends[:-1], ends[1:], strict=True):
+        if start < end and not isinstance(value, Broken):
+            yield value, rows[start:end]
 
 
 def locate(table: Table, selection: Selection, index: int) -> tuple[int, Any]:
@@ -144,7 +150,7 @@ def locate(table: Table, selection: Selection, index: int) -> tuple[int, Any]:
         if cells is HEADER_AGAIN and selection.has_places:
             continue
         cell, others = (cells, [cells] * len(conditions)) if isinstance(cells, Broken) else (cells[0], cells[1:])
-        if number_of(cell) is not None and all(map(is_same, others, conditions.values())):
+        if number_of(cell) is not None and all(map(is_same, map(text_of, others), conditions.values())):
             index -= 1
             if index < 0:
                 return line, cell
@@ -166,16 +172,12 @@ def read_chunks(
         return read(table.chunks_of_rows(numbers, texts, header_again=header_again))
 
 
-def is_same(cell: Any, value: str) -> bool:
-    """Whether a cell has this value; a row that cannot be read may have any."""
-    if isinstance(cell, Broken) or text_of(cell) == value:
-        return True
-    number = number_of(cell)
+def is_same(text: str | None, value: str) -> bool:
+    """Whether the text of a cell is this value; a row that cannot be read may have any."""
+    if text is None or isinstance(text, Broken) or text == value:
+        return text is not None
+    number = number_of(text)
     return isinstance(number, float) and number == number_of(value)
-
-
-def text_of(cell: Any) -> str:
-    return str(cell).strip()
 
 
 def _kept(chunk: Chunk, selection: Selection) -> tuple[slice | np.ndarray, int]:
@@ -185,16 +187,9 @@ def _kept(chunk: Chunk, selection: Selection) -> tuple[slice | np.ndarray, int]:
         return slice(None), 0
     fulfilled = np.ones(len(chunk.numbers[selection.column]), bool)
     for column, value in selection.conditions.items():
-        known: dict[Any, bool] = {}
-        fulfilled &= np.fromiter((_memo(known, cell, value) for cell in chunk.texts[column]), bool, len(fulfilled))
+        texts = chunk.texts[column]
+        fulfilled &= np.array([*(is_same(text, value) for text in texts.values), False])[texts.codes]
     return fulfilled & ~missing, int((fulfilled & missing).sum())
-
-
-def _memo(known: dict[Any, bool], cell: Any, value: str) -> bool:
-    key = cell if isinstance(cell, str | int | float) else text_of(cell)
-    if key not in known:
-        known[key] = is_same(cell, value)
-    return known[key]
 
 
 class Places:
