@@ -10,7 +10,8 @@ from fmcefast.errors import InputError
 from fmcefast.logs.curve import make_curve
 from fmcefast.logs.detect import open_table, source_name
 from fmcefast.logs.folder import find_log
-from fmcefast.logs.order import Places, order_rows
+from fmcefast.logs.order import order_rows
+from fmcefast.logs.places import Places
 from fmcefast.logs.rows import Rows, Selection, collect
 from fmcefast.logs.selection import choose, refuse_mixture
 from fmcefast.logs.table import NAMELESS, printable
@@ -67,7 +68,11 @@ class LossLog:
 def _unused(selection: Selection, read: Rows) -> list[str]:
     """Which columns of epochs and steps are not used."""
     columns = ((selection.epoch, read.epochs), (selection.step, read.steps))
-    return [f"{column} not used because rows have none" for column, places in columns if column and places is None]
+    return [
+        f"{column} not used because rows have no number in it"
+        for column, places in columns
+        if column and places is None
+    ]
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -7,7 +7,8 @@ import numpy as np
 
 from fmcefast.convergence.sequences import spool
 from fmcefast.errors import InputError
-from fmcefast.logs.order import Order, Places, place_text
+from fmcefast.logs.order import Order
+from fmcefast.logs.places import Places, place_text
 from fmcefast.logs.rows import Rows, Selection, is_loss, locate
 from fmcefast.logs.table import Table, number_of
 
