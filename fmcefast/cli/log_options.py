@@ -29,17 +29,17 @@ _OPTIONS = {
     "training": click.option(
         "--training", metavar="N", type=int, help="Which training of a LOG of several, from 1. [default: the last]"
     ),
-    "rows": click.option(
-        "--rows", is_flag=True, help="Take each row of a LOG. [default: the means of epochs with several rows]"
-    ),
-    "every": click.option(
-        "--every", metavar="N", type=int, help="Rows of a LOG (steps) averaged into one epoch, after --skip-bad."
-    ),
     "skip_bad": click.option(
         "--skip-bad", is_flag=True, help="Drop rows of a LOG whose loss is not a positive finite number."
     ),
     "pattern": click.option(
         "--pattern", metavar="REGEX", help="Regular expression for a text LOG, whose first group takes the loss."
+    ),
+    "rows": click.option(
+        "--rows", is_flag=True, help="Take each row of a LOG. [default: the means of epochs with several rows]"
+    ),
+    "every": click.option(
+        "--every", metavar="N", type=int, help="Rows of a LOG (steps) averaged into one epoch, after --skip-bad."
     ),
 }
 

@@ -16,6 +16,9 @@ from fmcefast.run.folder import RunFolder
 from fmcefast.stages.train import train
 
 FILE = "cell.json"
+
+# Settings that an earlier version did not have, as it trained.
+_OF_EARLIER_VERSIONS = {"exif": SETTINGS["exif"].default}
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 
 
@@ -93,7 +96,7 @@ class Cell:
 
     def differing(self) -> list[str]:
         """The names of the settings that are not those of cell.json, the FMCE-Net among them."""
-        saved = _read(self.place.path) or {}
+        saved = {**_OF_EARLIER_VERSIONS, **(_read(self.place.path) or {})}
         return [name for name, value in self._settings().items() if saved.get(name) != value]
 
     def finish(self) -> None:

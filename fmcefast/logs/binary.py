@@ -4,6 +4,7 @@ import math
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from tokenize import TokenError
@@ -75,8 +76,7 @@ class Arrays(Table):
             _, dtype = _header(file)
         if dtype.hasobject:
             raise InputError(_OBJECTS)
-        with warnings.catch_warnings():  # of files that Python 2 wrote
-            warnings.simplefilter("ignore")
+        with _without_warnings():
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.dtype.names:
             return cls({name: array[name] for name in array.dtype.names}, ".npy")
@@ -131,10 +131,19 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
-        shape, _, dtype = read(file)
+        with _without_warnings():
+            shape, _, dtype = read(file)
     except (SyntaxError, TokenError) as error:
         raise ValueError(f"the header is damaged: {error}") from error
     return shape, dtype
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without what NumPy says of headers that Python 2 wrote."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _is_vector(shape: Sequence[int]) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fmcefast.logs.order import Places, neighbours, starts_of
+from fmcefast.logs.places import Places, neighbours, starts_of
 from fmcefast.logs.used import UsedRows
 
 

@@ -20,7 +20,7 @@ from fmcefast.logs.json_lines import JsonLines
 from fmcefast.logs.sniff import sniff
 from fmcefast.logs.source import STANDARD_INPUT, Source, is_npz
 from fmcefast.logs.suggestion import suggest_pattern
-from fmcefast.logs.table import Table
+from fmcefast.logs.table import Table, printable
 from fmcefast.logs.text import Matches
 
 _DAMAGED = (
@@ -48,11 +48,12 @@ def open_table(logs: Sequence[Path], pattern: str | None = None) -> Iterator[Tab
         try:
             yield _table([Source.of(log, Path(folder)) for log in logs], pattern)
         except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+            raise InputError(printable(f"{name}: {error}")) from error
         except (FileNotFoundError, PermissionError) as error:
             raise InputError(f"Cannot read the log {name}: {error.strerror}.") from error
         except _DAMAGED as error:
-            raise InputError(f"Cannot read the log {name}; it may be truncated or damaged: {error}") from error
+            cause = printable(str(error))
+            raise InputError(f"Cannot read the log {name}; it may be truncated or damaged: {cause}") from error
 
 
 def _table(sources: Sequence[Source], pattern: str | None) -> Table:

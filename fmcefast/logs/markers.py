@@ -47,7 +47,7 @@ def find_log_markers(log: LossLog, **settings: Any) -> LogMarkers:
             raise
         first, last = log.place(1), log.place(len(log.losses))
         raise InputError(
-            f"{error} (Epochs are counted from 1 here; they are the {log.axis}s {first} to {last}.)"
+            f"{error} (Epochs are counted from 1 here; in the log they are the {log.axis}s {first} to {last}.)"
         ) from error
     told = verdict(log.losses, markers, validation=log.validation, epochs=log.places, axis=log.axis)
     return LogMarkers(log, markers, told)

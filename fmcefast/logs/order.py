@@ -1,19 +1,19 @@
 """Which rows of a log count, and in which order: trainings that began anew or were resumed, rows in no order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from fmcefast.errors import InputError
+from fmcefast.logs.places import Places, neighbours, place_text, starts_of
 
 _CHUNK = 1 << 20
 _MOST_BLOCKS = 1000
 _SHORT = 3  # rows: when blocks are shorter on average, the rows are in no order
 _LONG = 8  # rows: when blocks are longer on average, steps in disorder are those of a resumed training
 
-Places = range | np.ndarray
 Block = tuple[int, int]  # the first row and the one after the last
 Range = tuple[float, float]  # the first and the last epoch or step
 
@@ -76,11 +76,6 @@ def order_rows(count: int, epochs: Places | None, steps: Places | None, training
     if replaced:
         notes.append(_said(unit, replaced))
     return Order(pieces, len(trainings), several, notes)
-
-
-def place_text(place: float) -> str:
-    """An epoch or a step as the log has it."""
-    return str(int(place)) if float(place).is_integer() else f"{place:.6g}"
 
 
 def _only(order: Order, training: int | None) -> Order:
@@ -181,16 +176,3 @@ def _said(unit: str, replaced: Sequence[Range], most: int = 3) -> str:
     more = f" and {len(replaced) - most} more" if len(replaced) > most else ""
     plural = "" if len(replaced) == 1 and len(ends[0]) == 1 else "s"
     return f"{unit}{plural} {', '.join(map(' to '.join, ends))}{more} trained again, of which the later rows count"
-
-
-def neighbours(places: Places) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """In chunks, the number of the first row, places, and the place after each."""
-    for first in range(0, len(places) - 1, _CHUNK):
-        chunk = np.asarray(places[first : first + _CHUNK + 1])
-        yield first, chunk[:-1], chunk[1:]
-
-
-def starts_of(places: np.ndarray, begins: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """The first row, and each for whose place and the one before `begins` is true."""
-    later = [np.flatnonzero(begins(now, before)) + first + 1 for first, before, now in neighbours(places)]
-    return np.concatenate([np.zeros(1, int), *later])

@@ -10,11 +10,12 @@ from fmcefast.errors import InputError
 from fmcefast.logs.curve import make_curve
 from fmcefast.logs.detect import open_table, source_name
 from fmcefast.logs.folder import find_log
-from fmcefast.logs.order import Places, order_rows
+from fmcefast.logs.order import order_rows
+from fmcefast.logs.places import Places
 from fmcefast.logs.rows import Rows, Selection, collect
 from fmcefast.logs.selection import choose, refuse_mixture
-from fmcefast.logs.table import NAMELESS
-from fmcefast.logs.used import used_rows
+from fmcefast.logs.table import NAMELESS, printable
+from fmcefast.logs.used import used_rows, without_repeated
 from fmcefast.logs.validation import read_validation
 
 _MOST_VALIDATED = 1 << 20  # losses, of which the validation is read too
@@ -61,13 +62,17 @@ class LossLog:
         ):
             if count:
                 words.append(f"{_count(count, 'row', 'rows')} {what}")
-        return ", ".join(words)
+        return printable(", ".join(words))
 
 
 def _unused(selection: Selection, read: Rows) -> list[str]:
     """Which columns of epochs and steps are not used."""
     columns = ((selection.epoch, read.epochs), (selection.step, read.steps))
-    return [f"{column} not used because rows have none" for column, places in columns if column and places is None]
+    return [
+        f"{column} not used because rows have no number in it"
+        for column, places in columns
+        if column and places is None
+    ]
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -108,6 +113,7 @@ def read_losses(
     with open_table(logs, pattern) as table:
         choice = choose(table, column, where or {}, title=logs[0].stem)
         read = collect(table, choice.training, skip_bad=skip_bad)
+        read = without_repeated(table, choice.training, read, skip_bad=skip_bad)
         order = order_rows(len(read.losses), read.epochs, read.steps, training)
         used = used_rows(table, choice.training, read, order, skip_bad=skip_bad)
         curve = make_curve(used, rows=rows, every=every, fewest_epochs=2 * phases)

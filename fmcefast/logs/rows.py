@@ -1,6 +1,5 @@
 """Reads the selected rows of a table: the losses, and the epochs and steps that they are of."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -9,11 +8,8 @@ import numpy as np
 
 from fmcefast.convergence.sequences import Spool
 from fmcefast.kernels.cqi.search import SMALLEST
-from fmcefast.logs.table import HEADER_AGAIN, Broken, Chunk, Table, number_of
-
-_CHUNK = 1 << 20
-_MANY = 10_000  # values of a column
-_ENOUGH = 1_000_000  # rows that tell how a column divides them
+from fmcefast.logs.places import Places, PlaceSpool
+from fmcefast.logs.table import HEADER_AGAIN, Broken, Chunk, Table, number_of, text_of
 
 Result = TypeVar("Result")
 
@@ -46,8 +42,8 @@ class Rows:
     """
 
     losses: np.ndarray
-    epochs: range | np.ndarray | None
-    steps: range | np.ndarray | None
+    epochs: Places | None
+    steps: Places | None
     bad: int
     without_value: int
     dropped: int
@@ -59,10 +55,10 @@ def collect(table: Table, selection: Selection, *, skip_bad: bool = False) -> Ro
     in_file = table.vector if not selection.conditions else None
 
     def read(chunks: Iterator[Chunk]) -> Rows:
-        losses, epochs, steps = Spool(), Places(), Places()
+        losses, epochs, steps = Spool(), PlaceSpool(), PlaceSpool()
         bad = without_value = dropped = 0
         for chunk in chunks:
-            kept, without = _kept(chunk, selection)
+            kept, without = kept_rows(chunk, selection)
             without_value += without
             values = chunk.numbers[selection.column].data[kept]
             places = {
@@ -93,50 +89,6 @@ def is_loss(values: np.ndarray) -> np.ndarray:
     return (values >= SMALLEST) & (values < np.inf)
 
 
-def count_values(table: Table, columns: Sequence[str], selection: Selection) -> dict[str, Counter[str]]:
-    """For each column, how many selected rows with a loss have each of its values; without columns of very many."""
-
-    def read(chunks: Iterator[Chunk]) -> dict[str, Counter[str]]:
-        counts: dict[str, Counter[str]] = {name: Counter() for name in columns}
-        for chunk in chunks:
-            kept, _ = _kept(chunk, selection)
-            for name, count in counts.items():
-                if len(count) <= _MANY:
-                    cells = chunk.texts[name][kept]
-                    count.update(text_of(cell) for cell in cells if cell is not None and not isinstance(cell, Broken))
-        return {name: count for name, count in counts.items() if len(count) <= _MANY}
-
-    return (
-        read_chunks(table, [selection.column], [*columns, *selection.conditions], read, header_again=True)
-        if columns
-        else {}
-    )
-
-
-def places_by_value(
-    table: Table, columns: Sequence[str], place: str, selection: Selection
-) -> dict[str, dict[str, list[float]]]:
-    """For each column, the places of the selected rows with a loss by its value; of a long log, of the first rows."""
-
-    def read(chunks: Iterator[Chunk]) -> dict[str, dict[str, list[float]]]:
-        found: dict[str, dict[str, list[float]]] = {name: {} for name in columns}
-        rows = 0
-        for chunk in chunks:
-            kept, _ = _kept(chunk, selection)
-            places = chunk.numbers[place].filled(np.nan)[kept].tolist()
-            for name, by_value in found.items():
-                for cell, at in zip(chunk.texts[name][kept], places, strict=True):
-                    if cell is not None and not isinstance(cell, Broken):
-                        by_value.setdefault(text_of(cell), []).append(at)
-            rows += len(places)
-            if rows > _ENOUGH:
-                break
-        return found
-
-    numbers = list(dict.fromkeys([selection.column, place]))
-    return read_chunks(table, numbers, [*columns, *selection.conditions], read, header_again=True)
-
-
 def locate(table: Table, selection: Selection, index: int) -> tuple[int, Any]:
     """The line of the row at `index` among the rows with a value, and its cell."""
     conditions = selection.conditions
@@ -144,7 +96,7 @@ def locate(table: Table, selection: Selection, index: int) -> tuple[int, Any]:
         if cells is HEADER_AGAIN and selection.has_places:
             continue
         cell, others = (cells, [cells] * len(conditions)) if isinstance(cells, Broken) else (cells[0], cells[1:])
-        if number_of(cell) is not None and all(map(is_same, others, conditions.values())):
+        if number_of(cell) is not None and all(map(is_same, map(text_of, others), conditions.values())):
             index -= 1
             if index < 0:
                 return line, cell
@@ -166,76 +118,21 @@ def read_chunks(
         return read(table.chunks_of_rows(numbers, texts, header_again=header_again))
 
 
-def is_same(cell: Any, value: str) -> bool:
-    """Whether a cell has this value; a row that cannot be read may have any."""
-    if isinstance(cell, Broken) or text_of(cell) == value:
-        return True
-    number = number_of(cell)
+def is_same(text: str | None, value: str) -> bool:
+    """Whether the text of a cell is this value; a row that cannot be read may have any."""
+    if text is None or isinstance(text, Broken) or text == value:
+        return text is not None
+    number = number_of(text)
     return isinstance(number, float) and number == number_of(value)
 
 
-def text_of(cell: Any) -> str:
-    return str(cell).strip()
-
-
-def _kept(chunk: Chunk, selection: Selection) -> tuple[slice | np.ndarray, int]:
+def kept_rows(chunk: Chunk, selection: Selection) -> tuple[slice | np.ndarray, int]:
     """Which rows fulfil the conditions and have a loss, and how many fulfil them and have none."""
     missing = chunk.numbers[selection.column].mask
     if missing is np.ma.nomask and not selection.conditions:
         return slice(None), 0
     fulfilled = np.ones(len(chunk.numbers[selection.column]), bool)
     for column, value in selection.conditions.items():
-        known: dict[Any, bool] = {}
-        fulfilled &= np.fromiter((_memo(known, cell, value) for cell in chunk.texts[column]), bool, len(fulfilled))
+        texts = chunk.texts[column]
+        fulfilled &= np.array([*(is_same(text, value) for text in texts.values), False])[texts.codes]
     return fulfilled & ~missing, int((fulfilled & missing).sum())
-
-
-def _memo(known: dict[Any, bool], cell: Any, value: str) -> bool:
-    key = cell if isinstance(cell, str | int | float) else text_of(cell)
-    if key not in known:
-        known[key] = is_same(cell, value)
-    return known[key]
-
-
-class Places:
-    """Collects the epochs or the steps of rows; whole numbers at equal distances take no memory."""
-
-    def __init__(self) -> None:
-        self._regular = range(0)
-        self._others: Spool | None = None
-        self._complete = True
-
-    def append(self, places: np.ndarray) -> None:
-        """places: (n,) float64, NaN where there is none."""
-        if self._others is None:
-            joined = _continued(self._regular, places)
-            if joined is not None:
-                self._regular = joined
-                return
-            self._others = Spool()
-            for first in range(0, len(self._regular), _CHUNK):
-                self._others.append(np.asarray(self._regular[first : first + _CHUNK], np.float64))
-        self._complete = self._complete and bool(np.isfinite(places).all())
-        self._others.append(places)
-
-    def vector(self) -> range | np.ndarray | None:
-        """All places, None when some are missing or there are none at all."""
-        if self._others is None:
-            return self._regular if len(self._regular) else None
-        return self._others.vector() if self._complete else None
-
-
-def _continued(places: range, more: np.ndarray) -> range | None:
-    """The range with more places after it, or None when they do not continue it."""
-    if not len(more):
-        return places
-    if not np.isfinite(more).all():
-        return None
-    first = places[0] if len(places) else more[0]
-    before = [*places[-1:], *more[:2]]
-    distance = places.step if len(places) > 1 else before[1] - before[0] if len(before) > 1 else 1
-    whole = float(first).is_integer() and float(distance).is_integer()
-    joined = not len(places) or more[0] - places[-1] == distance
-    if not whole or distance <= 0 or not joined or (more[1:] - more[:-1] != distance).any():
-        return None
-    return range(int(first), int(first) + (len(places) + len(more)) * int(distance), int(distance))

@@ -10,8 +10,9 @@ import numpy as np
 
 from fmcefast.errors import InputError
 from fmcefast.logs import names
+from fmcefast.logs.groups import count_values, places_by_value
 from fmcefast.logs.names import listed
-from fmcefast.logs.rows import Selection, collect, count_values, is_same, places_by_value
+from fmcefast.logs.rows import Selection, collect, is_same
 from fmcefast.logs.table import Broken, Table, number_of
 
 _SAMPLE = 200  # rows that tell which numbers are few
@@ -37,13 +38,14 @@ def choose(table: Table, column: str | None, where: Mapping[str, str], title: st
     that rows must have in other columns. title: the name of the log, which may say what a column without a name holds.
     Raises InputError when several columns, or the rows of several trainings, could be meant.
     """
+    where = {name: str(value) for name, value in where.items()}
     columns, texts = table.columns(), table.text_columns()
     tag, value = _tag_and_value(columns, texts)
     name = value or _loss_column(table, columns, column)
     others = [other for other in columns if other != name]
     selection = Selection(name, name, names.epoch_column(others), names.step_column(others))
     _check_where(table, where, [*columns, *texts], selection)
-    selection = replace(selection, conditions=dict(where))
+    selection = replace(selection, conditions=where)
     validation_column = names.validation_loss(columns)
     validation = replace(selection, column=validation_column, name=validation_column) if validation_column else None
     if tag is not None and tag in where:

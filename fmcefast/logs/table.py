@@ -25,15 +25,23 @@ HEADER_AGAIN = Broken("the header again")
 
 
 @dataclass(frozen=True)
+class Texts:
+    """A column of texts. values: the different ones; codes: (n,) their positions, -1 where there is no value."""
+
+    values: Sequence[str]
+    codes: np.ndarray
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Some rows of a table.
 
-    numbers: columns (n,) float64, masked where there is no value and NaN where it is not a number. texts: columns (n,)
-    of cells as they are written, None where there is no value. A row that cannot be read is NaN and `Broken` there.
+    numbers: columns (n,) float64, masked where there is no value and NaN where it is not a number. texts: columns of
+    any cells as texts. A row that cannot be read is NaN and `Broken` there.
     """
 
     numbers: Mapping[str, np.ma.MaskedArray]
-    texts: Mapping[str, np.ndarray]
+    texts: Mapping[str, Texts]
 
 
 class Table(ABC):
@@ -76,7 +84,7 @@ class Table(ABC):
             columns = zip(*whole, strict=True)
             yield Chunk(
                 {name: as_numbers(next(columns)) for name in numbers},
-                {name: _as_texts(next(columns)) for name in texts},
+                {name: as_texts(next(columns)) for name in texts},
             )
 
 
@@ -116,6 +124,11 @@ def number_of(cell: Any) -> float | str | None:
         return "the number is too large"
 
 
+def printable(text: str) -> str:
+    """Text from a log in one line, without characters that control a terminal."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
 def as_numbers(cells: Iterable[Any]) -> np.ma.MaskedArray:
     """Cells as a column of a `Chunk`."""
     numbers = [number_of(cell) for cell in cells]
@@ -137,12 +150,25 @@ def from_arrow(table: Any, numbers: Sequence[str], texts: Sequence[str]) -> Chun
             return np.ma.MaskedArray(cells.to_numpy())
         return masked(cells.fill_null(np.nan).to_numpy(), np.asarray(cells.is_null()))
 
-    try:
-        cells = {name: table.column(name).to_numpy(zero_copy_only=False) for name in texts}
-    except pyarrow.ArrowException as error:  # what is not UTF-8
-        raise ValueError(str(error)) from error
-    return Chunk({name: column(name) for name in numbers}, cells)
+    def encoded(name: str) -> Texts:
+        cells = table.column(name)
+        cells = cells.combine_chunks() if isinstance(cells, pyarrow.ChunkedArray) else cells
+        if not pyarrow.types.is_dictionary(cells.type):
+            cells = cells.dictionary_encode()
+        # Texts that differ in the blanks around them are the same.
+        values = as_texts(cells.dictionary.to_pylist())
+        return Texts(values.values, np.append(values.codes, -1)[cells.indices.fill_null(-1).to_numpy()])
+
+    return Chunk({name: column(name) for name in numbers}, {name: encoded(name) for name in texts})
 
 
-def _as_texts(cells: Iterable[Any]) -> np.ndarray:
-    return np.fromiter((None if isinstance(cell, str) and not cell.strip() else cell for cell in cells), object)
+def text_of(cell: Any) -> str | None:
+    """A cell as text without blanks around it, None when it is empty."""
+    return cell if isinstance(cell, Broken) else None if cell is None else str(cell).strip() or None
+
+
+def as_texts(cells: Iterable[Any]) -> Texts:
+    """Cells as a column of a `Chunk`."""
+    values: dict[str, int] = {}
+    codes = [-1 if (text := text_of(cell)) is None else values.setdefault(text, len(values)) for cell in cells]
+    return Texts(list(values), np.array(codes, int))

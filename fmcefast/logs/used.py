@@ -1,13 +1,14 @@
 """The rows of a training that count: in order, and with good losses only."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fmcefast.convergence.sequences import spool
 from fmcefast.errors import InputError
-from fmcefast.logs.order import Order, Places, place_text
+from fmcefast.logs.order import Order
+from fmcefast.logs.places import Places, place_text
 from fmcefast.logs.rows import Rows, Selection, is_loss, locate
 from fmcefast.logs.table import Table, number_of
 
@@ -24,6 +25,33 @@ class UsedRows:
     dropped: int = 0
 
 
+def without_repeated(table: Table, selection: Selection, read: Rows, *, skip_bad: bool) -> Rows:
+    """The rows but for bad ones beside another row of the same epoch: such an epoch was not trained again.
+
+    Raises InputError for such a row, unless `skip_bad` drops it.
+    """
+    places = read.steps if read.epochs is None else read.epochs
+    if not read.bad or places is None or isinstance(places, range):
+        return read
+    good = is_loss(read.losses)
+    same = places[1:] == places[:-1]
+    repeated = ~good & (np.append(same, False) | np.append(False, same))
+    if not repeated.any():
+        return read
+    if not skip_bad:
+        _refuse_bad(table, selection, read, int(np.argmax(repeated)), others=int(good.sum()))
+    epochs, steps = (None if part is None else np.asarray(part)[~repeated] for part in (read.epochs, read.steps))
+    found = int(repeated.sum())
+    return replace(
+        read,
+        losses=read.losses[~repeated],
+        epochs=epochs,
+        steps=steps,
+        bad=read.bad - found,
+        dropped=read.dropped + found,
+    )
+
+
 def used_rows(table: Table, selection: Selection, read: Rows, order: Order, *, skip_bad: bool) -> UsedRows:
     """The rows that count. Raises InputError for a loss that is not positive and finite, unless `skip_bad` drops it."""
     if order.pieces is None and not read.bad:
@@ -37,16 +65,16 @@ def used_rows(table: Table, selection: Selection, read: Rows, order: Order, *, s
     losses = spool(used(read.losses))
     dropped = rows - len(losses)
     if dropped and not skip_bad:
-        _refuse_bad(table, selection, read, order, others=len(losses))
+        numbered = zip(order.take(range(len(read.losses))), order.take(read.losses), strict=True)
+        index = int(next(rows[~is_loss(losses)][0] for rows, losses in numbered if not is_loss(losses).all()))
+        _refuse_bad(table, selection, read, index, others=len(losses))
     epochs, steps = (None if places is None else spool(used(places)) for places in (read.epochs, read.steps))
     numbers = spool(used(range(1, len(read.losses) + 1))) if dropped else None
     return UsedRows(losses, epochs, steps, numbers, dropped + read.dropped)
 
 
-def _refuse_bad(table: Table, selection: Selection, read: Rows, order: Order, *, others: int) -> None:
-    """Raise InputError for the first row whose loss is bad. others: how many are good."""
-    numbered = zip(order.take(range(len(read.losses))), order.take(read.losses), strict=True)
-    index = int(next(rows[~is_loss(losses)][0] for rows, losses in numbered if not is_loss(losses).all()))
+def _refuse_bad(table: Table, selection: Selection, read: Rows, index: int, *, others: int) -> None:
+    """Raise InputError for the bad loss at `index` among the rows with a value. others: how many are good."""
     line, cell = locate(table, selection, index)
     loss = number_of(cell)
     unit, places = ("step", read.steps) if read.epochs is None else ("epoch", read.epochs)

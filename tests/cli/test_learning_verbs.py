@@ -29,7 +29,7 @@ def test_all_of_it_is_told_on_one_offline_page(learnt, tmp_path):
     page = (tmp_path / "runs/digits/report.html").read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page) and page.count('<img src="data:image/') == 9
     for title in (
-        "Skipping what is explained already", "Batches of 40", "By batch size", "Training on feature maps",
+        "Skipping what is explained already", "Batches of 40", "Accuracy by batch size", "Training on feature maps",
         "Images that mislead", "The images themselves",
     ):  # fmt: skip
         assert title in page

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmcefast.errors import InputError
-from fmcefast.logs import order
+from fmcefast.logs import places
 from fmcefast.logs.order import order_rows
 from fmcefast.logs.read import read_losses
 
@@ -50,7 +50,7 @@ def histories(draw):
 @given(histories(), st.sampled_from([5, 1 << 20]))
 def test_the_last_training_with_its_later_rows(epochs, chunk):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "_CHUNK", chunk)
+        patch.setattr(places, "_CHUNK", chunk)
         assert counted(epochs) == by_dictionary(epochs)
         steps = [0, *range(10, 300, 10)]
         assert counted(None, steps=[*steps, *range(200, 500, 10)]) == [*range(20), *range(30, 60)]
@@ -104,14 +104,14 @@ def test_steps_that_are_not_those_of_the_first_attempt():
 def test_trainings_are_chosen_by_number():
     epochs = [0, 1, 2, 0, 1, 0]
     assert [counted(epochs, training) for training in (1, 2, 3, None)] == [[0, 1, 2], [3, 4], [5], [5]]
-    for places, training, complaint in (
+    for found, training, complaint in (
         (epochs, 4, "`training=4`: the log holds 3 trainings"),
         (epochs, 0, "`training=0`"),
         ([0, 1, 2], 2, "the log holds one training"),
         ([2, 1, 0], 2, "the log holds one training"),
     ):
         with pytest.raises(InputError, match=complaint):
-            counted(places, training)
+            counted(found, training)
     with pytest.raises(InputError, match="one training"):
         order_rows(5, None, None, 2)
 

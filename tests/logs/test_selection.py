@@ -196,7 +196,7 @@ def test_columns_of_places_that_rows_lack(read):
     assert (log.axis, list(log.places)) == (
         "step",
         [10, 20, 30],
-    ) and "epoch not used because rows have none" in log.explain()
+    ) and "epoch not used because rows have no number in it" in log.explain()
     log = read("epoch,loss\n0,2.5\n1\n2,1.0\n", skip_bad=True)
     assert (log.axis, list(log.places), log.dropped) == ("epoch", [0, 2], 1)
     log = read("loss\n2.5\nnan\n1.0\n", skip_bad=True)

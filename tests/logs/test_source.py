@@ -158,3 +158,11 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_json_lines_whose_first_is_damaged(read):
     with pytest.raises(InputError, match="line 1: not a JSON object"):
         read(b'{"loss": 1.5,,}\n{"loss": 1.4}\n')
+
+
+def test_what_a_log_says_controls_no_terminal(read):
+    with pytest.raises(InputError) as refused:
+        read(b'"a\x1b[31m\nb",c\r\n1.5,2.5\n')
+    assert str(refused.value).isprintable() and "a [31m b, c" in str(refused.value)
+    log = read(b'"loss\x1b[2J",epoch\n1.5,0\n1.0,1\n', column="loss\x1b[2J")
+    assert log.explain().isprintable() and log.losses.tolist() == [1.5, 1.0]

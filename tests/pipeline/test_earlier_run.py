@@ -74,5 +74,5 @@ def test_its_history_and_report_are_read(earlier, fmcefast):
     code, _, err = fmcefast("report", earlier)
     assert code == 0, err
     page = (earlier / "report.html").read_text()
-    assert "713 images/s" in page and "1,576 maps/s" in page and "<td>blocks.2</td>" in page
+    assert "713 images/s" in page and "1,576 maps/s" in page and ">blocks.2</td>" in page
     assert "Training under the FMCE-Net" in page and "Maturity" in page
