@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fmcefast.cli.log_options import is_log, log_options, log_settings, read_log
+from fmcefast.cli.log_options import is_log, log_options, log_settings, read_log, refuse_log_options
 from fmcefast.cli.opening import open_existing
 from fmcefast.cli.options import common, settings
 from fmcefast.cli.running import check_picture, perform, print_json, print_text, terminal_progress
