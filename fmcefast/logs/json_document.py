@@ -50,9 +50,12 @@ def _entries(document: Any) -> list[Entry]:
     if not isinstance(document, dict):
         return []
     data = document.get("data")
-    if isinstance(data, list) and ("schema" in document or isinstance(document.get("columns"), list)):  # of pandas
-        names = document.get("columns", ())
-        return _entries_of_list([dict(zip(map(str, names), row, strict=False)) if names else row for row in data])
+    names = document.get("columns")
+    if isinstance(data, list) and isinstance(names, list):  # of pandas
+        rows = [row for row in data if isinstance(row, list)]
+        return [dict(zip(map(str, names), row, strict=False)) for row in rows]
+    if isinstance(data, list) and "schema" in document:  # of pandas too
+        return _entries_of_list(data)
     if (numbered := _numbered(document)) and all(isinstance(entry, dict) for entry in document.values()):
         counted, numbers = numbered
         axis = [{counted: number} if counted else {} for number in numbers]

@@ -33,7 +33,7 @@ class Order:
         if isinstance(self.pieces, np.ndarray):
             parts = [np.asarray(values)[self.pieces]]
         else:
-            parts = [values[piece] for piece in self.pieces or [slice(None)]]
+            parts = [values[piece] for piece in ([slice(None)] if self.pieces is None else self.pieces)]
         for part in parts:
             for first in range(0, len(part), _CHUNK):
                 yield np.asarray(part[first : first + _CHUNK], np.float64)

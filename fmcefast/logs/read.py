@@ -120,8 +120,9 @@ def read_losses(
         if len(curve.values) == 0:
             few = f"only {curve.left_over} values, fewer than `every={every}`" if curve.left_over else "no values"
             raise InputError(f"the column {choice.training.name} has {few}.")
-        if not rows and (order.trainings > 1 or order.several):
-            refuse_mixture(table, choice.training, one_after_another=order.trainings > 1)
+        place = choice.training.step if read.epochs is None else choice.training.epoch
+        if place is not None and not rows and (order.trainings > 1 or order.several):
+            refuse_mixture(table, choice.training, place, one_after_another=order.trainings > 1)
         validation = None
         if choice.validation is not None and len(curve.values) <= _MOST_VALIDATED:
             validation = read_validation(table, choice.validation, curve, training, order.trainings)

@@ -51,7 +51,8 @@ class Rows:
 
 def collect(table: Table, selection: Selection, *, skip_bad: bool = False) -> Rows:
     """The rows of a selection. skip_bad: leave out those that have neither a good loss nor a place."""
-    numbers = list(dict.fromkeys(filter(None, (selection.column, selection.epoch, selection.step))))
+    wanted = (selection.column, selection.epoch, selection.step)
+    numbers = list(dict.fromkeys(name for name in wanted if name is not None))
     in_file = table.vector if not selection.conditions else None
 
     def read(chunks: Iterator[Chunk]) -> Rows:

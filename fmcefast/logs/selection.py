@@ -151,12 +151,12 @@ def _are_in_order(table: Table, selection: Selection) -> bool:
     return places is not None and bool((np.diff(places) > 0).all())
 
 
-def refuse_mixture(table: Table, selection: Selection, *, one_after_another: bool) -> None:
+def refuse_mixture(table: Table, selection: Selection, place: str, *, one_after_another: bool) -> None:
     """Raise InputError when a column tells apart rows of the same epochs, as of several models or settings.
 
-    one_after_another: whether the epochs begin anew, in which case a phase such as finetuning may do so.
+    place: the column of the epochs, or of the steps. one_after_another: whether they begin anew, in which case a phase
+    such as finetuning may do so.
     """
-    place = selection.epoch or selection.step
     columns = [
         name
         for name in (*table.text_columns(), *_few_numbers(table))
@@ -165,9 +165,8 @@ def refuse_mixture(table: Table, selection: Selection, *, one_after_another: boo
         and names.step_column([name]) is None
         and not (one_after_another and names.is_split(name))
     ]
-    if place is None or not columns:
-        return
-    for column, places in places_by_value(table, columns, place, selection).items():
+    by_column = places_by_value(table, columns, place, selection) if columns else {}
+    for column, places in by_column.items():
         if 2 <= len(places) <= _FEW and _are_curves(list(places.values())) and not _count_rows(list(places)):
             raise InputError(
                 f"it holds several curves: {column} is {listed(list(places), 10)}. Take one: "

@@ -7,9 +7,10 @@ import io
 import lzma
 import shutil
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,7 +54,12 @@ class Source:
 
         Raises InputError for a zip of several files.
         """
-        path = log if log != STANDARD_INPUT and log.is_file() else _copied(log, scratch)
+        path = log
+        if log == STANDARD_INPUT:
+            path = _copied(sys.stdin.buffer, scratch)
+        elif not log.is_file():
+            with log.open("rb") as pipe:
+                path = _copied(pipe, scratch)
         with path.open("rb") as file:
             start = file.read(8)
         packing = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
@@ -85,16 +91,14 @@ class Source:
 
     def unpacked(self) -> Path:
         """The log as a plain file."""
-        return self.path if self.packing is None else self._copy("unpacked", lambda file: file)
+        if self.packing is None:
+            return self.path
+        with self.open() as file:
+            return _copied(file, self.scratch)
 
     def _as_utf8(self, encoding: str) -> Path:
-        return self._copy("utf-8", lambda file: codecs.EncodedFile(file, "utf-8", encoding))
-
-    def _copy(self, name: str, convert: Any) -> Path:
-        target = self.scratch / name
-        with files.temporary_space(), self.open() as unpacked, target.open("wb") as file:
-            shutil.copyfileobj(convert(unpacked), file, 1 << 20)
-        return target
+        with self.open() as file:
+            return _copied(codecs.EncodedFile(file, "utf-8", encoding), self.scratch)
 
 
 class _Bounded(io.RawIOBase):
@@ -166,10 +170,8 @@ def _encoding(head: bytes) -> str | None:
     return None
 
 
-def _copied(log: Path, scratch: Path) -> Path:
-    """A temporary file with the content of a pipe or of standard input."""
-    target = scratch / "log"
-    opened = nullcontext(sys.stdin.buffer) if log == STANDARD_INPUT else log.open("rb")
-    with files.temporary_space(), opened as pipe, target.open("wb") as file:
-        shutil.copyfileobj(pipe, file)
-    return target
+def _copied(file: Any, scratch: Path) -> Path:
+    """A temporary file with the rest of an open file."""
+    with files.temporary_space(), tempfile.NamedTemporaryFile(dir=scratch, delete=False) as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+    return Path(copy.name)

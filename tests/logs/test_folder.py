@@ -1,5 +1,6 @@
 """Folders of other tools: the log in them, or which there are."""
 
+import gzip
 import shutil
 
 import pytest
@@ -90,6 +91,16 @@ def test_event_files_of_one_folder_are_one_log(tmp_path):
     assert log.validation.tolist() == pytest.approx([2 * loss for loss in expected], rel=1e-6)
     assert (log.source, log.axis, list(log.places)) == (str(tmp_path), "step", list(range(40)))
     assert "steps 20 to 24 trained again" in log.explain()
+
+
+def test_packed_event_files(tmp_path):
+    write_events(tmp_path, range(25))
+    write_events(tmp_path, range(20, 40), scale=2.0)
+    plain = read_losses(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert read_losses(tmp_path).losses.tolist() == plain.losses.tolist()
 
 
 def test_event_files_of_two_trainings(tmp_path):

@@ -226,6 +226,11 @@ JSONS = {
         "loss",
         STEPS,
     ),
+    "rows that are none beside others": (
+        json.dumps({"columns": ["epoch", "loss"], "data": [[e, x] for e, x in enumerate(LOSSES)] + [7, None]}),
+        "loss",
+        EPOCH,
+    ),
     "lists of one": (json.dumps({"loss": [[x] for x in LOSSES]}), "loss", {"axis": "row"}),
 }
 
