@@ -35,6 +35,11 @@ class NotConvergedError(FmcefastError):
     exit_code = 3
 
 
+def printable(name: str) -> str:
+    """A name from a file, with what a terminal would take for commands spelt out."""
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An error for an unknown name that suggests the nearest known name, or lists them all."""
     known = sorted(known)

@@ -14,6 +14,7 @@ from fmcefast.errors import InputError, unknown_name
 from fmcefast.maturity import statistics
 from fmcefast.maturity.batch_norm import Recalibration, evaluated
 from fmcefast.maturity.image_changes import DEFAULT_CHANGES, image_change
+from fmcefast.models.extractors import has_channels_last
 from fmcefast.models.fmce_net import LEAST_CHANNELS
 
 # Below this part of the largest value, differences are rounding errors of float32.
@@ -117,7 +118,7 @@ def map_shape(output: Any) -> MapShape | None:
     shape = tuple(output.shape) if torch.is_tensor(output) else ()
     if len(shape) not in (3, 4):
         return None
-    channels_last = len(shape) == 3 or shape[1] == shape[2] != shape[3]
+    channels_last = len(shape) == 3 or has_channels_last(shape)
     dims = tuple(range(1, len(shape) - 1)) if channels_last else (2, 3)
     channels = shape[-1] if channels_last else shape[1]
     return MapShape(channels, tuple(shape[dim] for dim in dims), dims) if channels >= LEAST_CHANNELS else None

@@ -40,7 +40,7 @@ class Backbone(nn.Module):
                 shape = self.features.forward(image).shape[1:]
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"This backbone cannot take images of {image_size} pixels: {reason}") from error
         self.train(training)
@@ -98,10 +98,10 @@ def make_backbone(name: str, classes: int) -> Backbone:
 
 
 def _cut_before_pooling(name: str, model: nn.Module, graph: fx.Graph) -> tuple[fx.GraphModule, fx.GraphModule]:
-    poolings = [node for node in graph.nodes if _is_global_pooling(node, model)]
+    poolings = {node: order for node in graph.nodes if (order := _pooled_order(node, model))}
     if not poolings:
         raise InputError(f"The backbone {name!r} has no global average pooling, so no feature map to evaluate.")
-    pooling = poolings[-1]
+    pooling, order = list(poolings.items())[-1]
     cut = pooling.all_input_nodes[0]
 
     nodes = list(graph.nodes)
@@ -110,30 +110,50 @@ def _cut_before_pooling(name: str, model: nn.Module, graph: fx.Graph) -> tuple[f
     copies: dict[fx.Node, fx.Node] = {}
     for node in nodes[:first_of_head]:
         copies[node] = features.node_copy(node, copies.__getitem__)
-    features.output(copies[cut])
+    features.output(_reordered(features, copies[cut], order, "NCHW"))
 
-    copies = {cut: head.placeholder("feature_map")}
+    copies = {cut: _reordered(head, head.placeholder("feature_map"), "NCHW", order)}
     for node in nodes[first_of_head:]:
         if any(used not in copies for used in node.all_input_nodes):
             raise InputError(
                 f"The head of the backbone {name!r} needs more than its last feature map; it cannot be cut."
             )
         copies[node] = head.node_copy(node, copies.__getitem__)
-    parts = fx.GraphModule(model, features), fx.GraphModule(model, head)
+    parts = _module_of(features, model), _module_of(head, model)
     if not any(True for _ in parts[1].parameters()):
         raise InputError(f"The backbone {name!r} classifies before it pools, so it has no feature map to evaluate.")
     return parts
 
 
-def _is_global_pooling(node: fx.Node, model: nn.Module) -> bool:
+def _module_of(graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
+    """A part of the network. Its state_dict has only tensors of the network's: masks and indexes that the tracing met
+    are no weights."""
+    part, weights = fx.GraphModule(model, graph), model.state_dict().keys()
+    for name, buffer in list(part.named_buffers()):
+        if name not in weights:
+            owner, _, own_name = name.rpartition(".")
+            part.get_submodule(owner).register_buffer(own_name, buffer, persistent=False)
+    return part
+
+
+def _pooled_order(node: fx.Node, model: nn.Module) -> str | None:
+    """The order of the dimensions of the map that a node pools, NCHW or NHWC; None if the node is no global pooling."""
     if node.op == "call_module":
-        return isinstance(model.get_submodule(str(node.target)), nn.AdaptiveAvgPool2d)
+        return "NCHW" if isinstance(model.get_submodule(str(node.target)), nn.AdaptiveAvgPool2d) else None
     if node.op == "call_function" and node.target is nn.functional.adaptive_avg_pool2d:
-        return True
+        return "NCHW"
     if node.target in ("mean", torch.mean):
         dims: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        return isinstance(dims, Sequence) and sorted(d % 4 for d in dims) == [2, 3]
-    return False
+        if isinstance(dims, Sequence):
+            return {(2, 3): "NCHW", (1, 2): "NHWC"}.get(tuple(sorted(dim % 4 for dim in dims)))
+    return None
+
+
+def _reordered(graph: fx.Graph, node: fx.Node, order: str, wanted: str) -> fx.Node:
+    """A map with its dimensions in another order."""
+    if order == wanted:
+        return node
+    return graph.call_method("permute", (node, *map(order.index, wanted)))
 
 
 def _original_name(name: str) -> str:

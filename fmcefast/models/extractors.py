@@ -51,10 +51,16 @@ def make_extractor(backbone: str, classes: int, modules: Sequence[str | None] = 
     """The extractor of some modules of a backbone with fresh weights; None is its final feature map, on its own.
 
     backbone: as for `make_network`. modules: names within it, such as layer3 or layer3.0.conv2, whose output has the
-    channels second. Raises InputError for an unknown backbone or module, with the nearest known name.
+    channels second, or last in square maps. Raises InputError for an unknown backbone or module, with the nearest known
+    name.
     """
     names = [name for name in modules if name is not None]
     return ModuleMaps(backbone, classes, names) if names else FinalMap(backbone, classes)
+
+
+def has_channels_last(shape: Sequence[int]) -> bool:
+    """Whether maps of square images are (N, H, W, C), which shows unless C is H."""
+    return len(shape) == 4 and shape[1] == shape[2] != shape[3]
 
 
 class FinalMap(FeatureExtractor):
@@ -117,8 +123,8 @@ class ModuleMaps(FeatureExtractor):
             if not is_tensor or output.ndim != 4 or output.shape[1] < LEAST_CHANNELS:
                 what = f"a tensor {tuple(output.shape)}" if is_tensor else "nothing" if output is None else "no tensor"
                 raise InputError(
-                    f"The module {name!r} puts out {what}. A feature map is (N, C, H, W) with at least "
-                    f"{LEAST_CHANNELS} channels."
+                    f"The module {name!r} puts out {what}. A feature map is (N, C, H, W), or (N, H, W, C) if square, "
+                    f"with at least {LEAST_CHANNELS} channels."
                 )
         return tuple((output.shape[1], output.shape[2], output.shape[3]) for output in maps)
 
@@ -131,7 +137,10 @@ class ModuleMaps(FeatureExtractor):
 
     def _keeping(self, name: str) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
         def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-            # Copied, since what follows may work in place (ReLU after batch normalisation, say).
-            self._outputs[name] = output.clone() if torch.is_tensor(output) else output
+            if torch.is_tensor(output):
+                # Copied, since what follows may work in place (ReLU after batch normalisation, say).
+                output = output.clone()
+                output = output.permute(0, 3, 1, 2) if has_channels_last(output.shape) else output
+            self._outputs[name] = output
 
         return keep

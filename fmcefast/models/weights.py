@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from fmcefast.errors import FmcefastError, InputError, unknown_name
+from fmcefast.errors import FmcefastError, InputError, printable, unknown_name
 from fmcefast.models.weight_files.opening import open_tensors
 
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged|teacher)(_|$)")
@@ -51,8 +51,7 @@ class WeightsFile:
     def __init__(self, path: Path, key: str | None = None):
         self.path, self.key = path, key
         self._file = open_tensors(path)
-        # torch.compile puts its own name into theirs.
-        self._stored = {name.replace("_orig_mod.", ""): name for name in self._file.shapes}
+        self._stored = {printable(name): name for name in self._file.shapes}
         if key and not any(name.startswith(f"{key}.") for name in self._stored):
             raise unknown_name(f"key of {path}", key, {name.partition(".")[0] for name in self._stored if "." in name})
 
@@ -164,6 +163,4 @@ def _advice(keys: list[str]) -> str:
 
 
 def _shown(names: list[str]) -> str:
-    """The first few names, with what a terminal would take for commands spelt out."""
-    first = [name if name.isprintable() and name else repr(name) for name in names[:3]]
-    return ", ".join(first) + (", ..." if len(names) > 3 else "")
+    return ", ".join(name or "''" for name in names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,11 +1,12 @@
 """Feature maps of any module, and timm's networks, against hooks and the networks themselves."""
 
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fmcefast import FeatureMapDataset
 from fmcefast.data.loaders.choose import make_loader
@@ -13,6 +14,7 @@ from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.errors import InputError
+from fmcefast.models import backbones, extractors
 from fmcefast.models.backbones import make_backbone
 from fmcefast.models.extractors import ModuleMaps, make_extractor
 from fmcefast.models.networks import make_network
@@ -91,6 +93,66 @@ def test_a_cut_backbone_of_timm_is_the_original_network(name):
         assert torch.equal(backbone(images), expected)
     assert backbone.feature_shape(64) == TIMM[name]
     assert {key.partition(".")[2] for key in backbone.state_dict()} == set(network.state_dict())
+
+
+def channels_last_networks():
+    from timm.models import mambaout, sequencer, swin_transformer, swin_transformer_v2
+
+    small = {"img_size": 32, "patch_size": 2, "embed_dim": 12, "depths": (1, 2), "num_heads": (2, 2), "num_classes": 10}
+    return {
+        "swin": lambda: swin_transformer.SwinTransformer(**small, window_size=4),
+        "swin of version 2": lambda: swin_transformer_v2.SwinTransformerV2(**small, window_size=4),
+        "mambaout": lambda: mambaout.MambaOut(depths=(1, 1, 1, 1), dims=(8, 12, 16, 20), num_classes=10),
+        "sequencer": lambda: sequencer.Sequencer2d(
+            img_size=32, layers=(1, 1), patch_sizes=(4, 2), embed_dims=(12, 16), hidden_sizes=(4, 4),
+            mlp_ratios=(2.0, 2.0), num_classes=10, block_layer=sequencer.Sequencer2dBlock,
+            rnn_layer=sequencer.LSTM2d,
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["swin", "swin of version 2", "mambaout", "sequencer"])
+def test_maps_of_timm_that_have_their_channels_last(tmp_path, monkeypatch, kind):
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = channels_last_networks()[kind]()
+    monkeypatch.setattr(backbones, "make_network", lambda name, classes: deepcopy(network))
+    backbone, images = make_backbone(kind, 10), torch.randn(3, 3, 32, 32)
+    assert {key.partition(".")[2] for key in backbone.state_dict()} == set(network.state_dict())
+    for training in (False, True):
+        network.train(training)
+        backbone.train(training)
+        torch.manual_seed(1)
+        expected = network(images)
+        torch.manual_seed(1)
+        assert torch.equal(backbone(images), expected)
+    maps, expected = backbone.eval().features(images), network.eval().forward_features(images)
+    assert torch.equal(maps, expected.permute(0, 3, 1, 2))
+    assert backbone.feature_shape(32) == tuple(maps.shape[1:]) == (expected.shape[3], *expected.shape[1:3])
+    if kind == "swin":
+        with pytest.raises(InputError, match=r"cannot take images of 48 pixels: Input height \(48\) doesn't match"):
+            backbone.feature_shape(48)
+    backbone.save(tmp_path / "w.safetensors")
+    assert load_file(tmp_path / "w.safetensors").keys() == network.state_dict().keys()
+    with torch.no_grad():
+        for weight in backbone.parameters():
+            weight.fill_(7)
+    backbone.load(tmp_path / "w.safetensors")
+    assert torch.equal(backbone.features(images), maps)
+
+
+def test_modules_that_have_their_channels_last(monkeypatch):
+    pytest.importorskip("timm")
+    network = channels_last_networks()["swin"]().eval()
+    monkeypatch.setattr(extractors, "make_network", lambda name, classes: network)
+    maps, images = (
+        ModuleMaps("swin", 10, ["patch_embed", "layers.0", "layers.1.blocks.0"]).eval(),
+        torch.randn(2, 3, 32, 32),
+    )
+    assert maps.shapes(32) == ((12, 16, 16), (12, 16, 16), (24, 8, 8))
+    with torch.inference_mode():
+        first = network.layers[0](network.patch_embed(images))
+        assert torch.equal(maps.maps(images)[1], first.permute(0, 3, 1, 2))
 
 
 def test_unfit_networks_of_timm_are_refused(monkeypatch):

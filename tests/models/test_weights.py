@@ -55,8 +55,8 @@ def under(prefix, state):
 WAYS = {
     "plain": (lambda state: state, ""),
     "ddp": (lambda state: under("module.", state), "module"),
-    "compiled": (lambda state: {"model": under("_orig_mod.", state), "epoch": 3}, "model"),
-    "compiled ddp": (lambda state: {"model": under("module._orig_mod.", state)}, "model.module"),
+    "compiled": (lambda state: {"model": under("_orig_mod.", state), "epoch": 3}, "model._orig_mod"),
+    "compiled ddp": (lambda state: {"model": under("module._orig_mod.", state)}, "model.module._orig_mod"),
     "lightning": (lambda state: {"state_dict": under("model.", state), "global_step": 7}, "state_dict.model"),
     "timm": (lambda state: {"state_dict": state, "arch": NAME, "metric": 0.5, "version": 2}, "state_dict"),
     "torchvision": (lambda state: {"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}, "model"),
@@ -184,8 +184,10 @@ def test_infinite_values_that_belong_to_the_network_are_not_refused(tmp_path):
 
 
 def test_names_are_shown_without_what_a_terminal_would_obey(loads, states):
-    with pytest.raises(InputError, match=r"not part of this one: '\\x1b\[2Jx'"):
+    with pytest.raises(InputError, match=r"not part of this one: \\x1b\[2Jx"):
         loads({**states[0], "\x1b[2Jx": torch.ones(1)})
+    with pytest.raises(InputError, match=r"Known: \\x1b\[2J\."):
+        loads({"\x1b[2J": {"x": torch.ones(1)}}, "model")
 
 
 def test_all_tensors_of_a_file(tmp_path, states):

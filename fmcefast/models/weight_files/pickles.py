@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from fmcefast.errors import printable
+
 _MARK = object()
 _SETS = ("__builtin__.set", "__builtin__.frozenset", "builtins.set", "builtins.frozenset")
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -35,8 +37,8 @@ class Placeholder(dict):
 def read_pickle(stream: BinaryIO, persistent: Callable[[Any], Any]) -> Any:
     """What the pickle that begins here holds; the stream is then at its end.
 
-    persistent: makes an object of a persistent identifier. Of dictionaries, only items whose key is a string are kept;
-    sets become lists. Raises ValueError for what is no pickle, or not a whole one.
+    persistent: makes an object of a persistent identifier. Of dictionaries, only items whose key is a string are kept,
+    under their `printable` names; sets become lists. Raises ValueError for what is no pickle, or not a whole one.
     """
     machine = _Machine(persistent)
     try:
@@ -93,10 +95,10 @@ class _Machine:
             case "SETITEMS":
                 self._set_items(self._since_mark())
             case "GLOBAL":
-                stack.append(Global(argument.replace(" ", ".", 1)))
+                stack.append(Global(printable(argument.replace(" ", ".", 1))))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(Global(".".join((module, name))))
+                stack.append(Global(printable(".".join((module, name)))))
             case "EXT1" | "EXT2" | "EXT4":
                 stack.append(Global(f"copyreg extension {argument}"))
             case "REDUCE" | "NEWOBJ":
@@ -106,7 +108,7 @@ class _Machine:
                 _, arguments, called = stack.pop(), stack.pop(), stack.pop()
                 self._hold_place(called, arguments)
             case "INST":
-                self._hold_place(Global(argument.replace(" ", ".", 1)), tuple(self._since_mark()))
+                self._hold_place(Global(printable(argument.replace(" ", ".", 1))), tuple(self._since_mark()))
             case "OBJ":
                 called, *arguments = self._since_mark()
                 self._hold_place(called, tuple(arguments))
@@ -155,7 +157,7 @@ class _Machine:
             raise TypeError("sets items of what is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, str):  # hashing anything else may take for ever
-                into[key] = value
+                into[printable(key)] = value
 
     def _hold_place(self, called: Any, arguments: Any) -> None:
         if not isinstance(called, Global) or not isinstance(arguments, tuple):

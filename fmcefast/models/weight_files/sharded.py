@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fmcefast.errors import InputError
+from fmcefast.errors import InputError, printable
 from fmcefast.models.weight_files.tensor_file import TensorFile
 
 
@@ -21,14 +21,17 @@ class ShardedFile(TensorFile):
         missing = sorted({file for file in shard_of.values() if not (path.parent / file).exists()})
         if missing:
             raise InputError(
-                f"{path} lists weights that are not beside it: {', '.join(missing[:3])}"
+                f"{path} lists weights that are not beside it: {', '.join(map(printable, missing[:3]))}"
                 f"{', ...' if len(missing) > 3 else ''}. Download or copy them too."
             )
         self._shards = {file: open_shard(path.parent / file) for file in sorted(set(shard_of.values()))}
         self._shard_of = shard_of
-        lacking = [f"{name} in {file}" for name, file in shard_of.items() if name not in self._shards[file].shapes]
-        if lacking:
-            raise InputError(f"{path} does not fit the files beside it: there is no {lacking[0]}. Download all again.")
+        for name, file in shard_of.items():
+            if name not in self._shards[file].shapes:
+                raise InputError(
+                    f"{path} does not fit the files beside it: there is no {printable(name)} in {file}. Download all of "
+                    "them again."
+                )
         self.shapes = {name: self._shards[file].shapes[name] for name, file in shard_of.items()}
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -52,5 +55,7 @@ def _read_index(path: Path) -> dict[str, str]:
         ) from error
     outside = [file for file in shard_of.values() if Path(file).name != file]
     if outside:
-        raise InputError(f"{path} lists a file in another folder ({outside[0]}). Its shards must lie beside it.")
+        raise InputError(
+            f"{path} lists a file in another folder ({printable(outside[0])}). Its shards must lie beside it."
+        )
     return shard_of

@@ -59,7 +59,7 @@ class TorchFile(TensorFile):
             tensor = self._tensors[name]
             if isinstance(tensor, Unreadable):
                 raise InputError(
-                    f"The tensor {name} in {self.path} cannot be read: it is {tensor.what}. Save plain dense tensors."
+                    f"The tensor {name} in {self.path} cannot be read ({tensor.what}). Save plain dense tensors."
                 )
             wanted[name] = tensor
         with _naming(self.path):

@@ -21,9 +21,6 @@ _STORAGES = {
     "Bool": torch.bool,
     "ComplexDouble": torch.complex128,
     "ComplexFloat": torch.complex64,
-    "QInt8": torch.qint8,
-    "QUInt8": torch.quint8,
-    "QInt32": torch.qint32,
     "Untyped": torch.uint8,
 }
 _NEWER_DTYPES = (
@@ -36,6 +33,7 @@ _NEWER_DTYPES = (
     torch.float8_e5m2fnuz,
 )
 _DTYPES = {str(dtype): dtype for dtype in (*_STORAGES.values(), *_NEWER_DTYPES)}
+_QUANTISED = {"QInt8": torch.qint8, "QUInt8": torch.quint8, "QInt32": torch.qint32}
 
 _REBUILD = "torch._utils._rebuild_"
 _STRIDED = (_REBUILD + "tensor", _REBUILD + "tensor_v2", _REBUILD + "tensor_v3")
@@ -81,10 +79,11 @@ def storage_of(identifier: Any) -> Storage | Global:
     match identifier:
         case ("storage", Global(name=name), str(key), str(), int(elements), *views):
             kind = re.fullmatch(r"torch\.(?:cuda\.|storage\.)?_?(\w+)Storage", name)
-            if kind is None or kind[1] not in _STORAGES:
+            dtype = None if kind is None else {**_STORAGES, **_QUANTISED}.get(kind[1])
+            if dtype is None:
                 raise ValueError(f"it holds a storage of the unknown type {name}")
             first = 0 if not views or views[0] is None else views[0][1]
-            return Storage(key, _STORAGES[kind[1]], _count(elements), _count(first))
+            return Storage(key, dtype, _count(elements), _count(first))
         case ("module", Global() as owner, *_):
             return owner
     raise ValueError("it refers to something that is no storage")
@@ -103,8 +102,7 @@ def tensor_of(value: Any) -> StoredTensor | Unreadable | None:
         elif value.name in _STRIDED:
             return _strided(value)
         elif value.name.startswith(_REBUILD):
-            what = value.name.removeprefix(_REBUILD).replace("_", " ")
-            return Unreadable("quantised" if what == "qtensor" else what)
+            return Unreadable(value.name.removeprefix(_REBUILD).replace("_", " "))
         else:
             return None
     return None
@@ -128,18 +126,17 @@ def _strided(value: Placeholder) -> StoredTensor | Unreadable:
     storage, offset, shape, stride, *more = value.arguments
     if not isinstance(storage, Storage):
         raise ValueError("it holds a tensor without a storage")
-    dtype, metadata = storage.dtype, more[2:]
+    dtype, metadata = str(storage.dtype), more[2:]
     if value.name.endswith("v3"):
-        name, metadata = more[2].name, more[3:]
-        if name not in _DTYPES:
-            return Unreadable(f"of the type {name}")
-        dtype = _DTYPES[name]
+        dtype, metadata = more[2].name, more[3:]
+    if dtype not in _DTYPES:
+        return Unreadable(f"the type {dtype}")
     if any(metadata):
         return Unreadable("conjugated or negated")
     if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride):
         raise ValueError("the shape or the stride of a tensor is wrong")
     return StoredTensor(
-        storage, dtype, storage.first + _count(offset), tuple(map(_count, shape)), tuple(map(_count, stride))
+        storage, _DTYPES[dtype], storage.first + _count(offset), tuple(map(_count, shape)), tuple(map(_count, stride))
     )
 
 
