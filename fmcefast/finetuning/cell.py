@@ -16,6 +16,7 @@ from fmcefast.run.folder import RunFolder
 from fmcefast.stages.train import train
 
 FILE = "cell.json"
+_TRAINING = tuple(name for name in train.settings if SETTINGS[name].invalidates_results)
 
 # Settings that an earlier version did not have, as it trained.
 _OF_EARLIER_VERSIONS = {"exif": SETTINGS["exif"].default}
@@ -121,7 +122,7 @@ class Cell:
 
     def _settings(self) -> dict[str, Any]:
         config = self.place.config.as_dict()
-        training = {name: config[name] for name in train.settings if SETTINGS[name].invalidates_results}
+        training = {name: config[name] for name in _TRAINING}
         return {
             "raf": self.raf,
             "epochs_trained": self.epochs,
@@ -170,7 +171,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     def check(saved: dict[str, Any]) -> dict[str, Any]:
         if not {"raf", "seed", "epochs_trained", "until_convergence", "init", "finished"} <= saved.keys():
             raise ValueError("settings of the cell are missing")
-        return saved
+        return {name: SETTINGS[name].default for name in _TRAINING} | saved  # the cell may be older than a setting
 
     try:
         return files.read_json(folder / FILE, check, f"Remove the folder {folder} to train its cell again.")

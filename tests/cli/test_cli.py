@@ -206,8 +206,8 @@ def test_nothing_is_removed_for_what_cannot_be_made_again(fmcefast, run, monkeyp
     def gone(*arguments, **settings):
         raise InputError("the images are gone")
 
-    for user in ("stages.extract", "map_sources.choice"):
-        monkeypatch.setattr(f"fmcefast.{user}.open_source", gone)
+    if complaint == "the images are gone":
+        monkeypatch.setattr("fmcefast.run.images.load_source", gone)
     before = files_of(run)
     code, _, err = fmcefast(words[0], run.path, *words[1:], "--force")
     assert code == 2 and complaint in err
