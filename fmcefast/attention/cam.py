@@ -138,6 +138,8 @@ class Cam(Stage[CamResult]):
 
     def reason_to_redo(self, run: RunFolder) -> str | None:
         """The weights are compared by name: their checksums would take long."""
+        if not self.is_done(run):
+            return None
         saved = self.load(run)
         shown = [(each.phase, each.epoch, each.raf) for each in (*saved.phases, *saved.rafs)]
         if shown != [place[:3] for place in (*_phases(run), *_rafs(run)) if place.path.exists()]:
