@@ -19,6 +19,7 @@ from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.rates import Rates
 from fmcefast.stages.stage import Cost, Stage
+from fmcefast.text import counted
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Extract(Stage[ExtractResult]):
         manifest = read_committed(run.features)
         check_shards(run.features, manifest)
         whole, phases = sum(phase.rows == manifest.samples for phase in manifest.phases), len(manifest.phases)
-        of_phases = f"{phases} phases" if manifest.complete else f"{whole} of {phases} phases"
+        of_phases = counted(phases, "phase") if manifest.complete else f"{whole} of {phases} phases"
         return f"{manifest.rows:,} feature maps ({of_phases})"
 
     def command(self, run: RunFolder, *, redo: bool = False) -> str | None:

@@ -160,7 +160,7 @@ def test_scores_are_of_all_epochs_and_of_this_fmce_net(run):
     run.test_runs_json.write_text("[]")
     assert state(run, "score") == ("done", "8 epochs scored") and state(run, "other-runs")[0] == "done"
     write(7)
-    assert state(run, "score") == ("stale", "7 epochs scored, and there are 1 more")
+    assert state(run, "score") == ("stale", "without 1 epoch of 8")
     write(8)
     os.utime(run.fmce_net, (LATER, LATER))
     assert state(run, "score") == ("stale", "score.json is older than fmce_net.safetensors")

@@ -1,6 +1,7 @@
 """The scores of checkpoints and of other runs, against the networks, SciPy and torchmetrics."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from fmcefast.models.networks import make_network
 from fmcefast.pipeline.change import open_run
 from fmcefast.progress import Progress
 from fmcefast.stages.other_runs import other_runs
-from fmcefast.stages.score import score
+from fmcefast.stages.score import Score, ScoreResult, score
 
 NAME = "shufflenet_v2_x0_5"
 
@@ -88,6 +89,22 @@ def test_the_verb_takes_many_files_and_says_a_table(run, fmcefast, tmp_path):
     content = json.loads(out)
     assert [each["top1"] is None for each in content["checkpoints"]] == [False, True]
     assert content["reference"] == [] and content["spearman"] is None
+
+
+@pytest.mark.parametrize("phases", [2, 3, 10, 11, 40, 250])
+@pytest.mark.parametrize("names", [["a.pt", "b.pt"], ["x/" * 60 + "epoch-0001.pt", "y/" * 60 + "epoch-0002.pt"]])
+def test_the_table_fits_100_columns(phases, names):
+    distribution = (np.arange(1, phases + 1) / np.arange(1, phases + 1).sum()).tolist()
+    scores = [Score(name, None, phases, 12.5, distribution, 0.999, 0.5) for name in names]
+    result = ScoreResult("fmce_net.safetensors", None, phases, 25, scores, [], None, None, None)
+    _, heads, labels, *rows = result.explain().splitlines()
+    assert max(map(len, [heads, labels, *rows])) <= 100
+    assert [row.split()[0][-5:] for row in rows] == [name[-5:] for name in names]
+    ends = [int(label.rpartition("-")[2]) for label in labels.split()]
+    assert ends[-1] == phases and (ends == list(range(1, phases + 1))) == (phases <= 10)
+    of_first = [float(part) for part in rows[0].split()[5:]]
+    expected = [100 * sum(distribution[a:b]) for a, b in pairwise([0, *ends])]
+    assert of_first == pytest.approx(expected, abs=0.5)
 
 
 def test_bad_input_is_refused(run, runs, fmcefast, tmp_path):
