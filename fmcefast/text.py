@@ -20,6 +20,11 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> lis
     ]
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 epoch`, `1,200 epochs`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def ending(text: str, width: int) -> str:
     """The text, or what fits of its end, after three dots."""
     return text if len(text) <= width else "..." + text[len(text) - width + 3 :]

@@ -1,6 +1,8 @@
 import io
 import re
 
+import pytest
+
 from fmcefast import progress as module
 from fmcefast.progress import Progress, format_seconds
 
@@ -28,10 +30,56 @@ def test_plain_lines_without_a_terminal(monkeypatch):
     assert task.done == 3 and task.rate > 0
 
 
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch):
+    """A terminal of a usual kind, whatever the tests run in."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def shown(out):
+    """The lines and states of the bar, one after the other, without what moves the cursor."""
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[?0-9;]*[A-HJKhl]", "", out.getvalue()))
+
+
 def test_a_bar_on_a_terminal():
     out = Terminal()
     work(Progress(file=out))
     assert "epoch 1 [bold]" in out.getvalue() and "3/3" in out.getvalue() and "\x1b" in out.getvalue()
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 100, 200])
+def test_a_bar_is_one_line_on_a_narrow_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = Terminal()
+    with Progress(file=out).task("learn features", total=112640, unit="images") as task:
+        task.advance(56000, note="epoch 12 of 80  loss 0.1234  CQI 1.23e-02 (mu 0.02)  [bold]" + "x" * 60)
+    states = shown(out)
+    assert max(map(len, states)) <= columns and "\x1b" not in "".join(states)
+    last = next(line for line in reversed(states) if line.strip())
+    assert last.startswith("learn") and ("━" in last) == (columns >= 100) and ("loss" in last) == (columns >= 80)
+    assert "[bold]" in last if columns == 200 else "xxx" not in last
+
+
+def test_colours_only_where_they_are_wanted(monkeypatch):
+    coloured = Terminal()
+    work(Progress(file=coloured))
+    assert re.search(r"\x1b\[[0-9;]*m", coloured.getvalue())
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = Terminal()
+    work(Progress(file=plain))
+    assert "3/3" in plain.getvalue() and not re.search(r"\x1b\[[0-9;]*m", plain.getvalue())
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_plain_lines_on_a_dumb_terminal_and_in_a_pipe(monkeypatch, kind):
+    monkeypatch.setenv("TERM", "dumb" if kind is Terminal else "xterm")
+    monkeypatch.setattr(module, "_PLAIN_INTERVAL", -1)
+    out = kind()
+    work(Progress(file=out))
+    assert out.getvalue().startswith("train: 1 of 3 images, ") and not re.search(r"[\r\x1b]", out.getvalue())
 
 
 def test_quiet_is_silent():

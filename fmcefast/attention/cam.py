@@ -36,6 +36,7 @@ from fmcefast.runtime.device import on_device, pick_device
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.stage import Stage, problem
+from fmcefast.text import counted
 
 IMAGES = 8
 TARGETS = ("predicted", "true")
@@ -138,6 +139,8 @@ class Cam(Stage[CamResult]):
 
     def reason_to_redo(self, run: RunFolder) -> str | None:
         """The weights are compared by name: their checksums would take long."""
+        if not self.is_done(run):
+            return None
         saved = self.load(run)
         shown = [(each.phase, each.epoch, each.raf) for each in (*saved.phases, *saved.rafs)]
         if shown != [place[:3] for place in (*_phases(run), *_rafs(run)) if place.path.exists()]:
@@ -149,8 +152,8 @@ class Cam(Stage[CamResult]):
         if not self.is_done(run):
             return None
         saved = self.load(run)
-        rafs = f" and {len(saved.rafs)} RAFs" if saved.rafs else ""
-        return f"{saved.images} images at {len(saved.phases)} phases{rafs}"
+        rafs = f" and {counted(len(saved.rafs), 'RAF')}" if saved.rafs else ""
+        return f"{counted(saved.images, 'image')} at {counted(len(saved.phases), 'phase')}{rafs}"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         if self.is_done(run):

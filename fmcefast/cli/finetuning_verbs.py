@@ -147,8 +147,8 @@ def score(
     \b
     fmcefast score runs/mnist --weights mine/epoch-10.pt mine/epoch-20.safetensors
     fmcefast score runs/mnist --reference
-    fmcefast score --model maturity.safetensors --backbone resnet18 --data cifar10 \\
-      --weights mine/epoch-10.pt
+    fmcefast score --model maturity.safetensors --weights my.pt \\
+      --backbone resnet18 --data cifar10
 
     Every held-out image's feature map gets a score from 1 to K; the table shows mean, spread and distribution. The last
     form opens no run: its model comes from fit --model invariant, and --backbone, --data, --image-size, --recipe and

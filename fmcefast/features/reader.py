@@ -80,6 +80,13 @@ def explained(folder: Path, shard: Shard) -> Iterator[None]:
         raise damaged(folder, f"The shard {path} is damaged: {error}") from error
 
 
+def check_shards(folder: Path, manifest: Manifest) -> None:
+    """Raise FmcefastError unless every shard is there with the right size and header; the rows are not read."""
+    for shard in manifest.shards:
+        with explained(folder, shard):
+            check_header(folder / shard.file, shard, manifest)
+
+
 def check_header(path: Path, shard: Shard, manifest: Manifest) -> None:
     """Raise OSError or ValueError unless the file is a regular one with the right size and header."""
     with open_regular(path) as file:

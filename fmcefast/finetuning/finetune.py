@@ -87,6 +87,8 @@ class Finetune(Stage[FinetuneResult]):
         return f"{outdated} of {len(cells)} under another FMCE-Net or other settings" if outdated else None
 
     def explain(self, run: RunFolder) -> str | None:
+        for cell in finished_cells(run):
+            cell.rows()  # raises for a damaged one
         finished = trainings_begun(run)
         return f"{sum(finished)} of {len(finished)} fine-tunings finished" if finished else None
 

@@ -20,6 +20,7 @@ from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import open_source
 from fmcefast.stages.markers import markers
 from fmcefast.stages.stage import Stage, problem
+from fmcefast.text import counted
 
 ENGINES: dict[str, Callable[[list[Cell], int | None], Iterator[FinetuneResult]]] = {
     "local": train_locally,
@@ -134,7 +135,7 @@ class Sweep(Stage[SweepResult]):
         sweep = begun_sweep(run)
         if sweep is not None:
             return sweep.explain()
-        return f"{len(read_table(run))} cells" if self.is_done(run) else None
+        return counted(len(read_table(run)), "cell") if self.is_done(run) else None
 
     def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
         """A sweep of finished cells only writes the table."""

@@ -20,6 +20,7 @@ from fmcefast.pipeline.status_result import RunsStatus, RunStatus, StageStatus
 from fmcefast.run.epochs import Epoch
 from fmcefast.run.folder import RunFolder, read_run
 from fmcefast.stages.stage import Stage
+from fmcefast.text import counted
 from fmcefast.training.loop import committed_epochs
 
 Value = TypeVar("Value")
@@ -115,7 +116,7 @@ def _looks_at_learning(run: RunFolder) -> Iterator[_Look]:
     for each in experiments_begun(run):
         size = sum(file.bytes for path in each.paths for file in _files(path))
         state = "done" if each.finished and each.problem is None else "partial"
-        detail = each.problem or (f"{each.trainings} trainings" if each.trainings else None)
+        detail = each.problem or (counted(each.trainings, "training") if each.trainings else None)
         yield _Look(StageStatus(f"learn {each.name}", None, state, detail, each.problem is not None, size))
 
 

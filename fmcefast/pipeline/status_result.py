@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fmcefast.progress import format_bytes
-from fmcefast.text import aligned, ending
+from fmcefast.text import WIDTH, aligned, ending
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,11 @@ class RunStatus:
         return "\n".join(line for line in lines if line)
 
     def cells(self) -> tuple[str, ...]:
-        """A row in the table of runs."""
+        """A row in the table of runs, after the name."""
         planned = "" if self.planned is None or self.stages["train"] == "done" else f"/{self.planned}"
         return (
-            ending(Path(self.run).name, 22),
-            ending(self.data or "", 16),
-            ending(self.backbone or "", 20),
+            ending(self.data or "", 13),
+            ending(self.backbone or "", 18),
             "" if self.epochs is None else f"{self.epochs}{planned}",
             "" if self.converged_at is None else str(self.converged_at),
             "" if self.top1 is None else f"{self.top1:.4f}",
@@ -101,8 +100,11 @@ class RunsStatus:
     def explain(self) -> str:
         if not self.runs:
             return f"There is no run under {self.folder}/ yet. Make one: fmcefast run"
-        heads = ("run", "data", "backbone", "epochs", "E_K", "top-1", "FMCE-Net", "size", "next")
-        sound = [run.cells() for run in self.runs if run.problem is None]
-        head, *rows = aligned([heads, *sound], numbers=range(3, 8))
+        sound = [run for run in self.runs if run.problem is None]
+        heads = ("data", "backbone", "epochs", "E_K", "top-1", "FMCE-Net", "size", "next")
+        cells = aligned([heads, *(run.cells() for run in sound)], numbers=range(2, 7))
+        room = WIDTH - max(map(len, cells)) - 2
+        names = ["run", *(ending(Path(run.run).name, room) for run in sound)]
+        head, *rows = aligned(list(zip(names, cells, strict=True)))
         rest = iter(rows)
         return "\n".join([head, *(run.problem or next(rest) for run in self.runs)])

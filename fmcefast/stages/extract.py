@@ -7,6 +7,7 @@ from pathlib import Path
 from fmcefast.errors import FmcefastError
 from fmcefast.features.integrity import verify_store
 from fmcefast.features.manifest import FILE, Manifest, read_committed
+from fmcefast.features.reader import check_shards
 from fmcefast.map_sources.choice import recomputes_maps
 from fmcefast.map_sources.sizes import bytes_to_store, is_stored, maps_to_store
 from fmcefast.map_sources.storing import store_feature_maps
@@ -18,6 +19,7 @@ from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.rates import Rates
 from fmcefast.stages.stage import Cost, Stage
+from fmcefast.text import counted
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,9 @@ class Extract(Stage[ExtractResult]):
         if not (run.features / FILE).exists():
             return None
         manifest = read_committed(run.features)
+        check_shards(run.features, manifest)
         whole, phases = sum(phase.rows == manifest.samples for phase in manifest.phases), len(manifest.phases)
-        of_phases = f"{phases} phases" if manifest.complete else f"{whole} of {phases} phases"
+        of_phases = counted(phases, "phase") if manifest.complete else f"{whole} of {phases} phases"
         return f"{manifest.rows:,} feature maps ({of_phases})"
 
     def command(self, run: RunFolder, *, redo: bool = False) -> str | None:

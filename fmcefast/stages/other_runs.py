@@ -18,6 +18,7 @@ from fmcefast.runtime.device import amp_type, on_device, pick_device
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.stage import Stage, older_than, problem
+from fmcefast.text import counted
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class ScoreOtherRuns(Stage[OtherRunsResult]):
         return older_than(run.test_runs_json, run.fmce_net)
 
     def explain(self, run: RunFolder) -> str | None:
-        return f"tested on {len(_read_tests(run))} other runs" if self.is_done(run) else None
+        return f"tested on {counted(len(_read_tests(run)), 'other run')}" if self.is_done(run) else None
 
     def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
         others = [word for test in _read_tests(run) for word in ("--test-run", test.run)]

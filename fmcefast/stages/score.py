@@ -25,7 +25,7 @@ from fmcefast.runtime.device import amp_type, in_precision, on_device, pick_devi
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.stage import Stage, older_than, problem
-from fmcefast.text import WIDTH, aligned, ending
+from fmcefast.text import WIDTH, aligned, counted, ending
 
 _CALIBRATION_BINS = 15
 # Columns of the table: those of the numbers with the space around them, and at most those of the distribution.
@@ -185,11 +185,11 @@ class ScoreCheckpoints(Stage[ScoreResult]):
             if row.epoch not in scored and run.weights_of(row.epoch).exists()
         ]
         if missing:
-            return f"{len(scored)} epochs scored, and there are {len(missing)} more"
+            return f"without {counted(len(missing), 'epoch')} of {len(missing) + len(scored)}"
         return older_than(run.score_json, run.fmce_net)
 
     def explain(self, run: RunFolder) -> str | None:
-        return f"{len(self.load(run).reference)} epochs scored" if self.is_done(run) else None
+        return f"{counted(len(self.load(run).reference), 'epoch')} scored" if self.is_done(run) else None
 
     def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
         return f"{super().command(run)} --reference"

@@ -24,6 +24,7 @@ from fmcefast.runtime.device import describe, pick_device
 from fmcefast.runtime.ranks import current_ranks
 from fmcefast.stages.rates import Rates
 from fmcefast.stages.stage import Cost, Stage, problem
+from fmcefast.text import counted
 from fmcefast.training.loop import committed_epochs, train_epochs
 from fmcefast.training.trainer import Trainer
 
@@ -126,7 +127,7 @@ class Train(Stage[TrainResult]):
 
     def explain(self, run: RunFolder) -> str | None:
         if self.is_done(run):
-            return f"{len(_epochs(run))} epochs"
+            return counted(len(_epochs(run)), "epoch")
         epochs, config = committed_epochs(Epoch, run), run.config
         most = "at most " if config.until_converged else ""
         return f"{len(epochs)} of {most}{config.epochs} epochs" if epochs else None

@@ -14,6 +14,7 @@ from fmcefast.data.sources import load_source, sample
 from fmcefast.errors import InputError, NotConvergedError
 from fmcefast.finetuning.cell import Cell
 from fmcefast.finetuning.table import paired_interval
+from fmcefast.models.fmce_net import FMCENet
 from fmcefast.models.networks import make_network
 from fmcefast.models.weights import read_weights
 from fmcefast.pipeline.stages import STAGES, fit, report, undo
@@ -97,7 +98,13 @@ def test_the_stage_leaves_heat_maps_and_their_numbers(tuned, cpu):
     assert (found.difference.entropy.low, found.difference.entropy.high) == paired_interval(differences)
     assert [row.energy_top20 for row in found.rows_of(3)] == [row.energy_top20 for row in found.rows_of(2)]
     assert cam.load(tuned) == found and verify(tuned, quiet()).sound
+    assert cam.explain(tuned) == "12 images at 3 phases and 1 RAF" and cam.reason_to_redo(tuned) is None
     assert max(map(len, found.explain().splitlines()[:-1])) <= 100
+    tuned.weights_of(markers[0]).unlink()
+    assert cam.reason_to_redo(tuned) == "of other phases or RAFs than there are now"
+    shutil.copy(tuned.weights_of(6), tuned.weights_of(markers[0]))
+    FMCENet(1024, 1, phases=3).save_pretrained(tuned.fmce_net)
+    assert cam.reason_to_redo(tuned) == "of another FMCE-Net"
 
 
 def test_fmcs_is_that_of_score(run):

@@ -69,7 +69,7 @@ def test_help_has_examples(fmcefast):
     code, out, _ = fmcefast("fit", "--help")
     assert code == 0 and "--model invariant --test-run runs/seed-2 --output maturity.safetensors" in out
     code, out, _ = fmcefast("score", "--help")
-    assert code == 0 and "fmcefast score --model maturity.safetensors --backbone resnet18 --data cifar10" in out
+    assert code == 0 and "fmcefast score --model maturity.safetensors --weights my.pt" in out
 
 
 def test_fit_as_json(fmcefast, here):

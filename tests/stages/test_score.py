@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from fmcefast.models.networks import make_network
 from fmcefast.pipeline.change import open_run
 from fmcefast.progress import Progress
 from fmcefast.stages.other_runs import other_runs
-from fmcefast.stages.score import score
+from fmcefast.stages.score import Score, ScoreResult, score
 
 NAME = "shufflenet_v2_x0_5"
 
@@ -110,6 +111,22 @@ def test_the_key_takes_one_of_several_sets_of_weights(run, fmcefast, tmp_path):
     assert out.splitlines()[-1] == "w.pt: state_dict_ema was taken. state_dict would fit too: --key state_dict"
     code, out, err = fmcefast(*words, "--key", "model")
     assert (code, out) == (2, "") and "Unknown key of w.pt 'model'. Known: state_dict, state_dict_ema." in err
+
+
+@pytest.mark.parametrize("phases", [2, 3, 10, 11, 40, 250])
+@pytest.mark.parametrize("names", [["a.pt", "b.pt"], ["x/" * 60 + "epoch-0001.pt", "y/" * 60 + "epoch-0002.pt"]])
+def test_the_table_fits_100_columns(phases, names):
+    distribution = (np.arange(1, phases + 1) / np.arange(1, phases + 1).sum()).tolist()
+    scores = [Score(name, None, phases, 12.5, distribution, 0.999, 0.5) for name in names]
+    result = ScoreResult("fmce_net.safetensors", None, phases, 25, scores, [], None, None, None)
+    _, heads, labels, *rows = result.explain().splitlines()
+    assert max(map(len, [heads, labels, *rows])) <= 100
+    assert [row.split()[0][-5:] for row in rows] == [name[-5:] for name in names]
+    ends = [int(label.rpartition("-")[2]) for label in labels.split()]
+    assert ends[-1] == phases and (ends == list(range(1, phases + 1))) == (phases <= 10)
+    of_first = [float(part) for part in rows[0].split()[5:]]
+    expected = [100 * sum(distribution[a:b]) for a, b in pairwise([0, *ends])]
+    assert of_first == pytest.approx(expected, abs=0.5)
 
 
 def test_bad_input_is_refused(run, runs, fmcefast, tmp_path):
