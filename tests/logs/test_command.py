@@ -68,7 +68,7 @@ def test_what_is_not_converged_is_said_in_epochs_of_the_log(fmcefast, folds):
 def test_errors_say_how_epochs_are_counted(folds):
     log = read_losses(folds, where={"fold": "0"})
     with pytest.raises(InputError, match=r"Only .* epochs lie between .*in the log they are the epochs 0 to 390"):
-        find_log_markers(log, mu=1.0)
+        find_log_markers(log, mu=1.0, min_drop=0)
 
 
 def test_the_plot_has_the_places_of_the_log():
@@ -79,6 +79,6 @@ def test_the_plot_has_the_places_of_the_log():
             assert axes.get_xlabel() == "step"
             drawn = axes.get_lines()[0].get_xdata()
             assert (drawn[0], drawn[-1]) == (0, 390)
-        points = np.concatenate([line.get_xdata() for line in figure.axes[2].get_lines() if line.get_marker() == "o"])
+        points = np.concatenate([line.get_xdata() for line in figure.axes[2].get_lines() if line.get_marker() == "D"])
         assert points.tolist() == [10 * (marker - 1) for marker in found.markers]
     assert log_figure(LOSSES, found).axes[0].get_lines()[0].get_xdata()[-1] == 40
