@@ -82,24 +82,22 @@ def contraction_figure(result: CamResult, *, rafs: bool = False) -> Figure:
         return figure
     figure, axes_of = panels(list(_STATISTICS), height=3.6)
     places = range(len(checkpoints))
-    named: list[Any] = []
     for statistic, axes in axes_of.items():
         title, ylabel = _STATISTICS[statistic]
         values = np.array(
             [[getattr(row, statistic) for row in result.rows_of(first + place)] for place in places], dtype=float
         )
-        for line in values.T:
-            named += axes.plot(places, line, **ONE_OF_MANY, label="one image")
+        image, *_ = [axes.plot(places, line, **ONE_OF_MANY, label="one image")[0] for line in values.T]
         means = [getattr(each, statistic) for each in checkpoints]
         middle = np.array([each.mean for each in means], dtype=float)
         errors = [0.0 if each.low is None else each.mean - each.low for each in means]  # it is symmetric
-        named.append(axes.errorbar(places, middle, errors, label="mean, 95% interval", **MEAN))
+        mean: Any = axes.errorbar(places, middle, errors, label="mean, 95% interval", **MEAN)
         axes.margins(x=0.06)
         finish(axes, title, xlabel="representation abstraction factor (RAF)" if rafs else "phase (FMCS)", ylabel=ylabel)
         names = [f"{each.phase}" if each.raf is None else f"{each.raf:g}" for each in checkpoints]
         step = every(len(places))
         axes.set_xticks(places[::step], names[::step])
-    legend_below(figure, named)
+    legend_below(figure, [image, mean])
     head(figure, f"How concentrated the heat maps of {result.layer} are {images}")
     return figure
 

@@ -128,8 +128,8 @@ def tsne_figure(
     present = [int(label) for label in np.unique(labels)]
     few = max(present) < len(MARKS)
     figure = Figure(figsize=(WIDTH, 5.3))
-    named: list[Any] = []
     for axes, points, separation, letter in zip(figure.subplots(1, 2), coordinates, separations, "ab", strict=True):
+        named: list[Any] = []
         for label in present:
             mark, size = (MARKS[label], 16) if few else (_number(label), (2.2 + 2.6 * len(str(label))) ** 2)
             named.append(

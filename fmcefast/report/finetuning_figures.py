@@ -67,10 +67,10 @@ def raf_figure(table: Sequence[RafRow]) -> Figure:
     middle = np.median(means)
     spread = np.median(np.abs(means - middle)) + max(deviations[means > middle - 10])
     bottom = max(0.0, middle - _FAR_BELOW * max(spread, 0.2))
-    named: list[Any] = []
+    named: dict[str, Any] = {}
     for place, (row, mean, deviation) in enumerate(zip(table, means, deviations, strict=True)):
         label, look = _verdict(row)
-        named.append(axes.bar(place, mean - bottom, bottom=bottom, width=0.7, label=label, **look))
+        named.setdefault(label, axes.bar(place, mean - bottom, bottom=bottom, width=0.7, label=label, **look))
         if mean < bottom:
             axes.text(place, bottom, f"{mean:.1f}\nfar below", ha="center", va="bottom", fontsize=SMALL)
             continue
@@ -95,7 +95,7 @@ def raf_figure(table: Sequence[RafRow]) -> Figure:
     axes.set_xlim(-0.6 - empty, len(table) - 0.4 + empty)
     axes.set_ylim(bottom, top + 0.12 * (top - bottom))
     axes.grid(False, axis="x")
-    legend_below(figure, named)
+    legend_below(figure, [*named.values()])
     head(figure, "Top-1 on held-out images by RAF: mean and standard deviation over the seeds")
     return figure
 

@@ -66,12 +66,11 @@ def finish(
 
 
 def legend_below(figure: Figure, named: Sequence[Artist]) -> None:
-    """Put the labels of artists, each of them once, below all panels of a figure, which grows by that."""
-    entries = {str(artist.get_label()): artist for artist in named}
-    longest = max(map(len, entries)) + 10  # with the line and a gap
-    rows = ceil(len(entries) / max(1, letters_in(figure.get_figwidth()) // longest))
-    columns = ceil(len(entries) / rows)
-    figure.legend([*entries.values()], [*entries], loc="outside lower center", ncols=columns)
+    """Put the labels of artists below all panels of a figure, which grows by that."""
+    names = [str(artist.get_label()) for artist in named]
+    longest = max(map(len, names)) + 10  # with the line and a gap
+    rows = ceil(len(names) / max(1, letters_in(figure.get_figwidth()) // longest))
+    figure.legend(named, names, loc="outside lower center", ncols=ceil(len(names) / rows))
     _grow(figure, rows * SMALL)
 
 

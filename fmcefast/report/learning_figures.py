@@ -21,7 +21,6 @@ def arms_figure(arms: Sequence[ArmResult]) -> Figure:
     whose range is shaded. arms: of one batch size."""
     figure = Figure(figsize=(WIDTH, 4.2))
     panels = figure.subplots(1, 3, sharey=True)
-    named = []
     for number, name in enumerate(ARMS):
         of_arm = [arm for arm in arms if arm.arm == name]
         if not of_arm:
@@ -34,13 +33,13 @@ def arms_figure(arms: Sequence[ArmResult]) -> Figure:
         )
         look = line_of(number, length)
         for axes, places in zip(panels, (np.arange(1, length + 1), seconds, images), strict=True):
-            named += axes.plot(places, accuracy.mean(axis=0), label=name, **look)
+            axes.plot(places, accuracy.mean(axis=0), label=name, **look)
             axes.fill_between(places, accuracy.min(axis=0), accuracy.max(axis=0), color=look["color"], **BAND)
     finish(panels[0], "(a) By epoch", ylabel="accuracy on held-out images, %")
     finish(panels[1], "(b) By time", xlabel="seconds of training", ylabel="", whole_numbers=False)
     finish(panels[2], "(c) By images", xlabel="images trained", ylabel="", whole_numbers=False)
     panels[2].xaxis.set_major_formatter(EngFormatter(sep=""))
-    legend_below(figure, named)
+    legend_below(figure, panels[0].lines)
     seeds = number_of(len({arm.seed for arm in arms}), "seed")
     head(figure, f"Ways to train with batches of {arms[0].batch_size:,}: mean and range of accuracy ({seeds})")
     _leave_out_the_start(panels[0], arms)
@@ -73,7 +72,7 @@ def hits_figure(arms: Sequence[ArmResult]) -> Figure:
 @style()
 def batch_sizes_figure(arms: Sequence[ArmResult]) -> Figure:
     """[LFM] Fig. 8: accuracy at the end against the batch size, of plain training and of training that skips what its
-    cache explains; the mean over the seeds, whose range is shaded."""
+    cache explains; the mean over the seeds, whose range is shaded. arms: `plain` or `cache` among them."""
     figure = Figure(figsize=(NARROW, 4))
     axes = figure.subplots()
     sizes = sorted({arm.batch_size for arm in arms})
@@ -110,9 +109,9 @@ def fgsm_figure(result: FgsmResult) -> Figure:
         trained = "trained on images" if network == "images" else f"trained on maps of {short(network, _NAME)}"
         label = f"{trained}, attacked itself" if network == attacked else f"{trained}, changes made for images"
         named += axes.plot(result.epsilons, values, label=label, **line_of(number, len(values)))
-    named += [axes.axvline(epsilon, **GUIDE, label="epsilons of the paper") for epsilon in PAPER_EPSILONS]
+    paper, *_ = [axes.axvline(epsilon, **GUIDE, label="epsilons of the paper") for epsilon in PAPER_EPSILONS]
     finish(axes, xlabel="epsilon, the largest change of a pixel in 0 to 1", ylabel="accuracy, %", whole_numbers=False)
-    legend_below(figure, named)
+    legend_below(figure, [*named, paper])
     seeds = number_of(len({each.seed for each in result.attacks}), "seed")
     head(figure, f"Accuracy on held-out images changed by FGSM: mean ({seeds})")
     return figure

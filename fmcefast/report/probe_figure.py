@@ -28,7 +28,7 @@ def probe_figure(result: ProbeResult) -> Figure:
     named: list[Artist] = []
     for statistic, axes in axes_of.items():
         title, ylabel = _PANELS[statistic]
-        named += _draw(axes, result, statistic, modules[:DIFFERENT_LINES])
+        named = _draw(axes, result, statistic, modules[:DIFFERENT_LINES])
         finish(axes, title, xlabel="checkpoint", ylabel=ylabel)
         if len(files) <= _NAMED:
             names = short_files(files, _NAME)

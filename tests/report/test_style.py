@@ -110,10 +110,10 @@ def test_panels_fill_their_rows(count):
     assert left < 0.1 and right > 0.9
 
 
-def test_a_legend_names_each_label_once_and_underscores_too(draw):
+def test_a_legend_names_underscores_and_namesakes_too(draw):
     with style.style():
         figure, axes = panels(["one"], height=2)
         named = [axes["one"].plot([1, 2], label=name)[0] for name in ("_first", "$second", "_first")]
         legend_below(figure, named)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["_first", "$second"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["_first", "$second", "_first"]
     draw(figure)
