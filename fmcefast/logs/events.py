@@ -52,8 +52,8 @@ def _scalars(path: Path) -> Iterator[tuple[str, int, float]]:
             elif value.HasField("tensor") and value.tag in scalar_tags and not value.tensor.tensor_shape.dim:
                 try:
                     yield value.tag, event.step, float(make_ndarray(value.tensor))
-                except TypeError as error:
-                    raise ValueError(f"record {number} holds no number: {error}") from error
+                except (TypeError, KeyError) as error:
+                    raise ValueError(f"record {number} holds no number") from error
 
 
 def _records(path: Path) -> Iterator[bytes]:
