@@ -49,8 +49,11 @@ def _scalars(path: Path) -> Iterator[tuple[str, int, float]]:
                 scalar_tags.add(value.tag)
             if value.HasField("simple_value"):
                 yield value.tag, event.step, float(value.simple_value)
-            elif value.HasField("tensor") and value.tag in scalar_tags:
-                yield value.tag, event.step, float(make_ndarray(value.tensor))
+            elif value.HasField("tensor") and value.tag in scalar_tags and not value.tensor.tensor_shape.dim:
+                try:
+                    yield value.tag, event.step, float(make_ndarray(value.tensor))
+                except (TypeError, KeyError) as error:
+                    raise ValueError(f"record {number} holds no number") from error
 
 
 def _records(path: Path) -> Iterator[bytes]:

@@ -154,12 +154,12 @@ def _are_in_order(table: Table, selection: Selection) -> bool:
 def refuse_mixture(table: Table, selection: Selection, place: str, *, one_after_another: bool) -> None:
     """Raise InputError when a column tells apart rows of the same epochs, as of several models or settings.
 
-    place: the column of the epochs, or of the steps. one_after_another: whether they begin anew, in which case a phase
-    such as finetuning may do so.
+    place: the column of the epochs, or of the steps. one_after_another: whether they begin anew, as they may with a
+    phase such as finetuning, or with another learning rate.
     """
     columns = [
         name
-        for name in (*table.text_columns(), *_few_numbers(table))
+        for name in (*table.text_columns(), *([] if one_after_another else _few_numbers(table)))
         if name not in (*selection.conditions, selection.column, selection.epoch, selection.step)
         and not names.is_time(name)
         and names.step_column([name]) is None

@@ -100,6 +100,11 @@ def test_columns_that_count_the_rows_of_an_epoch(read, name):
     assert log.losses.tolist() == pytest.approx([1 + 1 / (epoch + 1) for epoch in EPOCHS]) and log.axis == "epoch"
 
 
+def test_another_setting_for_the_next_training(read):
+    log = read("lr,epoch,loss\n0.1,0,2.5\n0.1,1,2.0\n0.01,0,2.25\n0.01,1,1.5\n")
+    assert log.losses.tolist() == [2.25, 1.5] and "the last of 2 trainings" in log.explain()
+
+
 def test_phases_of_one_training_are_all_of_it(read):
     """Fine-tuning after training the head: it goes on, or begins anew as the last training."""
     content = "phase,epoch,loss\nhead,0,2.5\nhead,1,1.5\nfinetune,2,1.25\nfinetune,3,1.0\n"
