@@ -29,8 +29,7 @@ class ShardedFile(TensorFile):
         for name, file in shard_of.items():
             if name not in self._shards[file].shapes:
                 raise InputError(
-                    f"{path} does not fit the files beside it: there is no {printable(name)} in {file}. Download all "
-                    "of them again."
+                    f"{path} does not fit its shards: there is no {printable(name)} in {file}. Download all again."
                 )
         self.shapes = {name: self._shards[file].shapes[name] for name, file in shard_of.items()}
 

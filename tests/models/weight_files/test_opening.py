@@ -109,7 +109,7 @@ def test_shards_are_read_through_their_index(index):
             {"a": "model-3.safetensors"},
             r"lists weights that are not beside it: model-3\.safetensors\. Download or copy",
         ),
-        ({"x": "model-1.safetensors"}, r"does not fit the files beside it: there is no x in model-1\.safetensors"),
+        ({"x": "model-1.safetensors"}, r"does not fit its shards: there is no x in model-1\.safetensors"),
         ({"a": "../model-1.safetensors"}, r"lists a file in another folder"),
         ({"a": "/etc/passwd"}, r"lists a file in another folder"),
         ({"a": "model.safetensors.index.json"}, r"is neither a safetensors file nor one of torch\.save"),
