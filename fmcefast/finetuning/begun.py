@@ -36,11 +36,11 @@ def begun_sweep(run: RunFolder) -> BegunSweep | None:
     unfinished = [cell for cell in cells if not cell.finished]
     if not unfinished:
         return None
-    per_seed, first = unfinished[0].net_of_seed, run.config.seed
-    seeds = range(first, max(cell.seed for cell in unfinished) + 1)
+    per_seed = unfinished[0].net_of_seed
+    seeds = range(run.config.seed, max(cell.seed for cell in unfinished) + 1)
     rafs = {1.0, *(cell.raf for cell in unfinished)}
     own = [cell for cell in cells if cell.net_of_seed == per_seed and cell.raf in rafs and cell.seed in seeds]
-    if len(rafs) < 2 or len(own) < len(rafs) * len(seeds):
+    if len(rafs) < 2 or len(own) < len(rafs) * len(seeds) or any(cell not in own for cell in unfinished):
         return None
     return BegunSweep(run, sorted(rafs, reverse=True), len(seeds), per_seed, own)
 

@@ -136,7 +136,10 @@ def _next(run: RunFolder, looks: list[_Look]) -> tuple[str | None, str | None]:
         if row.state == "missing" and skipped:
             continue
         command = stage.command(view, redo=row.state == "stale")
-        return command, None if command else "It goes on in your own training loop, with ConvergenceRecorder."
+        if command is not None:
+            return command, None
+        if run.config.is_recorded:
+            return None, "It goes on in your own training loop, with ConvergenceRecorder."
     return None, None
 
 

@@ -34,7 +34,7 @@ def write_events(run: RunFolder, epochs: Sequence[Epoch] | None = None) -> None:
 
     epochs: instead of those of losses.csv. What is new is appended, as a TensorBoard that is running expects it. Where
     epochs were trained again a new file takes the place of the old one, which is emptied, so that no point is there
-    twice. Raises InputError when TensorBoard is not installed, and for damaged files.
+    twice. Raises InputError when TensorBoard is not installed, and for a damaged losses.csv or maturity.csv.
     """
     if not run.config.tensorboard:
         return
@@ -111,10 +111,10 @@ def _points(run: RunFolder, epochs: Sequence[Epoch]) -> Iterator[_Point]:
 
 
 def _read(path: Path, key: str) -> Any:
-    """A value of a JSON file; None where there is no file."""
+    """A value of a JSON file; None where there is none or it is damaged, which must not stop a training."""
     try:
-        return files.read_json(path, lambda content: content[key], f"Remove {path} to make it again.")
-    except FileNotFoundError:
+        return files.read_json(path, lambda content: content[key], "")
+    except (FileNotFoundError, InputError):
         return None
 
 

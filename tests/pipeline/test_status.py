@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from fmcefast.features.manifest import Manifest
 from fmcefast.files import FolderLock, is_locked
-from fmcefast.finetuning.cell import Cell
+from fmcefast.finetuning.cell import Cell, Init
 from fmcefast.finetuning.sweep_csv import write_table
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.pipeline.change import open_run
@@ -189,11 +189,23 @@ def test_a_sweep_that_is_not_finished_is_continued_as_it_was_begun(run):
     write_table(run)
     assert state(run, "finetune")[0] == "done" and state(run, "sweep") == ("done", "4 cells")
     (other,) = begin(run, (0.5,), (7,))
-    assert state(run, "sweep")[0] == "done"
+    assert state(run, "sweep") == ("done", "4 cells")
     assert status(run).next == f"fmcefast finetune {run.path} --raf 0.5 --seed 7"
     finish(other)
     assert state(run, "sweep") == ("stale", "sweep.csv lists 4 of 5 finished cells")
     assert status(run).next == f"fmcefast sweep {run.path} --rafs 1 --seeds 1"
+
+
+def test_fine_tuning_that_no_command_can_continue_is_passed_over(run, tmp_path):
+    """Weights to start from are known by checksum alone; and a seed may be smaller than that of the run."""
+    later = RunFolder(run.path, replace(run.config, seed=5))
+    cell = Cell(later, 0.8, 2, 6, run.fmce_net, init=Init(tmp_path / "old.safetensors", "0badcafe"))
+    with cell.locked():
+        cell.begin(force=False)
+    assert state(run, "finetune") == ("partial", "0 of 1 fine-tunings finished")
+    assert status(run).next == f"fmcefast report {run.path}" and status(run).advice is None
+    begin(later, (1.0, 0.8), (2,))
+    assert state(later, "sweep")[0] == "missing" and status(later).next.endswith("--raf 1 --seed 2")
 
 
 def test_fine_tuning_under_another_fmce_net_is_stale(run):
