@@ -15,7 +15,6 @@ from fmcefast.convergence.axis import Axis
 from fmcefast.convergence.cqi import curves
 from fmcefast.convergence.markers import Markers
 from fmcefast.report.labels import finish, head, number_of, panels
-from fmcefast.report.saving import save as save
 from fmcefast.report.style import (
     ASIDE,
     EPOCH_MARKER,
