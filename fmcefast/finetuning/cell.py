@@ -17,9 +17,6 @@ from fmcefast.stages.train import train
 
 FILE = "cell.json"
 _TRAINING = tuple(name for name in train.settings if SETTINGS[name].invalidates_results)
-
-# Settings that an earlier version did not have, as it trained.
-_OF_EARLIER_VERSIONS = {"exif": SETTINGS["exif"].default}
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 
 
@@ -97,7 +94,7 @@ class Cell:
 
     def differing(self) -> list[str]:
         """The names of the settings that are not those of cell.json, the FMCE-Net among them."""
-        saved = {**_OF_EARLIER_VERSIONS, **(_read(self.place.path) or {})}
+        saved = _read(self.place.path) or {}
         return [name for name, value in self._settings().items() if saved.get(name) != value]
 
     def finish(self) -> None:
