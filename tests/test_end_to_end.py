@@ -21,6 +21,7 @@ from fmcefast.stages.fit import split_maps
 
 FLAGS = [
     "--subset", "100", "--image-size", "32", "-b", "20", "--epochs", "16", "--until-converged", "--mu", "0.2",
+    "--min-drop", "0",
     "--window", "2", "--start", "10", "--phases", "3", "--lr", "1e-3", "--fmce-epochs", "2", "--amp", "off",
 ]  # fmt: skip
 

@@ -229,7 +229,8 @@ def settings_of(paper: Paper, arguments: argparse.Namespace) -> dict:
         place = {"data": f"folder:{arguments.jpegs.resolve()}", "recipe": paper.data, "loader": "resident"}
     settings = read_yaml(arguments.config) if arguments.config else {}
     how = {"compile": arguments.compile} | ({"store": arguments.store} if arguments.store else {})
-    return {**place, "backbone": paper.backbone, "epochs": paper.epochs, "mu": paper.mu, **settings, **how}
+    papers = {"backbone": paper.backbone, "epochs": paper.epochs, "mu": paper.mu, "min_drop": 0.0}
+    return {**place, **papers, **settings, **how}
 
 
 def run_at(path: Path, settings: dict) -> RunFolder:

@@ -35,6 +35,7 @@ def test_the_file_has_the_keys_that_it_always_had(history):
     train, fit = map(json.loads, history.path.read_text().splitlines())
     assert list(train) == [
         "stage", "seconds", "ended", "hardware", "processes", "loader", "images_per_second", "data_wait",
+        "versions",
     ]  # fmt: skip
     assert list(fit) == ["stage", "module", "seconds", "ended", "maps_per_second"]
     assert history.entries()[0].rate_of_one_process == 25

@@ -59,8 +59,8 @@ def full(path, content):
     write_bytes(path, content)
 """
 ACCIDENTS = [
-    ("files.write_bytes = full", 1, "keeps 1 of 4 epochs"),
-    ("Trainer.run_epoch = interrupted", 1, "keeps 1 of 4 epochs"),
+    ("files.write_bytes = full", 1, "keeps 1 of 3 epochs"),
+    ("Trainer.run_epoch = interrupted", 1, "keeps 1 of 3 epochs"),
     ("TrainingState.write = killed", -9, ""),
 ]
 
