@@ -37,7 +37,7 @@ def test_the_file_has_the_keys_that_it_always_had(history):
         "stage", "seconds", "ended", "hardware", "processes", "loader", "images_per_second", "data_wait",
         "versions",
     ]  # fmt: skip
-    assert list(fit) == ["stage", "module", "seconds", "ended", "maps_per_second"]
+    assert list(fit) == ["stage", "module", "seconds", "ended", "maps_per_second", "versions"]
     assert history.entries()[0].rate_of_one_process == 25
     assert history.entries()[1].rate_of_one_process == 9
     assert HistoryEntry("markers").rate_of_one_process is None
