@@ -22,7 +22,7 @@ def loss_chart(
     label: str,
     axis: str = "epoch",
     places: Sequence[float] | np.ndarray | None = None,
-    others: Sequence[tuple[str, str, Sequence[float]]] = (),
+    others: Sequence[tuple[str, str, Sequence[float] | np.ndarray]] = (),
 ) -> dict[str, Any] | None:
     """The content of a loss chart; None for fewer than two losses, more than 100,000, or one that has no logarithm.
 
