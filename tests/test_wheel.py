@@ -55,10 +55,13 @@ def test_it_holds_the_package_and_nothing_else(installed):
         "fmcefast/bench/tools/results.py",
         "fmcefast/py.typed",
         "fmcefast/_core.pyi",
-        "fmcefast/report/report.html.j2",
+        "fmcefast/report/templates/run.html.j2",
+        "fmcefast/report/templates/sections/convergence.html.j2",
+        "fmcefast/report/templates/page.css",
+        "fmcefast/report/templates/chart.js",
     } <= package
     assert any(name.startswith("fmcefast/_core.") and name.endswith((".so", ".pyd")) for name in package)
-    unwanted = ("csrc", "/test", "__pycache__", "bench/results", "RESULTS", "documents", "templates", "readme")
+    unwanted = ("csrc", "/test", "__pycache__", "bench/results", "RESULTS", "documents", "tools/templates", "readme")
     assert not any(part in name for name in package for part in unwanted)
     assert any(name.endswith("licenses/LICENSE") for name in files)
     metadata = next(installed.glob("fmcefast-*.dist-info/METADATA")).read_text()

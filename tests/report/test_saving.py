@@ -38,7 +38,8 @@ def test_the_same_figure_gives_the_same_bytes_in_every_process(tmp_path):
     here = hashes(tmp_path)
     assert len(set(here)) == len(here) and hashes(tmp_path) == here
     command = f"import runpy, pathlib; print(*runpy.run_path({__file__!r})['hashes'](pathlib.Path({str(tmp_path)!r})))"
-    elsewhere = subprocess.check_output([sys.executable, "-c", command], text=True, env={"PYTHONHASHSEED": "1"})
+    start, other = [sys.executable, "-c", command], {"PYTHONHASHSEED": "1"}
+    elsewhere = subprocess.check_output(start, text=True, env=other, cwd=tmp_path)
     assert elsewhere.split() == here
 
 
