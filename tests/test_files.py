@@ -36,9 +36,10 @@ def test_json_has_null_for_what_is_no_number():
 
 
 def test_all_json_is_made_in_one_place():
-    """Which is what keeps NaN out of it. The others make no JSON but messages."""
+    """Which is what keeps NaN out of it. The others make no JSON but messages; an installed package holds bench too."""
     root = Path(files.__file__).parent
     makers = {str(path.relative_to(root)) for path in root.rglob("*.py") if "json.dump" in path.read_text("utf-8")}
+    makers = {name for name in makers if not name.startswith("bench/")}
     assert makers <= {"files.py", "logs/json_document.py", "logs/table.py"}
 
 
