@@ -8,7 +8,7 @@ import click
 
 from fmcefast.cli.opening import given
 from fmcefast.errors import InputError
-from fmcefast.run.config import read_yaml, resolve
+from fmcefast.run.config import Config, check_name, check_value, read_yaml
 
 if TYPE_CHECKING:
     from fmcefast.logs.read import LossLog
@@ -69,11 +69,13 @@ def read_log(source: Path, options: dict[str, Any], phases: int) -> "LossLog":
 
 
 def log_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `find_markers` for a LOG: flags over the configuration file over the defaults."""
+    """The keyword arguments of `find_markers` for a LOG: flags over the configuration file over the defaults, those of
+    no data set."""
     if options["force"] or any(options[name] is not None for name in _OF_RUN):
         raise InputError("--force, --keep and --tensorboard are for a run folder; nothing of a run is made for a LOG.")
     in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
-    return resolve(given(options), in_file).marker_settings
+    chosen = {check_name(name): value for name, value in in_file.items()} | given(options)
+    return {name: check_value(name, chosen.get(name, usual)) for name, usual in Config().marker_settings.items()}
 
 
 def words_of(source: Path, options: dict[str, Any]) -> list[str]:

@@ -32,23 +32,23 @@ def write_comparison(runs: Sequence[RunFolder], path: Path) -> None:
     """
     if len({run.path.resolve() for run in runs}) < max(2, len(runs)):
         raise InputError("Name two or more different runs to compare.")
-    results = [read_results(run) for run in runs]
-    for each in results:
+    names = files.short_names([run.path.resolve() for run in runs])
+    results = {name: read_results(run) for name, run in zip(names, runs, strict=True)}
+    for each in results.values():
         if not each.epochs:
             raise InputError(f"{each.run} has no epoch yet. Train it: fmcefast train {each.run}")
-    names = dict(zip(map(id, results), files.short_names([run.path.resolve() for run in runs]), strict=True))
-    settings = _differing(results)
-    groups = _groups(results, settings)
+    settings = _differing(list(results.values()))
+    groups = _groups(list(results.values()), settings)
     page = render(
         "comparison.html.j2",
-        names=[names[id(each)] for each in results],
+        names=names,
         settings=settings,
-        summary=_summary(results, groups),
-        runs=_runs_table(results, names, settings),
+        summary=_summary(groups),
+        runs=_runs_table(results, settings),
         seeds=_groups_table(groups) if any(len(group) > 1 for group in groups.values()) else None,
-        markers=_markers_table(results, names),
-        chart=_chart(results[:_DRAWN], names),
-        left_out=len(results[_DRAWN:]),
+        markers=_markers_table(results),
+        chart=_chart({name: results[name] for name in names[:_DRAWN]}),
+        left_out=len(names[_DRAWN:]),
         commands=[*(command_of(run) for run in runs), command("report", *runs, "--output", path)],
     )
     files.write_text(path, page)
@@ -71,9 +71,10 @@ def _groups(results: Sequence[RunResults], settings: Sequence[str]) -> dict[str,
     return groups
 
 
-def _summary(results: Sequence[RunResults], groups: dict[str, list[RunResults]]) -> list[str]:
-    converged = sum(each.markers is not None and each.markers.converged for each in results)
-    sentences = [f"{converged} of {len(results)} runs have converged."]
+def _summary(groups: dict[str, list[RunResults]]) -> list[str]:
+    runs = [each for group in groups.values() for each in group]
+    converged = sum(each.markers is not None and each.markers.converged for each in runs)
+    sentences = [f"{converged} of {len(runs)} runs have converged."]
     first, *others = groups.items()
     for name, group in others:
         differences = _differences(first[1], group)
@@ -105,14 +106,14 @@ def _differences(first: Sequence[RunResults], second: Sequence[RunResults]) -> n
     return np.array([after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())])
 
 
-def _runs_table(results: Sequence[RunResults], names: dict[int, str], settings: Sequence[str]) -> Table:
+def _runs_table(results: dict[str, RunResults], settings: Sequence[str]) -> Table:
     rows = []
-    for each in results:
+    for name, each in results.items():
         config, last = each.run.config.as_dict(), each.epochs[-1]
         converged = each.markers.markers[-1] if each.markers and each.markers.markers else None
         rows.append([
-            names[id(each)],
-            *(str(config[name]) for name in settings),
+            name,
+            *(str(config[setting]) for setting in settings),
             "" if each.run.config.is_recorded else str(config["seed"]),
             f"{len(each.epochs):,}" + ("" if each.is_trained else " so far"),
             f"{converged:,}" if converged else "no",
@@ -148,8 +149,8 @@ def _mean(values: Sequence[float], form: str) -> str:
     return interval(mean(known), *paired_interval(np.array(known)), form) if known else ""
 
 
-def _markers_table(results: Sequence[RunResults], names: dict[int, str]) -> Table | None:
-    marked = [(names[id(each)], each.markers.markers) for each in results if each.markers and each.markers.markers]
+def _markers_table(results: dict[str, RunResults]) -> Table | None:
+    marked = [(name, each.markers.markers) for name, each in results.items() if each.markers and each.markers.markers]
     phases = max((len(epochs) for _, epochs in marked), default=0)
     rows = [
         [str(phase + 1), *(f"{epochs[phase]:,}" if phase < len(epochs) else "" for _, epochs in marked)]
@@ -158,10 +159,10 @@ def _markers_table(results: Sequence[RunResults], names: dict[int, str]) -> Tabl
     return Table("Epoch markers", ["phase (FMCS)", *(name for name, _ in marked)], rows) if rows else None
 
 
-def _chart(results: Sequence[RunResults], names: dict[int, str]) -> dict[str, Any]:
+def _chart(results: dict[str, RunResults]) -> dict[str, Any]:
     panels = [
-        ("Training loss (log scale)", True, [[row.loss for row in each.epochs] for each in results]),
-        ("Top-1 on held-out images", False, [[row.top1 for row in each.epochs] for each in results]),
+        ("Training loss (log scale)", True, [[row.loss for row in each.epochs] for each in results.values()]),
+        ("Top-1 on held-out images", False, [[row.top1 for row in each.epochs] for each in results.values()]),
     ]
     return {
         "axis": "epoch",
@@ -171,8 +172,8 @@ def _chart(results: Sequence[RunResults], names: dict[int, str]) -> dict[str, An
                 "title": title,
                 "log": log,
                 "lines": [
-                    {"name": names[id(each)], "values": encoded(values[:_LONGEST])}
-                    for each, values in zip(results, curves, strict=True)
+                    {"name": name, "values": encoded(values[:_LONGEST])}
+                    for name, values in zip(results, curves, strict=True)
                 ],
             }
             for title, log, curves in panels

@@ -33,7 +33,6 @@ class Album:
 
     def add(self, figure: Figure, name: str, alt: str, commands: Sequence[str], *, shrinks: bool = True) -> Picture:
         """Save a figure under a name. shrinks: whether its letters stay readable when it is fitted to the page."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         saved = save_figure(figure, self.folder, name)
         shown = saved.svg if saved.svg.stat().st_size <= _LARGEST_SVG else saved.png
         content = base64.b64encode(shown.read_bytes()).decode("ascii")

@@ -8,34 +8,34 @@ from fmcefast.report.results import RunResults
 from fmcefast.report.tables import Table
 from fmcefast.run.config import resolve
 from fmcefast.run.folder import RunFolder
+from fmcefast.run.history import HistoryEntry
 
 
 def stages_table(results: RunResults) -> Table | None:
     """A row for each stage that took time: training from its epochs, the others with their interrupted attempts."""
-    seconds: dict[str, float] = {}
-    rates: dict[str, str] = {}
-    hardware: dict[str, str] = {}
-    software: dict[str, str] = {}
+    attempts: dict[str, list[HistoryEntry]] = {}
     for entry in results.run.history.entries():
-        stage = " ".join(filter(None, (entry.stage, entry.module)))
-        seconds[stage] = seconds.get(stage, 0.0) + entry.seconds
-        hardware[stage] = entry.hardware or hardware.get(stage, "")
-        software[stage] = ", ".join(f"{name} {version}" for name, version in (entry.versions or {}).items())
-        if entry.rate is not None:
-            rates[stage] = f"{entry.rate:,.0f} {entry.unit}/s"
+        attempts.setdefault(" ".join(filter(None, (entry.stage, entry.module))), []).append(entry)
+    if not attempts:
+        return None
+    seconds = {stage: sum(entry.seconds for entry in entries) for stage, entries in attempts.items()}
     if "train" in seconds:
-        known = [row.seconds for row in results.epochs if isfinite(row.seconds)]
-        seconds["train"] = sum(known)
-    rows = [
-        [stage, format_seconds(taken), rates.get(stage, ""), hardware[stage], software[stage]]
-        for stage, taken in seconds.items()
-    ]
+        seconds["train"] = sum(row.seconds for row in results.epochs if isfinite(row.seconds))
+    rows = [[stage, format_seconds(seconds[stage]), *_circumstances(entries)] for stage, entries in attempts.items()]
     heads = ["stage", "time", "rate", "hardware", "software"]
-    return (
-        Table("What ran, for how long, and on what", heads, rows, text=(0, 3, 4)).without_empty_columns()
-        if rows
-        else None
-    )
+    return Table("What ran, for how long, and on what", heads, rows, text=(0, 3, 4)).without_empty_columns()
+
+
+def _circumstances(entries: Sequence[HistoryEntry]) -> list[str]:
+    """Rate, hardware and software of a stage: of the last attempt that knows them."""
+    rates = [f"{entry.rate:,.0f} {entry.unit}/s" for entry in entries if entry.rate is not None]
+    hardware = [entry.hardware for entry in entries if entry.hardware]
+    software = [
+        ", ".join(f"{name} {version}" for name, version in entry.versions.items())
+        for entry in entries
+        if entry.versions
+    ]
+    return [known[-1] if known else "" for known in (rates, hardware, software)]
 
 
 def settings_table(run: RunFolder) -> Table:

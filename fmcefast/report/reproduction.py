@@ -22,9 +22,11 @@ def run_commands(run: RunFolder) -> list[str]:
 
 
 def fit_commands(run: RunFolder, modules: Sequence[str] = ()) -> list[str]:
+    """What fits FMCE-Net to the final feature map, or to the maps of modules."""
+    if not modules:
+        return [command("fit", run)]
     named = [word for module in modules for word in ("--module", module)]
-    extract = [command("extract", run, *named)] if modules else []
-    return [*extract, *(command("fit", run, "--module", module) for module in modules or ())] or [command("fit", run)]
+    return [command("extract", run, *named), *(command("fit", run, "--module", module) for module in modules)]
 
 
 def other_runs_commands(run: RunFolder, others: OtherRunsResult) -> list[str]:

@@ -62,7 +62,7 @@ def missing_stages(results: RunResults) -> list[tuple[str, str]]:
     if not results.is_trained:
         return [("the end of the training, and all that follows from it", command("run", run))]
     if not converged:
-        return [("an FMCE-Net, since the loss has not converged", command("markers", run))]
+        return [("an FMCE-Net, since there are no epoch markers", command("markers", run))]
     if results.fit is None:
         return [("an FMCE-Net", command("fit", run))]
     offered = [

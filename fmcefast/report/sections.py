@@ -184,7 +184,6 @@ def _sweep(results: RunResults, kind: str, cells: Sequence[SweepRow], album: Alb
              "mean predicted FMCS"]  # fmt: skip
     return {
         "kind": kind,
-        "epochs": cells[0].epochs,
         "comparisons": len(table) - 1,
         "table": Table(f"Top-1 on held-out images after {cells[0].epochs:,} epochs", heads, rows),
         "rafs": album.add(raf_figure(table), f"rafs-{kind}", "Top-1 against RAF", commands),

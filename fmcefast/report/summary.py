@@ -42,8 +42,8 @@ def convergence_sentence(told: Verdict, found: Markers, axis: str = "epoch") -> 
     if found.markers is None or found.cqi is None:
         return text
     return (
-        f"{text} At convergence the smoothed loss changes by {found.cqi:.3g} from one {axis} to the next (the CQI); "
-        f"mu = {found.mu:g} is allowed."
+        f"{text} At convergence the smoothed loss changes by {found.cqi:.3g} from one {axis} to the next, at most mu = "
+        f"{found.mu:g} (the CQI)."
     )
 
 

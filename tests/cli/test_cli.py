@@ -48,6 +48,15 @@ def test_markers_of_a_log(fmcefast, log, falling_losses):
     assert code == 0 and out.startswith("markers: converged at epoch") and "E_1..E_4" in out
 
 
+@pytest.mark.parametrize("verb", ["markers", "report"])
+def test_a_log_has_the_usual_settings_of_no_data_set(fmcefast, log, verb):
+    answer = json.loads(fmcefast(verb, log, "--json")[1])
+    settings = {"phases": 10, "mu": 1e-4, "alpha": 0.85, "window": 5, "smoothing": "ema"}
+    assert answer.items() >= settings.items()
+    (log.parent / "c.yaml").write_text("data: digits\nmu: 1e-3\n")
+    assert json.loads(fmcefast(verb, log, "--json", "--config", "c.yaml")[1])["mu"] == 1e-3
+
+
 def test_bad_rows_of_a_log_can_be_skipped(fmcefast, log):
     good = fmcefast("markers", log, "--mu", "1e-2", "--json")
     lines = log.read_text().splitlines()

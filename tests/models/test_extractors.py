@@ -84,6 +84,13 @@ def test_a_cut_backbone_of_timm_is_the_original_network(name):
     torch.manual_seed(0)
     backbone = make_backbone(f"timm:{name}", 10)
     images = torch.randn(3, 3, 64, 64)
+    assert_same_network(backbone, network, images)
+    assert backbone.feature_shape(64) == TIMM[name]
+
+
+def assert_same_network(backbone, network, images):
+    """The same weights under a prefix, and the same outputs in training and in evaluation mode."""
+    assert {key.partition(".")[2] for key in backbone.state_dict()} == set(network.state_dict())
     for training in (False, True):
         network.train(training)
         backbone.train(training)
@@ -91,8 +98,6 @@ def test_a_cut_backbone_of_timm_is_the_original_network(name):
         expected = network(images)
         torch.manual_seed(1)
         assert torch.equal(backbone(images), expected)
-    assert backbone.feature_shape(64) == TIMM[name]
-    assert {key.partition(".")[2] for key in backbone.state_dict()} == set(network.state_dict())
 
 
 def channels_last_networks():
@@ -118,14 +123,7 @@ def test_maps_of_timm_that_have_their_channels_last(tmp_path, monkeypatch, kind)
     network = channels_last_networks()[kind]()
     monkeypatch.setattr(backbones, "make_network", lambda name, classes: deepcopy(network))
     backbone, images = make_backbone(kind, 10), torch.randn(3, 3, 32, 32)
-    assert {key.partition(".")[2] for key in backbone.state_dict()} == set(network.state_dict())
-    for training in (False, True):
-        network.train(training)
-        backbone.train(training)
-        torch.manual_seed(1)
-        expected = network(images)
-        torch.manual_seed(1)
-        assert torch.equal(backbone(images), expected)
+    assert_same_network(backbone, network, images)
     maps, expected = backbone.eval().features(images), network.eval().forward_features(images)
     assert torch.equal(maps, expected.permute(0, 3, 1, 2))
     assert backbone.feature_shape(32) == tuple(maps.shape[1:]) == (expected.shape[3], *expected.shape[1:3])

@@ -123,7 +123,10 @@ def test_the_chart_is_read_with_pointer_and_keyboard(open_page, shown):
 def test_tables_sort_by_value(open_page, page_file):
     page = open_page(page_file)
     table = page.locator("table", has_text="Epoch markers")
-    losses = lambda: [float(text) for text in table.locator("tbody td:nth-child(3)").all_inner_texts()]  # noqa: E731
+
+    def losses():
+        return [float(text) for text in table.locator("tbody td:nth-child(3)").all_inner_texts()]
+
     head = table.get_by_role("button", name="loss")
     head.press("Enter")
     assert losses() == sorted(losses())
