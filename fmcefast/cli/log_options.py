@@ -51,10 +51,11 @@ def log_options(command: Callable) -> Callable:
     return command
 
 
-def is_log(source: Path | None) -> bool:
-    """Whether an argument [RUN|LOG] is a LOG: a file, - for standard input, or another tool's folder."""
-    if source is None or (not source.exists() and str(source) != "-"):
-        return False
+def is_log(source: Path) -> bool:
+    """Whether an argument [RUN|LOG] is a LOG: a file, - for standard input, or another tool's folder. Raises InputError
+    when there is nothing of that name."""
+    if not source.exists() and str(source) != "-":
+        raise InputError(f"There is no run folder and no log {source}.")
     settings = source / "config.yaml"
     return not source.is_dir() or not settings.exists() or "phases" not in read_yaml(settings)
 

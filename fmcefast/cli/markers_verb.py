@@ -42,8 +42,6 @@ def markers(source: Path | None, plot: Path | None, **options: Any) -> int:
         found = _markers_of_log(source, plot, options)
         print_json(found.as_json()) if options["as_json"] else print_text(found.explain())
         return 0 if found.markers.converged else 3
-    if source is not None and not source.exists():
-        raise InputError(f"There is no run folder and no log {source}.")
     if plot is not None:
         raise InputError("--plot is for a LOG; a run folder has its report.")
     refuse_log_options(options)

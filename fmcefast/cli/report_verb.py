@@ -37,10 +37,12 @@ def report(sources: tuple[Path, ...], output: Path | None, **options: Any) -> in
     """
     if output is not None and not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}.")
-    source = sources[0] if len(sources) == 1 else None
-    if source is not None and is_log(source):
-        name = "log" if str(source) == "-" else source.stem
-        return _report_log(source, output or Path(f"{name}-report.html"), options)
+    logs = [source for source in sources if is_log(source)]
+    if logs and len(sources) > 1:
+        raise InputError(f"{logs[0]} is a log; only runs are compared. Its own page: fmcefast report {logs[0]}")
+    if logs:
+        name = "log" if str(logs[0]) == "-" else logs[0].stem
+        return _report_log(logs[0], output or Path(f"{name}-report.html"), options)
     refuse_log_options(options)
     if changed := sorted(given(options)):
         raise InputError(f"`{changed[0]}` is for a LOG; a run keeps its own. To change it: fmcefast markers RUN")
@@ -48,6 +50,7 @@ def report(sources: tuple[Path, ...], output: Path | None, **options: Any) -> in
         return _compare(sources, output or Path("comparison.html"), options)
     from fmcefast.pipeline.stages import report
 
+    source = sources[0] if sources else None
     run, progress, as_json = open_to_read(source, options) if output else open_existing(source, report, options)
     return finish(run, perform(report, run, progress, output=output), as_json)
 

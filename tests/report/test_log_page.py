@@ -48,6 +48,17 @@ def test_a_log_beyond_what_a_page_computes_has_its_figure(fmcefast, open_page, t
     assert (tmp_path / "long-report.html").stat().st_size < 1e6
 
 
+def test_what_is_no_run_is_named(fmcefast, run, log):
+    for words, complaint in (
+        ([run.path, log], "is a log; only runs are compared"),
+        ([log, log], "is a log; only runs are compared"),
+        (["none.csv"], "There is no run folder and no log none.csv."),
+        ([run.path, "none"], "There is no run folder and no log none."),
+    ):
+        code, out, err = fmcefast("report", *words)
+        assert code == 2 and out == "" and complaint in err and err.count("\n") == 1
+
+
 def test_settings_and_options_of_logs_are_not_for_runs(fmcefast, run):
     for words in (["--mu", "1e-2"], ["--column", "loss"], ["--skip-bad"]):
         code, out, err = fmcefast("report", run.path, *words)
