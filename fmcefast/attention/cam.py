@@ -1,5 +1,6 @@
 """Where the network looks: Grad-CAM of held-out images at the epoch markers and for each RAF ([FMCE] V-D)."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,14 @@ class Cam(Stage[CamResult]):
         saved = self.load(run)
         rafs = f" and {counted(len(saved.rafs), 'RAF')}" if saved.rafs else ""
         return f"{counted(saved.images, 'image')} at {counted(len(saved.phases), 'phase')}{rafs}"
+
+    def command(self, run: RunFolder, *, redo: bool = False) -> str:
+        """For the images and the method of the heat maps that are there."""
+        if not self.is_done(run):
+            return f"fmcefast cam {run.argument}"
+        made = self.load(run)
+        images, chosen = map(str, made.image_rows), ("--method", made.method, "--target", made.target)
+        return f"fmcefast cam {run.argument} {shlex.join(['--image', *images, *chosen, '--layer', made.layer])}"
 
     def verify(self, run: RunFolder, progress: Progress) -> Iterator[str]:
         if self.is_done(run):

@@ -3,11 +3,9 @@
 import shlex
 from collections.abc import Sequence
 
-from fmcefast.attention.cam_result import CamResult
 from fmcefast.finetuning.sweep_csv import SweepRow
 from fmcefast.run.command import command_of
 from fmcefast.run.folder import RunFolder
-from fmcefast.stages.other_runs import OtherRunsResult
 from fmcefast.stages.score import ScoreResult
 
 
@@ -29,10 +27,6 @@ def fit_commands(run: RunFolder, modules: Sequence[str] = ()) -> list[str]:
     return [command("extract", run, *named), *(command("fit", run, "--module", module) for module in modules)]
 
 
-def other_runs_commands(run: RunFolder, others: OtherRunsResult) -> list[str]:
-    return [command("fit", run, *(word for other in others.others for word in ("--test-run", other.run)))]
-
-
 def score_commands(run: RunFolder, scores: ScoreResult) -> list[str]:
     files = [checkpoint.weights for checkpoint in scores.checkpoints]
     return [command("score", run, "--reference", *(["--weights", *files] if files else []))]
@@ -40,11 +34,6 @@ def score_commands(run: RunFolder, scores: ScoreResult) -> list[str]:
 
 def sweep_commands(run: RunFolder, kind: str, cells: Sequence[SweepRow]) -> list[str]:
     """kind: whose FMCE-Net, `run` or `seed`."""
-    rafs = ",".join(f"{raf:g}" for raf in sorted({cell.raf for cell in cells}, reverse=True))
+    rafs = ",".join(f"{raf:.15g}" for raf in sorted({cell.raf for cell in cells}, reverse=True))
     per_seed = ["--fmce-per-seed"] if kind == "seed" else []
     return [command("sweep", run, "--rafs", rafs, "--seeds", len({cell.seed for cell in cells}), *per_seed)]
-
-
-def cam_commands(run: RunFolder, cam: CamResult) -> list[str]:
-    chosen = ["--method", cam.method, "--target", cam.target, "--layer", cam.layer]
-    return [command("cam", run, "--image", *cam.image_rows, *chosen)]

@@ -5,6 +5,7 @@ from math import isfinite
 from statistics import mean
 from typing import Any
 
+from fmcefast.attention.cam import cam
 from fmcefast.attention.cam_result import CamCheckpoint, CamResult
 from fmcefast.evaluation.metrics import Metrics
 from fmcefast.finetuning.cell import finished_cells
@@ -17,10 +18,8 @@ from fmcefast.report.maturity_figures import maturity_figure, other_runs_figure
 from fmcefast.report.module_figure import module_figure
 from fmcefast.report.pictures import Album
 from fmcefast.report.reproduction import (
-    cam_commands,
     command,
     fit_commands,
-    other_runs_commands,
     run_commands,
     score_commands,
     sweep_commands,
@@ -28,6 +27,7 @@ from fmcefast.report.reproduction import (
 from fmcefast.report.results import RunResults
 from fmcefast.report.summary import images_behind, share
 from fmcefast.report.tables import Strong, Table, interval
+from fmcefast.stages.other_runs import other_runs
 
 
 def convergence_section(results: RunResults, album: Album) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def other_runs_section(results: RunResults, album: Album) -> dict[str, Any] | No
     alt = "Mean predicted against true FMCS on this run and on other runs"
     heads = ["maps of", "seed", "accuracy, %", "mean error, phases", "rank correlation", "maps", "images"]
     return {
-        "picture": album.add(other_runs_figure(others), "other-runs", alt, other_runs_commands(run, others)),
+        "picture": album.add(other_runs_figure(others), "other-runs", alt, [other_runs.command(run)]),
         "table": Table("This run's FMCE-Net on the feature maps of other runs", heads, rows, text=(0, 6)),
     }
 
@@ -136,23 +136,23 @@ def sweep_sections(results: RunResults, album: Album) -> list[dict[str, Any]]:
 
 def cam_section(results: RunResults, album: Album) -> dict[str, Any] | None:
     """Heat maps of where the network looks, and their numbers."""
-    cam, run = results.cam, results.run
-    if cam is None:
+    looks, run = results.cam, results.run
+    if looks is None:
         return None
-    looked_at = cam.rows[: min(cam.images, DRAWN)]
-    rafs = f"of the same images after fine-tuning, RAF by RAF ({len(cam.rafs)})"
+    looked_at = looks.rows[: min(looks.images, DRAWN)]
+    rafs = f"of the same images after fine-tuning, RAF by RAF ({len(looks.rafs)})"
     alts = {
-        "cam": f"Heat maps of {len(looked_at)} held-out images at each of {len(cam.phases)} phases, with what the "
+        "cam": f"Heat maps of {len(looked_at)} held-out images at each of {len(looks.phases)} phases, with what the "
         "network predicts",
         "cam-contraction": "Energy in the top 20% of the pixels and entropy of the heat maps against the phase",
         "cam-rafs": f"Heat maps {rafs}",
         "cam-rafs-contraction": f"Energy in the top 20% of the pixels and entropy of the heat maps {rafs}",
     }
     pictures = {
-        name: album.add(figure, name, alts[name], cam_commands(run, cam), shrinks=name.endswith("contraction"))
-        for name, figure in cam_figures(cam).items()
+        name: album.add(figure, name, alts[name], [cam.command(run)], shrinks=name.endswith("contraction"))
+        for name, figure in cam_figures(looks).items()
     }
-    return {"cam": cam, "looked_at": looked_at, "pictures": pictures, "table": _cam_table(cam)}
+    return {"looks": looks, "looked_at": looked_at, "pictures": pictures, "table": _cam_table(looks)}
 
 
 def _sweep(results: RunResults, kind: str, cells: Sequence[SweepRow], album: Album) -> dict[str, Any]:

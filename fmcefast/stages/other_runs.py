@@ -85,7 +85,7 @@ class ScoreOtherRuns(Stage[OtherRunsResult]):
     def explain(self, run: RunFolder) -> str | None:
         return f"tested on {counted(len(_read_tests(run)), 'other run')}" if self.is_done(run) else None
 
-    def command(self, run: RunFolder, *, redo: bool = False) -> str | None:
+    def command(self, run: RunFolder, *, redo: bool = False) -> str:
         others = [word for test in _read_tests(run) for word in ("--test-run", test.run)]
         return f"fmcefast fit {run.argument} {shlex.join(others)}"
 

@@ -127,13 +127,17 @@ def test_the_page_has_a_section_and_escapes_class_names(run):
     quiet = Progress(quiet=True)
     report(run, quiet)
     assert "Where the network looks" not in run.report_html.read_text()
-    cam(run, quiet, images=2, layer="stage2")
+    assert cam.command(run) == f"fmcefast cam {run.path}"
+    made = cam(run, quiet, images=2, layer="stage2")
+    rows = " ".join(map(str, made.image_rows))
+    again = f"fmcefast cam {run.path} --image {rows} --method GradCAM --target predicted --layer stage2"
     content = json.loads(run.cam_json.read_text())
     for row in content["rows"]:
         row["label"] = row["predicted"] = "<b>x"
     run.cam_json.write_text(json.dumps(content))
     report(run, quiet)
     page = run.report_html.read_text()
+    assert cam.command(run) == again and again in page
     assert "Where the network looks" in page and "<b>x" not in page and "(&lt;b&gt;x)" in page
     for name in ("cam", "cam-contraction"):
         assert (run.figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
