@@ -27,8 +27,8 @@ from fmcefast.bench.tools.measuring import seconds, status, with_peers
 from fmcefast.bench.tools.results import publish, ratios, result_name, row
 from fmcefast.kernels.cqi.compiled import compiled
 from fmcefast.kernels.cqi.search import Criterion, Slices, search_chunks
-from fmcefast.report.figures import log_figure
-from fmcefast.report.saving import save
+from fmcefast.report.figures.convergence import log_figure
+from fmcefast.report.figures.saving import save
 
 PEERS = ("pandas", "scipy", "bottleneck", "polars", "pyarrow")
 ALPHA = 0.85

@@ -67,8 +67,8 @@ def _markers_of_log(source: Path, plot: Path | None, options: dict[str, Any]) ->
     progress.line(log.explain())
     found = find_log_markers(log, **settings)
     if plot is not None:
-        from fmcefast.report.figures import log_figure
-        from fmcefast.report.saving import save
+        from fmcefast.report.figures.convergence import log_figure
+        from fmcefast.report.figures.saving import save
 
         save(log_figure(log.losses, found.markers, log.places, log.axis), plot)
         progress.line(f"plot: {plot}")

@@ -108,8 +108,8 @@ def probe(
     look = _look(config, [config.backbone], options)
     result = probe_files(files, config.backbone, *look, key=key, modules=modules, labels=labels, changes=changes)
     if plot is not None:
-        from fmcefast.report.probe_figure import probe_figure
-        from fmcefast.report.saving import save
+        from fmcefast.report.figures.probe import probe_figure
+        from fmcefast.report.figures.saving import save
 
         save(probe_figure(result), plot)
         look.progress.line(f"plot: {plot}")

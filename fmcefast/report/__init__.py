@@ -1,1 +1,1 @@
-"""The report of a run: figures and one offline HTML page."""
+"""The pages of runs, comparisons and logs, and their figures."""

@@ -11,8 +11,8 @@ from fmcefast.learning.feature_training import FeaturesResult, saved_features
 from fmcefast.learning.fgsm import PAPER_EPSILONS, FgsmResult, saved_fgsm
 from fmcefast.learning.kept_training import IMAGES
 from fmcefast.learning.results import learn_folder, read_result
-from fmcefast.report.explore_figures import explore_figures
-from fmcefast.report.learning_figures import arms_figure, batch_sizes_figure, fgsm_figure, hits_figure
+from fmcefast.report.figures.explore import explore_figures
+from fmcefast.report.figures.learning import arms_figure, batch_sizes_figure, fgsm_figure, hits_figure
 from fmcefast.report.pictures import Album
 from fmcefast.report.tables import Strong, Table, interval
 from fmcefast.run.folder import RunFolder

@@ -7,7 +7,7 @@ from typing import Any
 
 from fmcefast import files
 from fmcefast.logs.markers import LogMarkers
-from fmcefast.report.figures import log_figure
+from fmcefast.report.figures.convergence import log_figure
 from fmcefast.report.loss_chart import LONGEST, changed_settings, loss_chart
 from fmcefast.report.pictures import Album
 from fmcefast.report.rendering import render

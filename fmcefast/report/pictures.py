@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fmcefast.report.saving import save_figure
+from fmcefast.report.figures.saving import save_figure
 
 _LARGEST_SVG = 300_000  # bytes; larger drawings stand in the page as PNG
 _MIME = {".svg": "image/svg+xml", ".png": "image/png"}

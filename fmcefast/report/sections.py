@@ -10,12 +10,12 @@ from fmcefast.attention.cam_result import CamCheckpoint, CamResult
 from fmcefast.evaluation.metrics import Metrics
 from fmcefast.finetuning.cell import finished_cells
 from fmcefast.finetuning.sweep_csv import SweepRow, table_of
-from fmcefast.report.cam_figures import DRAWN, cam_figures
-from fmcefast.report.figures import confusion_figure, convergence_figure
-from fmcefast.report.finetuning_figures import progression_figure, raf_figure
+from fmcefast.report.figures.cam import DRAWN, cam_figures
+from fmcefast.report.figures.convergence import confusion_figure, convergence_figure
+from fmcefast.report.figures.finetuning import progression_figure, raf_figure
+from fmcefast.report.figures.maturity import maturity_figure, other_runs_figure
+from fmcefast.report.figures.modules import module_figure
 from fmcefast.report.loss_chart import changed_settings, loss_chart
-from fmcefast.report.maturity_figures import maturity_figure, other_runs_figure
-from fmcefast.report.module_figure import module_figure
 from fmcefast.report.pictures import Album
 from fmcefast.report.reproduction import (
     command,

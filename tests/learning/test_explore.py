@@ -16,7 +16,7 @@ from fmcefast.learning.settings import LearningSettings, Material
 from fmcefast.models.weights import read_weights
 from fmcefast.pipeline.change import open_run
 from fmcefast.progress import Progress
-from fmcefast.report.explore_figures import explore_figures
+from fmcefast.report.figures.explore import explore_figures
 
 QUIET = Progress(quiet=True)
 SETTINGS = LearningSettings(epochs=2)

@@ -9,7 +9,7 @@ from fmcefast import find_markers
 from fmcefast.errors import InputError
 from fmcefast.logs.markers import find_log_markers
 from fmcefast.logs.read import read_losses
-from fmcefast.report.figures import log_figure
+from fmcefast.report.figures.convergence import log_figure
 
 LOSSES = 2.0 * 0.85 ** np.arange(40) + 0.01
 

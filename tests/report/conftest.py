@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from fmcefast.report.style import style
+from fmcefast.report.figures.style import style
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fmcefast.evaluation.metrics import measure
-from fmcefast.report.maturity_figures import maturity_figure, other_runs_figure
+from fmcefast.report.figures.maturity import maturity_figure, other_runs_figure
 from fmcefast.stages.other_runs import OtherRun, OtherRunsResult
 from fmcefast.stages.score import Score, ScoreResult
 

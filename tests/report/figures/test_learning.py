@@ -8,7 +8,7 @@ import pytest
 from fmcefast.learning.cache_experiment import ARMS, ArmResult
 from fmcefast.learning.fgsm import Attack, FgsmResult
 from fmcefast.learning.training import LearnedEpoch
-from fmcefast.report.learning_figures import arms_figure, batch_sizes_figure, fgsm_figure, hits_figure
+from fmcefast.report.figures.learning import arms_figure, batch_sizes_figure, fgsm_figure, hits_figure
 
 
 def trainings(epochs, seeds, arms=ARMS):

@@ -9,8 +9,8 @@ from matplotlib.ticker import EngFormatter
 
 from fmcefast.learning.cache_experiment import ARMS, ArmResult
 from fmcefast.learning.fgsm import PAPER_EPSILONS, FgsmResult
-from fmcefast.report.labels import finish, head, legend_below, number_of, short
-from fmcefast.report.style import BAND, GUIDE, NARROW, WIDTH, line_of, style
+from fmcefast.report.figures.labels import finish, head, legend_below, number_of, short
+from fmcefast.report.figures.style import BAND, GUIDE, NARROW, WIDTH, line_of, style
 
 _NAME = 24  # letters of a layer
 

@@ -10,7 +10,7 @@ from fmcefast.attention.cam import cam
 from fmcefast.attention.cam_result import CamArrays, CamCheckpoint, CamResult, CamRow, Mean
 from fmcefast.attention.heat_maps import energy_top20, entropy
 from fmcefast.progress import Progress
-from fmcefast.report.cam_figures import cam_figure, cam_figures, contraction_figure
+from fmcefast.report.figures.cam import cam_figure, cam_figures, contraction_figure
 from fmcefast.report.report import report
 
 NAMES = ["a_very_long_class_name", "cat", "$x_1$ <b>"]

@@ -11,8 +11,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from fmcefast.attention.cam_result import CamArrays, CamCheckpoint, CamResult, CamRow
-from fmcefast.report.labels import finish, head, legend_below, number_of, panels, short, wrapped
-from fmcefast.report.style import FRAME, HEADING, HEAT, MEAN, ONE_OF_MANY, SMALL, TINY, every, style
+from fmcefast.report.figures.labels import finish, head, legend_below, number_of, panels, short, wrapped
+from fmcefast.report.figures.style import FRAME, HEADING, HEAT, MEAN, ONE_OF_MANY, SMALL, TINY, every, style
 
 DRAWN = 16  # images at most
 _WEIGHT = 0.7  # of the heat map over the image

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fmcefast.learning.explore_result import Separation
-from fmcefast.report import explore_figures
-from fmcefast.report.explore_figures import centroids_figure, outliers_figure, tsne_figure
+from fmcefast.report.figures import explore
+from fmcefast.report.figures.explore import centroids_figure, outliers_figure, tsne_figure
 
 SEPARATIONS = [Separation("pixels", 784, 0.5, 0.75), Separation("feature maps", 1960, 0.25, 1.0)]
 
@@ -32,7 +32,7 @@ def test_centroids(rng, draw, classes, channels):
 
 
 def test_more_classes_than_fit(rng, monkeypatch):
-    monkeypatch.setattr(explore_figures, "_CENTROIDS", 12)
+    monkeypatch.setattr(explore, "_CENTROIDS", 12)
     figure = centroids_figure(rng.random((130, 3, 4, 4)), names(130))
     assert len(drawn(figure)) == 12 and "the first 12 of 130 classes" in figure.get_suptitle()
 
@@ -54,7 +54,7 @@ def test_outliers(rng, draw):
 
 
 def test_many_outliers_of_many_classes(rng, draw, monkeypatch):
-    monkeypatch.setattr(explore_figures, "_ROWS", 3)
+    monkeypatch.setattr(explore, "_ROWS", 3)
     pixels = [rng.random((12, 3, 4, 4)) for _ in range(100)]
     figure = outliers_figure(pixels, names(100), [[1.0] * 12] * 100, [[0] * 12] * 100)
     assert len(drawn(figure)) == 30 and "the first 3 of 100 classes" in figure.get_suptitle()

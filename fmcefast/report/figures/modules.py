@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from fmcefast.report.labels import finish, head, legend_below, number_of, panels, short
-from fmcefast.report.style import DIFFERENT_LINES, GUIDE, line_of, style
+from fmcefast.report.figures.labels import finish, head, legend_below, number_of, panels, short
+from fmcefast.report.figures.style import DIFFERENT_LINES, GUIDE, line_of, style
 from fmcefast.run.maturity import ModuleMaturity
 
 _PANELS = {

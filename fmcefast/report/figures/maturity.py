@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fmcefast.evaluation.metrics import Metrics
-from fmcefast.report.labels import finish, head, legend_below, number_of, short_files
-from fmcefast.report.style import (
+from fmcefast.report.figures.labels import finish, head, legend_below, number_of, short_files
+from fmcefast.report.figures.style import (
     EPOCH_MARKER,
     GUIDE,
     INK,

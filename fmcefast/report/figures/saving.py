@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from fmcefast import files
-from fmcefast.report.style import style
+from fmcefast.report.figures.style import style
 
 _DPI = 144  # half as many again as a page shows
 _SVG_PIXELS = 250_000

@@ -10,9 +10,9 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
-from fmcefast.report import style
-from fmcefast.report.figures import confusion_figure
-from fmcefast.report.labels import legend_below, number_of, panels, short, short_files
+from fmcefast.report.figures import style
+from fmcefast.report.figures.convergence import confusion_figure
+from fmcefast.report.figures.labels import legend_below, number_of, panels, short, short_files
 
 COLOURS = {name: getattr(style, name) for name in ("INK", "MAIN", "MARK", "BETTER", "OTHER", "ASIDE")}
 # What the colour-blind see of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
@@ -86,7 +86,9 @@ def test_the_users_settings_change_nothing(draw):
 
 
 def test_looks_are_named_in_one_place():
-    for path in Path(style.__file__).parent.glob("*figure*.py"):
+    others = set(Path(style.__file__).parent.glob("*.py")) - {Path(style.__file__)}
+    assert {"cam.py", "convergence.py", "labels.py"} <= {path.name for path in others}
+    for path in others:
         found = re.findall(r"#[0-9a-f]{6}\b|\bC\d\b|fontsize=\d|linestyle=|linewidth=|hatch=|tab10", path.read_text())
         assert not found, (path.name, found)
 

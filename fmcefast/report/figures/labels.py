@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from fmcefast.files import short_names
-from fmcefast.report.style import HEADING, SMALL, WIDTH, letters_in
+from fmcefast.report.figures.style import HEADING, SMALL, WIDTH, letters_in
 
 
 def panels(names: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes]]:

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fmcefast.finetuning.table import RafRow
-from fmcefast.report.labels import finish, head, legend_below, number_of
-from fmcefast.report.style import (
+from fmcefast.report.figures.labels import finish, head, legend_below, number_of
+from fmcefast.report.figures.style import (
     BAND,
     BASELINE,
     BETTER_BAR,

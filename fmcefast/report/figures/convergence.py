@@ -14,8 +14,8 @@ from matplotlib.ticker import LogFormatter
 from fmcefast.convergence.axis import Axis
 from fmcefast.convergence.cqi import curves
 from fmcefast.convergence.markers import Markers
-from fmcefast.report.labels import finish, head, number_of, panels
-from fmcefast.report.style import (
+from fmcefast.report.figures.labels import finish, head, number_of, panels
+from fmcefast.report.figures.style import (
     ASIDE,
     EPOCH_MARKER,
     GUIDE,

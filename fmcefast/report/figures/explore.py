@@ -13,8 +13,8 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
 from fmcefast.learning.explore_result import NEIGHBOURS, ExploreResult, Separation
-from fmcefast.report.labels import head, legend_below, number_of, short
-from fmcefast.report.style import FRAME, HEADING, LINES, MARKS, SMALL, TINY, WIDTH, outline, style
+from fmcefast.report.figures.labels import head, legend_below, number_of, short
+from fmcefast.report.figures.style import FRAME, HEADING, LINES, MARKS, SMALL, TINY, WIDTH, outline, style
 
 _COLUMNS = 10
 _CENTROIDS = 100  # drawn at most

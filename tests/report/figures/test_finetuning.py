@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fmcefast.finetuning.table import compare_rafs
-from fmcefast.report.finetuning_figures import progression_figure, raf_figure
+from fmcefast.report.figures.finetuning import progression_figure, raf_figure
 
 TOP1 = {
     1.0: (0.90, 0.91, 0.92),

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 
 from fmcefast.maturity.checkpoints import IMAGES_OF
 from fmcefast.maturity.probe_files import ProbeResult
-from fmcefast.report.labels import finish, head, legend_below, number_of, panels, short, short_files
-from fmcefast.report.style import DIFFERENT_LINES, GUIDE, line_of, style
+from fmcefast.report.figures.labels import finish, head, legend_below, number_of, panels, short, short_files
+from fmcefast.report.figures.style import DIFFERENT_LINES, GUIDE, line_of, style
 
 _PANELS = {
     "bn_inv_ccos": ("Invariance, of image and changed image", "centred cosine"),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from fmcefast.learning.explore_result import Separation
-from fmcefast.report.explore_figures import centroids_figure, tsne_figure
-from fmcefast.report.figures import confusion_figure
-from fmcefast.report.saving import save, save_figure
+from fmcefast.report.figures.convergence import confusion_figure
+from fmcefast.report.figures.explore import centroids_figure, tsne_figure
+from fmcefast.report.figures.saving import save, save_figure
 
 FORMATS = ("png", "svg", "pdf")
 SEPARATIONS = [Separation("pixels", 784, 0.5, 0.75), Separation("feature maps", 1960, 0.25, 1.0)]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fmcefast import find_markers
-from fmcefast.report.figures import confusion_figure, convergence_figure, log_figure
-from fmcefast.report.module_figure import module_figure
+from fmcefast.report.figures.convergence import confusion_figure, convergence_figure, log_figure
+from fmcefast.report.figures.modules import module_figure
 from fmcefast.run.epochs import Epoch
 from fmcefast.run.maturity import ModuleMaturity
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fmcefast.maturity.probe_files import ProbeResult, ProbeRow
-from fmcefast.report.probe_figure import probe_figure
+from fmcefast.report.figures.probe import probe_figure
 
 
 def result(files=3, modules=("layer3", "layer4"), labels=True, missing=()):

@@ -1,0 +1,1 @@
+"""The figures: one look, and a function for each."""
