@@ -60,23 +60,24 @@ def is_log(source: Path) -> bool:
     return not source.is_dir() or not settings.exists() or "phases" not in read_yaml(settings)
 
 
-def read_log(source: Path, options: dict[str, Any], phases: int) -> "LossLog":
-    """Read a LOG as the options of a verb say."""
+def read_log(source: Path, options: dict[str, Any], phases: int, *, any_sign: bool = False) -> "LossLog":
+    """Read a LOG as the options of a verb say. any_sign: its column is a metric."""
     from fmcefast.logs.read import read_losses
 
     chosen = {name: options[name] for name in _OPTIONS}
     chosen["where"] = dict(map(_condition, chosen["where"]))
-    return read_losses(source, **chosen, phases=phases)
+    return read_losses(source, **chosen, phases=phases, any_sign=any_sign)
 
 
-def log_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `find_markers` for a LOG: flags over the configuration file over the defaults, those of
-    no data set."""
+def log_settings(options: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """The keyword arguments of `find_markers` for a LOG: flags over the configuration file over the defaults, these or
+    those of no data set."""
     if options["force"] or any(options[name] is not None for name in _OF_RUN):
         raise InputError("--force, --keep and --tensorboard are for a run folder; nothing of a run is made for a LOG.")
     in_file = read_yaml(options["config_file"]) if options["config_file"] else {}
     chosen = {check_name(name): value for name, value in in_file.items()} | given(options)
-    return {name: check_value(name, chosen.get(name, usual)) for name, usual in Config().marker_settings.items()}
+    usual = Config().marker_settings | defaults
+    return {name: check_value(name, chosen.get(name, value)) for name, value in usual.items()}
 
 
 def words_of(source: Path, options: dict[str, Any]) -> list[str]:

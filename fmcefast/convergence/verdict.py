@@ -95,8 +95,7 @@ def judge(
     rule: dict[str, Any] = {"alpha": alpha, "window": window, "smoothing": smoothing}
     converged = converged_at(losses, mu=mu, start=start, min_drop=min_drop, relative=relative, **rule)
     points = points_of(losses, len(losses), **rule)
-    limit = mu * abs(float(points.smoothed[-1])) if relative else mu
-    curve = _Curve(name, points, Axis(axis, epochs, len(losses)), limit, min_drop, higher_is_better)
+    curve = _Curve(name, points, Axis(axis, epochs, len(losses)), mu, min_drop, higher_is_better, relative)
     return curve.tell(converged, has_cqi=len(losses) >= max(window + 1, start))
 
 
@@ -104,7 +103,8 @@ def judge(
 class _Curve:
     """A curve as a loss: where higher is better its values are negated.
 
-    mu: what the CQI must come down to. min_drop: a fall by less than this part of the loss is hardly one.
+    mu: what the CQI must come down to, with `relative` as a part of the curve. min_drop: a fall by less than this part
+    of the loss is hardly one.
     """
 
     name: str
@@ -113,6 +113,7 @@ class _Curve:
     mu: float
     min_drop: float
     higher_is_better: bool = False
+    relative: bool = False
 
     def tell(self, converged: int | None, *, has_cqi: bool) -> Verdict:
         """converged: the epoch of convergence. has_cqi: whether some epoch has a CQI that counts."""
@@ -152,16 +153,16 @@ class _Curve:
     def _improving(self) -> Verdict:
         still = f"{self.name} still {'rises' if self.higher_is_better else 'falls'}"
         if self._is_slow:
-            text = f"{still}, but so slowly that its CQI is at most mu = {self.mu:g}. Choose a smaller `mu`."
+            text = f"{still}, but so slowly that its CQI is at most {self._mu}. Choose a smaller `mu`."
             return Verdict("improving", text)
-        ahead = outlook(self.points, self.mu)
+        ahead = outlook(self.points, self.mu * self._unit)
         if ahead is None:
-            return Verdict("improving", f"{still}; it cannot be told yet when its CQI will reach mu = {self.mu:g}.")
+            return Verdict("improving", f"{still}; it cannot be told yet when its CQI will reach {self._mu}.")
         epoch, low = self.axis.number(ahead.epoch), self.axis.number(ahead.low)
         high = None if isinf(ahead.high) else self.axis.number(ahead.high)
         limits = f"not before {low}" if high is None else f"between {low} and {high}"
         when = f"near {self.axis.name} {epoch} ({limits})"
-        text = f"{still}: at the present pace its CQI will reach mu = {self.mu:g} {when}."
+        text = f"{still}: at the present pace its CQI will reach {self._mu} {when}."
         return Verdict("improving", text, epoch, low, high)
 
     def _flat(self) -> Verdict:
@@ -177,14 +178,27 @@ class _Curve:
             )
         else:
             text = (
-                f"{self.name} is flat, but noise keeps its CQI near {self._cqi:.2g}, above mu = {self.mu:g}. Choose "
-                f"`mu={round_up(self._cqi):g}`, or a larger `window` or `alpha`."
+                f"{self.name} is flat, but noise keeps its CQI near {self._cqi:.2g}{self._of_it}, above {self._mu}. "
+                f"Choose `mu={round_up(self._cqi):g}`, or a larger `window` or `alpha`."
             )
         return Verdict("flat", text)
 
     @property
     def _cqi(self) -> float:
-        return float(self.points.changes[-self.points.window :].mean())
+        """In the unit of mu."""
+        return float(self.points.changes[-self.points.window :].mean()) / self._unit
+
+    @property
+    def _unit(self) -> float:
+        return abs(float(self.points.smoothed[-1])) or 1.0 if self.relative else 1.0
+
+    @property
+    def _of_it(self) -> str:
+        return f" of {self.name}" if self.relative else ""
+
+    @property
+    def _mu(self) -> str:
+        return f"mu = {self.mu:g}{self._of_it}"
 
     @property
     def _is_slow(self) -> bool:

@@ -14,8 +14,12 @@ _EPOCHS = ("epoch", "epochs", "ep", "epoche")
 _STEPS = ("step", "steps", "iteration", "iterations", "iter", "iters", "itr", "it", "updates", "batch", "minibatch")
 _COUNTING = {"global", "current", "num", "number", "nr", "no", "n", "idx", "index", "id", "trainer", *_TRAINING}
 _ACCURACY = {
-    "acc", "accuracy", "top1", "top5", "f1", "precision", "recall", "auc", "auroc", "map", "iou", "miou", "dice",
-    "bleu", "rouge", "score", "psnr", "ssim", "r2",
+    "acc", "accuracy", "top", "f1", "prec", "precision", "recall", "auc", "auroc", "ap", "map", "iou", "miou", "dice",
+    "bleu", "rouge", "score", "psnr", "ssim", "r2", "reward", "success",
+}  # fmt: skip
+_ERRORS = {
+    "err", "error", "mae", "mse", "rmse", "mape", "nll", "perplexity", "ppl", "bpc", "bpb", "wer", "cer", "fid", "kid",
+    "lpips", "ece",
 }  # fmt: skip
 _TIMES = {"time", "timestamp", "date", "datetime", "seconds", "elapsed", "duration", "runtime"}
 _RATES = {("lr",), ("learning", "rate")}
@@ -77,7 +81,15 @@ def is_validation(name: str) -> bool:
 
 
 def is_accuracy(name: str) -> bool:
-    return bool(_ACCURACY.intersection(words(name)))
+    return any({word, word.rstrip("0123456789")} & _ACCURACY for word in words(name))  # top5, AP50
+
+
+def higher_is_better(name: str) -> bool | None:
+    """Whether a metric of this name is to grow; None when its name does not say so."""
+    if "loss" in words(name):
+        return False
+    grows, shrinks = is_accuracy(name), bool(_ERRORS.intersection(words(name)))
+    return grows if grows != shrinks else None
 
 
 def is_time(name: str) -> bool:

@@ -28,7 +28,8 @@ class LossLog:
     losses: (M,), a memory map when there are many. axis: what `places` (M,) are, "epoch", "step" or "row" of the log;
     None for rows 1, 2, ..., M. validation: (M,) validation losses at these places, NaN where there is none; None when
     the log has none. column: its name in the log. without_value: rows that had no loss. dropped: rows that `skip_bad`
-    left out. left_over: rows at the end, fewer than are averaged. notes: what was decided.
+    left out. left_over: rows at the end, fewer than are averaged. notes: what was decided. any_sign: they are values of
+    a metric.
     """
 
     losses: np.ndarray
@@ -42,6 +43,7 @@ class LossLog:
     dropped: int
     left_over: int
     notes: Sequence[str]
+    any_sign: bool = False
 
     def place(self, position: int) -> int | float:
         """The epoch, step or row of the loss at a position, counted from 1."""
@@ -51,13 +53,13 @@ class LossLog:
     def explain(self) -> str:
         """One line: what was read, and what was decided."""
         words = [f"{self.source}: {self.format}", *([] if self.column == NAMELESS else [f"column {self.column}"])]
-        words.append(_count(len(self.losses), "loss", "losses"))
+        words.append(_count(len(self.losses), *(("value", "values") if self.any_sign else ("loss", "losses"))))
         if self.axis != "row" and (self.place(1), self.place(len(self.losses))) != (1, len(self.losses)):
             words.append(f"{self.axis}s {self.place(1)} to {self.place(len(self.losses))}")
         words += self.notes
         for count, what in (
             (self.without_value, "without a value"),
-            (self.dropped, "without a positive finite loss dropped"),
+            (self.dropped, f"without a {'finite value' if self.any_sign else 'positive finite loss'} dropped"),
             (self.left_over, "left over at the end"),
         ):
             if count:
@@ -90,6 +92,7 @@ def read_losses(
     skip_bad: bool = False,
     pattern: str | None = None,
     phases: int = 10,
+    any_sign: bool = False,
 ) -> LossLog:
     """Read the losses of one training from a log of any form, or from a folder with a log in it.
 
@@ -101,6 +104,7 @@ def read_losses(
     every: average so many rows into one loss instead. skip_bad: drop losses that are not positive and finite.
     pattern: a regular expression for a text log; its first group, or the group named loss, takes the number, groups
     named epoch and step their numbers.
+    any_sign: the column is a metric, such as an accuracy, of which any finite number counts.
     Raises InputError, with the line of the first bad value, for a log that cannot be read or that can be read in
     several ways.
     """
@@ -111,7 +115,7 @@ def read_losses(
     log = Path(log)
     logs = find_log(log) if log.is_dir() else [log]
     with open_table(logs, pattern) as table:
-        choice = choose(table, column, where or {}, title=logs[0].stem)
+        choice = choose(table, column, where or {}, title=logs[0].stem, any_sign=any_sign)
         read = collect(table, choice.training, skip_bad=skip_bad)
         read = without_repeated(table, choice.training, read, skip_bad=skip_bad)
         order = order_rows(len(read.losses), read.epochs, read.steps, training)
@@ -124,7 +128,7 @@ def read_losses(
         if place is not None and not rows and (order.trainings > 1 or order.several):
             refuse_mixture(table, choice.training, place, one_after_another=order.trainings > 1)
         validation = None
-        if choice.validation is not None and len(curve.values) <= _MOST_VALIDATED:
+        if choice.validation is not None and not any_sign and len(curve.values) <= _MOST_VALIDATED:
             validation = read_validation(table, choice.validation, curve, training, order.trainings)
     return LossLog(
         losses=curve.values,
@@ -138,4 +142,5 @@ def read_losses(
         dropped=used.dropped,
         left_over=curve.left_over,
         notes=[*choice.notes, *_unused(choice.training, read), *order.notes, *curve.notes],
+        any_sign=any_sign,
     )

@@ -20,6 +20,7 @@ class Selection:
 
     column: of the losses. name: what they are called, a tag where the column has the values of several. epoch, step:
     the columns that say of which epoch and step a row is. conditions: values that a row must have in other columns.
+    any_sign: the column is a metric, of which every finite number counts.
     """
 
     column: str
@@ -27,6 +28,11 @@ class Selection:
     epoch: str | None = None
     step: str | None = None
     conditions: Mapping[str, str] = field(default_factory=dict)
+    any_sign: bool = False
+
+    def are_good(self, values: np.ndarray) -> np.ndarray:
+        """Which values (n,) count. A loss must have a logarithm, which can be divided into phases."""
+        return np.isfinite(values) if self.any_sign else (values >= SMALLEST) & (values < np.inf)
 
     @property
     def has_places(self) -> bool:
@@ -37,7 +43,7 @@ class Selection:
 class Rows:
     """The rows with a value, in the order of the log.
 
-    losses: (n,), of which `bad` are not positive and finite. epochs, steps: (n,), None when a row has none.
+    losses: (n,), of which `bad` do not count. epochs, steps: (n,), None when a row has none.
     without_value: how many selected rows had no loss. dropped: how many bad ones without a place were left out.
     """
 
@@ -67,7 +73,7 @@ def collect(table: Table, selection: Selection, *, skip_bad: bool = False) -> Ro
                 for collected, column in ((epochs, selection.epoch), (steps, selection.step))
                 if column is not None
             }
-            good = is_loss(values)
+            good = selection.are_good(values)
             found = len(values) - int(np.count_nonzero(good))
             if found and skip_bad and places:
                 known = good | np.logical_and.reduce([np.isfinite(column) for column in places.values()])
@@ -83,11 +89,6 @@ def collect(table: Table, selection: Selection, *, skip_bad: bool = False) -> Ro
         return Rows(vector, epochs.vector(), steps.vector(), bad, without_value, dropped)
 
     return read_chunks(table, numbers, list(selection.conditions), read, header_again=selection.has_places)
-
-
-def is_loss(values: np.ndarray) -> np.ndarray:
-    """Which values have a logarithm that can be divided into phases."""
-    return (values >= SMALLEST) & (values < np.inf)
 
 
 def locate(table: Table, selection: Selection, index: int) -> tuple[int, Any]:

@@ -31,11 +31,12 @@ class Choice:
     notes: Sequence[str]
 
 
-def choose(table: Table, column: str | None, where: Mapping[str, str], title: str) -> Choice:
+def choose(table: Table, column: str | None, where: Mapping[str, str], title: str, *, any_sign: bool = False) -> Choice:
     """Choose what to read.
 
     column: of the losses, a tag in a table of tags and values; by default the training loss by its name. where: values
     that rows must have in other columns. title: the name of the log, which may say what a column without a name holds.
+    any_sign: the column is a metric.
     Raises InputError when several columns, or the rows of several trainings, could be meant.
     """
     where = {name: str(value) for name, value in where.items()}
@@ -43,7 +44,8 @@ def choose(table: Table, column: str | None, where: Mapping[str, str], title: st
     tag, value = _tag_and_value(columns, texts)
     name = value or _loss_column(table, columns, column)
     others = [other for other in columns if other != name]
-    selection = Selection(name, name, names.epoch_column(others), names.step_column(others))
+    places = names.epoch_column(others), names.step_column(others)
+    selection = Selection(name, name, *places, any_sign=any_sign)
     _check_where(table, where, [*columns, *texts], selection)
     selection = replace(selection, conditions=where)
     validation_column = names.validation_loss(columns)

@@ -9,7 +9,7 @@ from fmcefast.convergence.sequences import spool
 from fmcefast.errors import InputError
 from fmcefast.logs.order import Order
 from fmcefast.logs.places import Places, place_text
-from fmcefast.logs.rows import Rows, Selection, is_loss, locate
+from fmcefast.logs.rows import Rows, Selection, locate
 from fmcefast.logs.table import Table, number_of
 
 
@@ -33,7 +33,7 @@ def without_repeated(table: Table, selection: Selection, read: Rows, *, skip_bad
     places = read.steps if read.epochs is None else read.epochs
     if not read.bad or places is None or isinstance(places, range):
         return read
-    good = is_loss(read.losses)
+    good = selection.are_good(read.losses)
     same = places[1:] == places[:-1]
     repeated = ~good & (np.append(same, False) | np.append(False, same))
     if not repeated.any():
@@ -53,20 +53,21 @@ def without_repeated(table: Table, selection: Selection, read: Rows, *, skip_bad
 
 
 def used_rows(table: Table, selection: Selection, read: Rows, order: Order, *, skip_bad: bool) -> UsedRows:
-    """The rows that count. Raises InputError for a loss that is not positive and finite, unless `skip_bad` drops it."""
+    """The rows that count. Raises InputError for a value that does not, unless `skip_bad` drops it."""
     if order.pieces is None and not read.bad:
         return UsedRows(read.losses, read.epochs, read.steps, dropped=read.dropped)
 
     def used(values: Places) -> Iterator[np.ndarray]:
         for part, losses in zip(order.take(values), order.take(read.losses), strict=True):
-            yield part[is_loss(losses)]
+            yield part[selection.are_good(losses)]
 
     rows = sum(len(part) for part in order.take(read.losses))
     losses = spool(used(read.losses))
     dropped = rows - len(losses)
     if dropped and not skip_bad:
         numbered = zip(order.take(range(len(read.losses))), order.take(read.losses), strict=True)
-        index = int(next(rows[~is_loss(losses)][0] for rows, losses in numbered if not is_loss(losses).all()))
+        bad = (rows[~selection.are_good(losses)] for rows, losses in numbered)
+        index = int(next(rows[0] for rows in bad if len(rows)))
         _refuse_bad(table, selection, read, index, others=len(losses))
     epochs, steps = (None if places is None else spool(used(places)) for places in (read.epochs, read.steps))
     numbers = spool(used(range(1, len(read.losses) + 1))) if dropped else None
@@ -81,6 +82,8 @@ def _refuse_bad(table: Table, selection: Selection, read: Rows, index: int, *, o
     at = "" if places is None else f" at {unit} {place_text(places[index])}"
     if isinstance(loss, str):
         wrong = f"{loss}{at}"
+    elif selection.any_sign:
+        wrong = f"{selection.name} is {loss:g}{at}; it must be finite"
     elif loss == 0:
         wrong = (
             f"the loss is 0{at}: it was rounded when it was written, or is a NaN that Hugging Face's Trainer logs so. "
@@ -88,5 +91,5 @@ def _refuse_bad(table: Table, selection: Selection, read: Rows, index: int, *, o
         )
     else:
         wrong = f"the loss is {loss:g}{at}; it must be positive and finite"
-    advice = "`skip_bad` drops such rows." if others else "No row has a good loss: is it the right column?"
+    advice = "`skip_bad` drops such rows." if others else "No row has a good value: is it the right column?"
     raise InputError(f"{table.place} {line}: {wrong}. {advice}")

@@ -189,10 +189,10 @@ def test_bad_losses_of_other_rows_do_not_matter(read):
 
 def test_no_advice_that_would_drop_every_row(read):
     with pytest.raises(
-        InputError, match=r"line 2: the loss is -1 at epoch 0; .*No row has a good loss: is it the right"
+        InputError, match=r"line 2: the loss is -1 at epoch 0; .*No row has a good value: is it the right"
     ):
         read("epoch,loss\n0,-1\n1,-2\n")
-    with pytest.raises(InputError, match=r"are there decimal commas.*No row has a good loss"):
+    with pytest.raises(InputError, match=r"are there decimal commas.*No row has a good value"):
         read("epoch,loss\n0,1,30\n1,1,20\n")
 
 

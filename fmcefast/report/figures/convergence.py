@@ -1,7 +1,6 @@
 """The figures of a run or a loss log, as matplotlib figures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import log
 from typing import Any
 
@@ -9,12 +8,11 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 
 from fmcefast.convergence.axis import Axis
-from fmcefast.convergence.cqi import curves
 from fmcefast.convergence.markers import Markers
 from fmcefast.report.figures.labels import finish, head, number_of, panels
+from fmcefast.report.figures.smoothed import Drawn, draw_cqi, draw_curve, thinned
 from fmcefast.report.figures.style import (
     ASIDE,
     EPOCH_MARKER,
@@ -24,7 +22,6 @@ from fmcefast.report.figures.style import (
     PARTS,
     SMALL,
     START,
-    THRESHOLD,
     curve,
     every,
     ink_on,
@@ -34,8 +31,6 @@ from fmcefast.report.figures.style import (
 )
 from fmcefast.run.epochs import Epoch
 
-# Longer logs are cut into this many stretches, finer than a pixel; the extremes of every stretch are drawn.
-_STRETCHES = 2000
 _ROW, _PLOT_HEIGHT = 3.4, 2.4  # inches: a row of panels, and what is left of it for the curves
 
 
@@ -91,51 +86,13 @@ def confusion_figure(confusion: list[list[int]]) -> Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """Points of the three curves, which are drawn at `x`, and what the smoothed loss and the CQI are at the marked
-    epochs. axis: the numbers of the epochs."""
-
-    axis: Axis
-    stretch: int  # epochs of which only the extremes are drawn; 1 draws all
-    x: np.ndarray
-    losses: np.ndarray
-    smoothed: np.ndarray
-    cqi: np.ndarray
-    at: dict[int, tuple[float, float]]
-
-
-def _thinned(losses: Any, markers: Markers, axis: Axis) -> _Drawn:
-    stretch = -(-markers.epochs // _STRETCHES) if markers.epochs > 2 * _STRETCHES else 1
-    marked = [epoch for epoch in (markers.e0, *(markers.markers or []), markers.min_cqi_epoch) if epoch is not None]
-    settings: dict[str, Any] = {"alpha": markers.alpha, "window": markers.window, "smoothing": markers.smoothing}
-    parts: list[list[np.ndarray]] = []
-    at = {}
-    for part in curves(losses, **settings, chunk=max(1, (1 << 20) // stretch) * stretch):
-        number = np.arange(part.first, part.first + len(part.losses))
-        parts.append([_extremes(curve, stretch) for curve in (part.losses, part.smoothed, part.cqi)])
-        parts[-1].append(number if stretch == 1 else np.repeat(number[::stretch], 2))
-        for epoch in marked:
-            if part.first <= epoch < part.first + len(part.losses):
-                at[epoch] = float(part.smoothed[epoch - part.first]), float(part.cqi[epoch - part.first])
-    raw, smooth, indicator, epochs = (np.concatenate(curve) for curve in zip(*parts, strict=True))
-    x = epochs if axis.labels is None else np.asarray(axis.labels)[epochs - 1]
-    return _Drawn(axis, stretch, x, raw, smooth, indicator, at)
-
-
-def _extremes(values: np.ndarray, stretch: int) -> np.ndarray:
-    """Smallest and largest value of every stretch, one after the other; a stretch of 1 keeps the values."""
-    if stretch == 1:
-        return values
-    begins = np.arange(0, len(values), stretch)
-    return np.stack([np.fmin.reduceat(values, begins), np.fmax.reduceat(values, begins)], axis=1).ravel()
-
-
 def _convergence(
     losses: Any, markers: Markers, axis: Axis, *, with_top1: bool = False
 ) -> tuple[Figure, dict[str, Axes]]:
     """The figure without its last panel, for top-1, which is left to draw. The CQI needs two epochs."""
-    drawn = _thinned(losses, markers, axis)
+    marked = [epoch for epoch in (markers.e0, *(markers.markers or []), markers.min_cqi_epoch) if epoch is not None]
+    settings: dict[str, Any] = {"alpha": markers.alpha, "window": markers.window, "smoothing": markers.smoothing}
+    drawn = thinned(losses, axis, marked, **settings)
     with_cqi = bool((drawn.cqi > 0).any())
     figure, axes = panels(["loss", *["cqi"] * with_cqi, "log loss", *["top1"] * with_top1], height=_ROW)
     head(figure, _verdict(markers, drawn))
@@ -146,7 +103,7 @@ def _convergence(
     return figure, axes
 
 
-def _verdict(markers: Markers, drawn: _Drawn) -> str:
+def _verdict(markers: Markers, drawn: Drawn) -> str:
     name = drawn.axis.name
     count = number_of(markers.epochs, name)
     if markers.markers is not None:
@@ -155,21 +112,16 @@ def _verdict(markers: Markers, drawn: _Drawn) -> str:
         text = f"Not converged: too few {name}s to tell ({count})"
     else:
         text = f"Not converged: smallest CQI {markers.min_cqi:.3g}, mu = {markers.mu:g} ({count})"
-    if drawn.stretch > 1:
-        text += f"\nof every {drawn.stretch:,} {name}s the smallest and the largest value are drawn"
-    return text
+    return text + drawn.remark
 
 
-def _draw_loss(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
-    few = curve(markers.epochs)
-    named = axes.plot(drawn.x, drawn.losses, color=ASIDE, label="raw", **few)
-    named += axes.plot(drawn.x, drawn.smoothed, color=MAIN, label=f"smoothed ({markers.smoothing})", **few)
-    finish(axes, "(a) Training loss", xlabel=drawn.axis.name, ylabel="loss", named=named)
+def _draw_loss(axes: Axes, drawn: Drawn, markers: Markers) -> None:
+    draw_curve(axes, drawn, markers.smoothing, "(a) Training loss", "loss")
     if markers.markers is not None and drawn.stretch == 1:
         _enlarge(axes, drawn, markers.markers[-1], 3 * markers.window)
 
 
-def _enlarge(axes: Axes, drawn: _Drawn, middle: int, around: int) -> None:
+def _enlarge(axes: Axes, drawn: Drawn, middle: int, around: int) -> None:
     """The loss so many epochs around the one of convergence, in a corner, if no curve goes through it."""
     low, high = axes.get_ylim()
     behind = slice(len(drawn.x) // 3, None)
@@ -185,22 +137,14 @@ def _enlarge(axes: Axes, drawn: _Drawn, middle: int, around: int) -> None:
     axes.indicate_inset_zoom(corner, edgecolor=INK)
 
 
-def _draw_cqi(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
-    named = axes.semilogy(drawn.x, drawn.cqi, color=MAIN, label="CQI", **curve(markers.epochs))
-    named.append(axes.axhline(markers.mu, **THRESHOLD, label=f"mu = {markers.mu:g}"))
+def _draw_cqi(axes: Axes, drawn: Drawn, markers: Markers) -> None:
     marked, label = markers.min_cqi_epoch, "smallest"
     if markers.markers is not None:
         marked, label = markers.markers[-1], "converged"
-    if marked is not None:
-        label += f": {drawn.axis(marked)}"
-        named += axes.plot(drawn.axis.number(marked), drawn.at[marked][1], **EPOCH_MARKER, label=label)
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
-    title = "(b) Convergence Quantification Indicator"
-    finish(axes, title, xlabel=drawn.axis.name, ylabel="CQI (log scale)", named=named)
+    draw_cqi(axes, drawn, markers.mu, marked=None if marked is None else (marked, label))
 
 
-def _draw_log_loss(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
+def _draw_log_loss(axes: Axes, drawn: Drawn, markers: Markers) -> None:
     axes.plot(drawn.x, np.log(drawn.smoothed), color=MAIN, **curve(markers.epochs))
     title = "(c) Log of the smoothed loss"
     if markers.markers is not None:
@@ -209,7 +153,7 @@ def _draw_log_loss(axes: Axes, drawn: _Drawn, markers: Markers) -> None:
     finish(axes, title, xlabel=drawn.axis.name, ylabel="log loss (natural)")
 
 
-def _draw_phases(axes: Axes, drawn: _Drawn, epochs: list[int]) -> None:
+def _draw_phases(axes: Axes, drawn: Drawn, epochs: list[int]) -> None:
     """The levels that cut the way from E0 to E_K into equal steps, named at the right, and the markers. epochs: E0 and
     the markers."""
     logs = [log(drawn.at[epoch][0]) for epoch in epochs]
