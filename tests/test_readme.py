@@ -78,12 +78,16 @@ def test_the_examples_work(falling_losses, tmp_path, monkeypatch, capsys):
         "target": torch.tensor([3, 1]),
         "feature_map": torch.rand(2, 1024, 7, 7, requires_grad=True),
     }
-    store, loss = examples_of(README)[:2]
+    (store,) = examples_of(ROOT / "docs" / "feature-store.md")
     exec(store, used := dict(given))
     assert "converged at epoch" in capsys.readouterr().out
     assert used["maps"].shape == (30, 1024, 7, 7) and used["logits"].shape == (30, 10)
-    exec(loss, {**given, "FMCENet": FMCENet})
+    loss = next(example for example in examples_of(ROOT / "docs" / "your-loop.md") if "raf=" in example)
+    exec(loss, dict(given))
     assert given["logits"].grad.abs().sum() > 0 and given["feature_map"].grad.abs().sum() > 0
+    (markers,) = examples_of(README)
+    exec(markers, dict(given))
+    assert capsys.readouterr().out.count("converged at epoch") == 2
     (reading,) = examples_of(ROOT / "docs" / "formats.md")
     exec(reading, used := {})
     assert used["maps"].shape == (3, 7, 7, 1024) and used["phase"]["score"] == 10
