@@ -60,6 +60,8 @@ def main() -> None:
         code = _fail(f"{error}{store_advice(error)}", error.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("Interrupted.", 1, debug)
+    except ModuleNotFoundError as error:
+        code = _fail(f"{error.name} is not installed. Install all that fmcefast needs: pip install fmcefast", 1, debug)
     except OSError as error:
         code = _fail(str(error), 1, debug)
     except Exception as error:

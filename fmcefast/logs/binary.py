@@ -31,8 +31,10 @@ class Parquet(Table):
     place = "row"
 
     def __init__(self, path: Path):
-        from pyarrow import parquet
-
+        try:
+            from pyarrow import parquet
+        except ImportError as error:
+            raise InputError("to read parquet: pip install pyarrow") from error
         self._file = parquet.ParquetFile(path)
 
     def columns(self) -> list[str]:

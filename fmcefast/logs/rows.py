@@ -116,7 +116,7 @@ def read_chunks(
     """What `read` makes of the table's chunks: of the fast ones, or where they fail, of those made row by row."""
     try:
         return read(table.chunks(numbers, texts))
-    except ValueError:  # only the slow path reads this row, or explains what is wrong with it
+    except (ValueError, ImportError):  # only the slow path reads this row or says what is wrong; or PyArrow is missing
         return read(table.chunks_of_rows(numbers, texts, header_again=header_again))
 
 

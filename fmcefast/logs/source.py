@@ -126,8 +126,10 @@ def _unpacking(path: Path, packing: str) -> Iterator[BinaryIO]:
         with zipfile.ZipFile(path) as archive, archive.open(_only_member(archive)) as file:
             yield file  # type: ignore[misc]
     elif packing == "zstd":
-        from pyarrow import input_stream
-
+        try:
+            from pyarrow import input_stream
+        except ImportError as error:
+            raise InputError("to read a log packed by zstd: pip install pyarrow") from error
         with input_stream(str(path), compression="zstd") as file:
             yield file
     else:

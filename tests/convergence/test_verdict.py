@@ -7,9 +7,10 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from fmcefast import find_markers
-from fmcefast.convergence.outlook import outlook
+from fmcefast.convergence.outlook import _student, outlook
 from fmcefast.convergence.points import points_of
 from fmcefast.convergence.verdict import judge, verdict
 from fmcefast.errors import InputError
@@ -173,3 +174,8 @@ def test_a_small_gain_in_accuracy_counts(rng):
     assert judge(accuracy, higher_is_better=True, mu=1e-4).kind == "converged"
     found = judge(accuracy, higher_is_better=True, mu=1e-4, min_drop=0.05)
     assert found.kind == "flat" and "hardly risen, from 0.80" in found.text
+
+
+def test_quantiles_of_the_outlook_are_those_of_scipy():
+    for freedom in (2, 3, 5, 10, 100):
+        assert _student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01 if freedom < 5 else 2e-4)
