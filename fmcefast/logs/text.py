@@ -55,8 +55,8 @@ class Matches(Table):
                     match = self._pattern.search(plain(line), timeout=_SLOWEST)
                 except TimeoutError as error:
                     raise InputError(
-                        f"line {number}: the search takes more than {_SLOWEST:g} s. Give a `pattern` that repeats less: no "
-                        "* or + after a group that holds another, and \\S or \\d in place of a dot."
+                        f"line {number}: the search takes more than {_SLOWEST:g} s. Give a `pattern` that repeats less: "
+                        "no * or + after a group that holds another, and \\S or \\d in place of a dot."
                     ) from error
                 if match:
                     yield number, [match[group] for group in groups]
