@@ -92,9 +92,7 @@ def heat_maps(
 
     make: Any = cam_method(method)
     if channels != 1 and make.__name__ in _CHANNELS_FIRST:
-        raise InputError(
-            f"{make.__name__} takes only layers with the channels first. Give another `method` or `layer`."
-        )
+        raise InputError(f"{make.__name__} takes only layers with channels first. Give another `method` or `layer`.")
     with (
         torch.inference_mode(False),
         torch.enable_grad(),

@@ -55,7 +55,7 @@ class Matches(Table):
                     match = self._pattern.search(plain(line), timeout=_SLOWEST)
                 except TimeoutError as error:
                     raise InputError(
-                        f"line {number}: the search takes more than {_SLOWEST:g} s. Give a `pattern` that repeats less: "
+                        f"line {number}: the search takes more than {_SLOWEST:g} s. Let `pattern` repeat less: "
                         "no * or + after a group that holds another, and \\S or \\d in place of a dot."
                     ) from error
                 if match:

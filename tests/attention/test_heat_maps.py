@@ -55,7 +55,7 @@ def test_layers_that_have_their_channels_last(method):
     images = torch.randn(2, 3, 16, 16)
     expected = heat_maps(first, convolution, images, [0, 1], method)
     if method in ("ablationcam", "ShapleyCAM"):
-        with pytest.raises(InputError, match="(Ablation|Shapley)CAM takes only layers with the channels first"):
+        with pytest.raises(InputError, match=r"(Ablation|Shapley)CAM takes only layers with channels first"):
             heat_maps(last, last[1], images, [0, 1], method, channels=3)
     else:
         found = heat_maps(last, last[1], images, [0, 1], method, channels=3)
