@@ -285,7 +285,14 @@ def _look(
             targets = iter(predicted if wanted.target == "predicted" else labels)
             found = np.concatenate(
                 [
-                    heat_maps(whole.network, layer, batch, [next(targets) for _ in batch], wanted.method)
+                    heat_maps(
+                        whole.network,
+                        layer,
+                        batch,
+                        [next(targets) for _ in batch],
+                        wanted.method,
+                        channels=whole.channel_dims[wanted.layer],
+                    )
                     for batch in batches
                 ]
             )

@@ -25,6 +25,9 @@ _OTHER_USE = {
     "sess": "SESS looks at parts of the image on their own",
 }
 
+# These work on the layer's output as it is.
+_CHANNELS_FIRST = ("AblationCAM", "ShapleyCAM")
+
 
 def cam_method(name: str) -> type:
     """The class of grad-cam with this name, whatever its case, hyphens and underscores; `Grad-CAM++` is one too.
@@ -70,17 +73,26 @@ def last_convolution(backbone: Backbone, image_size: int) -> str:
 
 
 def heat_maps(
-    network: nn.Module, layer: nn.Module, images: torch.Tensor, targets: Sequence[int], method: str = "GradCAM"
+    network: nn.Module,
+    layer: nn.Module,
+    images: torch.Tensor,
+    targets: Sequence[int],
+    method: str = "GradCAM",
+    *,
+    channels: int = 1,
 ) -> np.ndarray:
     """Class activation maps (n, S, S) float32 in [0, 1] of a layer of `network`, for the class `targets[i]` of image i.
 
-    network: images -> logits (n, classes), put into eval mode; layer: a module of it with an output (n, C, H, W);
-    images: (n, 3, S, S). Computed in one call of the library, in the precision of the weights, with gradients even
-    where they are off. Raises InputError as `cam_method` does.
+    network: images -> logits (n, classes), put into eval mode; layer: a module of it with an output (n, C, H, W), or
+    with C at the dimension `channels`; images: (n, 3, S, S). Computed in one call of the library, in the precision of
+    the weights, with gradients even where they are off. Raises InputError as `cam_method` does, and for a method that
+    does not take the layer.
     """
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     make: Any = cam_method(method)
+    if channels != 1 and make.__name__ in _CHANNELS_FIRST:
+        raise InputError(f"{make.__name__} takes only layers with channels first. Give another `method` or `layer`.")
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -90,7 +102,7 @@ def heat_maps(
         redirect_stdout(io.StringIO()),
     ):
         images = images.clone() if images.is_inference() else images
-        cam = make(network, [layer])
+        cam = make(network, [layer], reshape_transform=lambda maps: maps.movedim(channels, 1))
         try:
             return cam(images, [ClassifierOutputTarget(int(target)) for target in targets])
         finally:

@@ -46,8 +46,17 @@ def find_class_folders(root: Path) -> ClassFolders:
     if parts.training != root:
         walk.left_out[BESIDE].update(set(walk.folders(root)).difference(parts.folders))
     left_out = walk.explain()
-    remarks = [parts.explain(), None if left_out is None else f"left out: {left_out}"]
+    remarks = [parts.explain(), _explain_depth(found), None if left_out is None else f"left out: {left_out}"]
     return ClassFolders(train, test if parts.held_out else None, [text for text in remarks if text is not None])
+
+
+def _explain_depth(found: dict[Path, list[Path]]) -> str | None:
+    """That a class has its images in several folders, which may have been meant as classes; None if none has."""
+    for folder, files in found.items():
+        inner = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
+        if len(inner) > 1:
+            return f"folders within a class are not told apart, such as {inner[0]} and {inner[1]} in {folder.name}/"
+    return None
 
 
 def _class_of(folder: Path) -> str:
@@ -87,7 +96,14 @@ def _check_classes(parts: Parts, train: set[str], test: set[str], folders: set[s
 def _too_few(folder: Path, classes: list[str], walk: FolderWalk) -> InputError:
     """An error for fewer than two classes; a folder of folders may be the one that was meant."""
     images = len(walk.images(folder))
-    inside = [each for each in walk.folders(folder) if len(walk.folders(each)) > 1]
+    inside = [inner for each in walk.folders(folder) if len(walk.folders(inner := _innermost(each, walk))) > 1]
     holds = f"{classes[0]} alone" if classes else f"images ({images:,}) but no folder of them" if images else "none"
     meant = f" Did you mean `data=folder:{inside[0]}`?" if len(inside) == 1 else ""
     return InputError(f"{folder} needs a folder of images for each class; it holds {holds}.{meant}")
+
+
+def _innermost(folder: Path, walk: FolderWalk) -> Path:
+    """The folder, or what lies in it where that is one folder alone."""
+    while len(inner := walk.folders(folder)) == 1:
+        (folder,) = inner
+    return folder

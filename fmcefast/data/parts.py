@@ -1,5 +1,7 @@
 """The parts of a data set, training and held-out images, by the names of their folders."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +27,11 @@ class Parts:
 
     @property
     def folders(self) -> list[Path]:
-        """All folders that are parts and no classes."""
-        return [folder for folder in (self.training, self.held_out, *self.left_out) if folder not in (None, self.root)]
+        """All folders of `root` that are parts and no classes."""
+        inside = [
+            folder for folder in (self.training, self.held_out, *self.left_out) if folder not in (None, self.root)
+        ]
+        return [self.root / folder.relative_to(self.root).parts[0] for folder in inside]
 
     def explain(self) -> str | None:
         """Which folders are used as what; None for class folders alone."""
@@ -39,24 +44,48 @@ class Parts:
 
 
 def find_parts(root: Path, walk: FolderWalk) -> Parts:
-    """The parts whose folders lie in `root`, named in any case.
+    """The parts whose folders lie in `root`, named in any case, also as seg_train and seg_test are.
 
-    A folder `train` beside others is a class if there are no held-out images and it has no folders in it.
+    Of a part that holds but a folder of the same name, as unpacked archives do, that one is taken. A folder `train`
+    beside others is a class if there are no held-out images and it has no folders in it.
     Raises InputError for two folders of training images, and for several of held-out ones without any of these.
     """
     folders = walk.folders(root)
-    training = [folder for folder in folders if folder.name.casefold() in _TRAINING]
-    held_out = [folder for folder in folders if folder.name.casefold() in _HELD_OUT]
-    held_out.sort(key=lambda folder: (_HELD_OUT.index(folder.name.casefold()), folder))
+    names = {folder: folder.name.casefold() for folder in folders}
+    if not any(name in (*_TRAINING, *_HELD_OUT) for name in names.values()):
+        names = _names_in_pairs(folders)
+    training = [_inside(folder, walk) for folder, name in names.items() if name in _TRAINING]
+    candidates = [folder for folder, name in names.items() if name in _HELD_OUT]
+    candidates.sort(key=lambda folder: (_HELD_OUT.index(names[folder]), folder))
+    held_out = [_inside(folder, walk) for folder in candidates]
     if len(training) > 1:
-        names = " or ".join(folder.name for folder in training)
-        raise InputError(f"Which folder of {root} holds the training images, {names}? Move the other one elsewhere.")
+        shown = " or ".join(folder.name for folder in training)
+        raise InputError(f"Which folder of {root} holds the training images, {shown}? Move the other one elsewhere.")
     if training and (held_out or len(folders) == 1 or walk.folders(training[0])):
         return _hold_out(root, training[0], held_out, walk)
     if len(held_out) > 1:
-        names = " and ".join(folder.name for folder in held_out)
-        raise InputError(f"{root} holds {names} but no train. Put a folder for each class into {root}/train.")
+        shown = " and ".join(folder.name for folder in held_out)
+        raise InputError(f"{root} holds {shown} but no train. Put a folder for each class into {root}/train.")
     return _hold_out(root, root, held_out, walk)
+
+
+def _names_in_pairs(folders: Sequence[Path]) -> dict[Path, str]:
+    """{folder: train, test, ...} of folders whose names differ by such a word alone: seg_train and seg_test."""
+    groups: dict[tuple[str, ...], dict[Path, str]] = {}
+    for folder in folders:
+        words = re.findall(r"[^\W_]+", folder.name.casefold())
+        for name in filter(words.__contains__, (*_TRAINING, *_HELD_OUT)):
+            rest = tuple("" if word == name else word for word in words)
+            groups.setdefault(rest, {})[folder] = name
+    pairs = (names for names in groups.values() if 0 < sum(name in _TRAINING for name in names.values()) < len(names))
+    return next(pairs, {})
+
+
+def _inside(folder: Path, walk: FolderWalk) -> Path:
+    """The folder of the same name that is all it holds, if it is so; else the folder itself."""
+    while [inner.name for inner in walk.folders(folder)] == [folder.name] and not walk.images(folder):
+        folder = folder / folder.name
+    return folder
 
 
 def _hold_out(root: Path, training: Path, candidates: list[Path], walk: FolderWalk) -> Parts:

@@ -12,16 +12,17 @@ _CACHE_BYTES = 1 << 20
 STDS = ("population", "printed")
 
 
-def feature_vectors(maps: torch.Tensor, std: str = "population") -> torch.Tensor:
+def feature_vectors(maps: torch.Tensor, std: str = "population", channels: int | None = None) -> torch.Tensor:
     """Maps (N, C, H, W) or (N, P, C) -> vectors (N, 2C) float32 without a graph: (mean_0, std_0, mean_1, std_1, ...)
     of the absolute values of each channel over its positions.
 
     std: "population" is the standard deviation; "printed" is the formula of the paper, smaller by the square root of
-    the number of positions. Raises InputError for anything that is no feature map, and for another `std`.
+    the number of positions. channels: the dimension of C where it is another one. Raises InputError for anything that
+    is no feature map, and for another `std`.
     """
     if std not in STDS:
         raise unknown_name("std", std, STDS)
-    shape = map_shape(maps)
+    shape = map_shape(maps, channels)
     if shape is None:
         raise InputError(
             f"A tensor {tuple(maps.shape)} is no feature map: it must be (N, C, H, W) or (N, P, C), with at least "

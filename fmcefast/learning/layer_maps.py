@@ -6,6 +6,7 @@ from torch import nn
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.learning.images import DeviceImages
 from fmcefast.maturity.pooled_maps import map_shape
+from fmcefast.models.map_layout import channel_dims
 
 
 class UpToLayer(nn.Module):
@@ -20,8 +21,12 @@ class UpToLayer(nn.Module):
         if layer not in known:
             raise unknown_name("layer", layer, known)
         self.network, self.layer = network, layer
+        self._channels: dict[str, int] = {}
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not self._channels:
+            self._channels = channel_dims(self.network, [self.layer], images)
+
         def stop(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
             raise _Reached(output)
 
@@ -34,7 +39,7 @@ class UpToLayer(nn.Module):
             raise InputError(f"The layer {self.layer!r} does not run.")
         finally:
             hook.remove()
-        shape = map_shape(maps)
+        shape = map_shape(maps, self._channels.get(self.layer))
         if shape is None or shape.dims != (2, 3) or maps.shape[2] != maps.shape[3]:
             what = f"a tensor {tuple(maps.shape)}" if torch.is_tensor(maps) else f"a {type(maps).__name__}"
             raise InputError(f"The layer {self.layer!r} puts out {what}, not square feature maps (N, C, H, H).")

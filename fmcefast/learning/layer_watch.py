@@ -13,6 +13,7 @@ from fmcefast.learning.feature_vectors import feature_vectors
 from fmcefast.maturity.batch_norm import evaluated, statistics_fixed, statistics_kept
 from fmcefast.maturity.pooled_maps import map_shape
 from fmcefast.models.fmce_net import LEAST_CHANNELS
+from fmcefast.models.map_layout import channel_dims
 
 # Vectors (N, D) -> the indices (M,) int64, in increasing order, of the images that go on.
 Choose = Callable[[torch.Tensor], torch.Tensor]
@@ -86,7 +87,7 @@ class LayerWatch:
         vectors: dict[str, torch.Tensor] = {}
 
         def watch(name: str, module: nn.Module, inputs: Any, output: Any) -> Any:
-            vectors[name] = feature_vectors(output, self.std)
+            vectors[name] = feature_vectors(output, self.std, self._channels[name])
             if name == self._last:
                 return at_last(torch.cat([vectors[layer] for layer in self.layers], dim=1), output)
             return output
@@ -103,6 +104,7 @@ class LayerWatch:
         """The watched layer that runs last, after all checks."""
         with evaluated(self.network):
             order = self._order(images)
+            self._channels = channel_dims(self.network, self.layers, images)
             self._last = order[-1]
             if not self._can_cut(images):
                 raise InputError(

@@ -113,10 +113,11 @@ def _is_object(line: bytes) -> bool:
 
 
 def _is_sentence(text: str) -> bool:
-    """Whether text is no JSON from the start, or from its first line of several, such as [12:00:00] loss 0.5."""
+    """Whether text is no JSON from the start, or from its first line of several, such as [12:00:00] loss 0.5; or JSON
+    and then something else on the same line, such as [1, 2000] loss: 0.5."""
     try:
-        json.JSONDecoder().raw_decode(text)
+        _, end = json.JSONDecoder().raw_decode(text)
     except json.JSONDecodeError as error:
         rest, _, later = text[error.pos :].partition("\n")
         return error.lineno == 1 and bool(later.strip() or (error.pos < 3 and rest.strip()))
-    return False
+    return text.startswith("[") and bool(text[end:].partition("\n")[0].strip())

@@ -69,7 +69,8 @@ def choose(table: Table, column: str | None, where: Mapping[str, str], title: st
 def _tag_and_value(columns: Sequence[str], texts: Sequence[str]) -> tuple[str, str] | tuple[None, None]:
     """The columns that say what a value is and that hold it, in a table with a row for every value."""
     value = next(filter(names.is_value, columns), None)
-    tag = next(filter(names.is_tag, [*texts, *columns]), None)
+    # A name may also be that of a run.
+    tag = min(filter(names.is_tag, [*texts, *columns]), key=names.is_run, default=None)
     return (tag, value) if tag is not None and value is not None else (None, None)
 
 

@@ -11,9 +11,14 @@ from fmcefast.logs.text import plain
 _NUMBER = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
 _TAKEN = r"(?P<loss>[-+.\w]+)"  # nan and inf too
 _LABEL = re.compile(
-    rf"(?:([A-Za-z]{{1,20}})([ _/-]))?([\w./]{{0,60}}loss(?:es)?)((?: is)?[^\w,;]{{1,4}}){_NUMBER}", re.IGNORECASE
+    r"(?:([A-Za-z]{1,20})([ _/-]))?([\w./]{0,60}loss(?:es)?(?:/\w{1,20}){0,3})"  # loss/train/total is Composer's
+    rf"((?: is)?[^\w,;]{{1,4}}){_NUMBER}",
+    re.IGNORECASE,
 )
-_COUNTER = re.compile(r"(epoch|step|iteration|iter)(s?\W{0,10})\d+", re.IGNORECASE)
+# Of timm and Swin, Train: 3 [0/1251] and Train: [3/300][0/1251]; of mmengine, Epoch(train) [3][100/300].
+_COUNTER = re.compile(
+    r"(epoch|step|iteration|iter|train(?=: +(?:\d+ \[|\[\d+/)))(s?(?:\(train\))?\W{0,10})\d+", re.IGNORECASE
+)
 _DARKNET = rf"{_TAKEN} avg"
 _TERM = 9  # a rank for losses of a single term
 
@@ -31,11 +36,13 @@ def suggest_pattern(text: str) -> str | None:
     loss = _literal(name) + _literal(mark) + _TAKEN
     if any(re.search(r"[\w/.]$", line[: match.start()]) for line, match in _found(loss, lines)):
         loss = rf"(?<![\w/.]){loss}"  # not the end of another name
+    for other in sorted({label.removesuffix(name) for label, _ in labels if label.endswith(f" {name}")}):
+        loss = f"(?<!{re.escape(other)}){loss}"  # of a test, often: Avg loss
     before, after = _counter(loss, lines)
     start, between = _without_validation(
         [line[: match.start("loss")] for line, match in _found(f"{before}.*?{loss}", lines)]
     )
-    pattern = f"{start}{before}{between}{loss}" if before else f"{start}{loss}{after}"
+    pattern = f"{start}{before}{between}{loss}" if before else f"{start}{loss}{after or _ending(loss, lines)}"
     return pattern if _takes_numbers(pattern, lines) else None
 
 
@@ -50,18 +57,24 @@ def _counter(loss: str, lines: list[str]) -> tuple[str, str]:
         if counters:
             ((name, mark), count) = counters.most_common(1)[0]
             if 3 * count >= len(found):
-                group = "epoch" if name.lower() == "epoch" else "step"
+                group = "epoch" if name.lower() in ("epoch", "train") else "step"
                 counter = f"{name}{_literal(mark)}(?P<{group}>{number})"
                 return (counter, "") if number == r"\d+" else ("", f".*?{counter}")
     return "", ""
 
 
+def _ending(loss: str, lines: list[str]) -> str:
+    """An expression for the validation loss that only the last line of an epoch has, as Keras prints them."""
+    after = [line[match.end() :] for line, match in _found(loss, lines)]
+    endings = [match.group() for text in after if (match := re.search(r"val\w{0,20}loss", text, re.IGNORECASE))]
+    return f".*?{endings[0]}" if 0 < len(endings) < len(after) else ""
+
+
 def _labels(line: str) -> Iterator[tuple[str, str]]:
     """What stands before the losses of a line that are not of validation: a name, and the mark after it."""
     for word, blank, label, mark in _LABEL.findall(line):
-        name = (
-            f"{word}{blank}{label}" if is_training(word) or is_validation(word) or loss_rank(f"{word}_loss") else label
-        )
+        joined = blank in "_/" or is_training(word) or is_validation(word) or loss_rank(f"{word}_loss")
+        name = f"{word}{blank}{label}" if joined else label
         if not is_validation(name):
             yield name, mark
 

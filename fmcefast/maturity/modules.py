@@ -11,7 +11,8 @@ from torch import nn
 
 from fmcefast.errors import InputError
 from fmcefast.maturity.batch_norm import evaluated
-from fmcefast.maturity.pooled_maps import feature_map, map_shape
+from fmcefast.maturity.pooled_maps import map_shape
+from fmcefast.models.map_layout import first_output
 
 MOST = 5
 _ENOUGH_SIZES = 3
@@ -89,7 +90,7 @@ def _sizes(network: nn.Module, names: list[str], image_size: int) -> dict[str, t
 
     def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal last
-        output = feature_map(output)
+        output = first_output(output)
         shape = map_shape(output)
         if shape is not None and output is not last:
             sizes.pop(name, None)

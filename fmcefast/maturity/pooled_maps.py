@@ -1,7 +1,6 @@
 """The feature maps of a network's modules, averaged over their positions."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,8 +13,8 @@ from fmcefast.errors import InputError, unknown_name
 from fmcefast.maturity import statistics
 from fmcefast.maturity.batch_norm import Recalibration, evaluated
 from fmcefast.maturity.image_changes import DEFAULT_CHANGES, image_change
-from fmcefast.models.extractors import has_channels_last
 from fmcefast.models.fmce_net import LEAST_CHANNELS
+from fmcefast.models.map_layout import channel_dim, channel_dims, first_output
 
 # Below this part of the largest value, differences are rounding errors of float32.
 _ROUNDING = 1e-6
@@ -67,23 +66,22 @@ def pool_maps(
     if isinstance(loader, Iterator):
         raise InputError("The loader is an iterator, which can be read only once. Pass a DataLoader or a list.")
     functions = {name: image_change(name) for name in changes}
-    batches = _Batches(model, loader)
+    batches, pooling = _Batches(model, loader), _Pooling(model, modules)
     # Where a loader draws random numbers, so does the training that calls this.
-    with torch.random.fork_rng(devices=[]), evaluated(model), _pooling(model, modules) as outputs:
+    with torch.random.fork_rng(devices=[]), evaluated(model):
         recalibration = Recalibration(model)
-        own = _pass(model, batches, outputs) if evaluation or not recalibration.needed else None
+        own = _pass(pooling, batches) if evaluation or not recalibration.needed else None
         plain = own
         if recalibration.needed:
             _recalibrate(model, recalibration, batches)
-            plain = _pass(model, batches, outputs)
+            plain = _pass(pooling, batches)
         assert plain is not None
         images = len(next(iter(plain.values())))
         if images < statistics.FEWEST_IMAGES:
             raise InputError(f"{images} images are too few: maturity is told from at least {statistics.FEWEST_IMAGES}.")
         first = images if changed_images is None else min(images, changed_images)
         changed = {
-            change: _pass(model, map(function, _first(batches, first)), outputs)
-            for change, function in functions.items()
+            change: _pass(pooling, map(function, _first(batches, first))) for change, function in functions.items()
         }
     pooled = {
         name: PooledMaps(
@@ -108,27 +106,24 @@ class MapShape(NamedTuple):
     dims: tuple[int, ...]
 
 
-def feature_map(output: Any) -> Any:
-    """The output of a module, or the first of several: modules of Hugging Face put out tuples."""
-    return output[0] if isinstance(output, (tuple, list)) and output else output
+def map_shape(output: Any, channels: int | None = None) -> MapShape | None:
+    """The shape of feature maps (B, C, H, W), (B, H, W, C) or (B, N, C); None for anything else.
 
-
-def map_shape(output: Any) -> MapShape | None:
-    """The shape of feature maps (B, C, H, W) or (B, N, C), or (B, H, W, C) of square ones; None for anything else."""
+    channels: their dimension; if None, maps are taken to be square, with the channels first where that does not tell.
+    """
     shape = tuple(output.shape) if torch.is_tensor(output) else ()
     if len(shape) not in (3, 4):
         return None
-    channels_last = len(shape) == 3 or has_channels_last(shape)
-    dims = tuple(range(1, len(shape) - 1)) if channels_last else (2, 3)
-    channels = shape[-1] if channels_last else shape[1]
-    return MapShape(channels, tuple(shape[dim] for dim in dims), dims) if channels >= LEAST_CHANNELS else None
+    dim = channels or channel_dim(shape) or 1
+    dims = tuple(each for each in range(1, len(shape)) if each != dim)
+    return MapShape(shape[dim], tuple(shape[each] for each in dims), dims) if shape[dim] >= LEAST_CHANNELS else None
 
 
-def pool_positions(output: Any, name: str) -> torch.Tensor:
+def pool_positions(output: Any, name: str, channels: int | None = None) -> torch.Tensor:
     """(B, C) float32 means over the positions of the output of the module `name`. Raises InputError unless the output
     is of feature maps."""
-    output = feature_map(output)
-    shape = map_shape(output)
+    output = first_output(output)
+    shape = map_shape(output, channels)
     if shape is None:
         what = f"a tensor {tuple(output.shape)}" if torch.is_tensor(output) else f"a {type(output).__name__}"
         raise InputError(
@@ -186,13 +181,10 @@ def _recalibrate(model: nn.Module, recalibration: Recalibration, batches: Iterab
         raise InputError("Batch statistics need batches of at least two images.")
 
 
-def _pass(model: nn.Module, batches: Iterable[torch.Tensor], outputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in outputs}
+def _pass(pooling: "_Pooling", batches: Iterable[torch.Tensor]) -> dict[str, np.ndarray]:
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in pooling.modules}
     for images in batches:
-        for name in outputs:
-            outputs[name] = torch.empty(0)
-        model(images)
-        for name, pooled in outputs.items():
+        for name, pooled in pooling.run(images).items():
             if len(pooled) != len(images):
                 raise InputError(
                     f"The module {name!r} gave {len(pooled) or 'no'} maps for {len(images)} images. Name a module that "
@@ -204,24 +196,35 @@ def _pass(model: nn.Module, batches: Iterable[torch.Tensor], outputs: dict[str, 
     return {name: torch.cat(pooled).double().cpu().numpy() for name, pooled in parts.items()}
 
 
-@contextmanager
-def _pooling(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """The last outputs of modules, pooled, while the model runs."""
-    known = dict(model.named_modules())
-    if not modules:
-        raise InputError(f"Name a module of {type(model).__name__} at least.")
-    for name in modules:
-        if name not in known:
-            alike = [own for own in known if own and own.count(".") == name.count(".")]  # networks have hundreds
-            raise unknown_name(f"module of {type(model).__name__}", name, alike)
-    outputs = {name: torch.empty(0) for name in modules}
+class _Pooling:
+    """Runs a model and pools the outputs of some of its modules. Raises InputError for an unknown module."""
 
-    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        outputs[name] = pool_positions(output, name)
+    def __init__(self, model: nn.Module, modules: Sequence[str]):
+        known = dict(model.named_modules())
+        if not modules:
+            raise InputError(f"Name a module of {type(model).__name__} at least.")
+        for name in modules:
+            if name not in known:
+                alike = [own for own in known if own and own.count(".") == name.count(".")]  # networks have hundreds
+                raise unknown_name(f"module of {type(model).__name__}", name, alike)
+        self.modules = tuple(dict.fromkeys(modules))
+        self._model, self._known = model, known
+        self._channels: dict[str, int] | None = None
 
-    hooks = [known[name].register_forward_hook(partial(keep, name)) for name in modules]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def run(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """{module: (n, C)}, (0,) of one that does not run. Raises InputError as `pool_positions` does."""
+        channels = self._channels
+        if channels is None:
+            channels = self._channels = channel_dims(self._model, self.modules, images)
+        outputs = {name: torch.empty(0) for name in self.modules}
+
+        def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+            outputs[name] = pool_positions(output, name, channels.get(name))
+
+        hooks = [self._known[name].register_forward_hook(partial(keep, name)) for name in self.modules]
+        try:
+            self._model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return outputs

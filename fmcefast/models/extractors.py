@@ -10,6 +10,7 @@ from torch import nn
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.models.backbones import make_backbone
 from fmcefast.models.fmce_net import LEAST_CHANNELS
+from fmcefast.models.map_layout import channel_dims
 from fmcefast.models.networks import make_network
 from fmcefast.models.weights import Choice, WeightsFile, copy_weights
 
@@ -58,11 +59,6 @@ def make_extractor(backbone: str, classes: int, modules: Sequence[str | None] = 
     return ModuleMaps(backbone, classes, names) if names else FinalMap(backbone, classes)
 
 
-def has_channels_last(shape: Sequence[int]) -> bool:
-    """Whether maps of square images are (N, H, W, C), which shows unless C is H."""
-    return len(shape) == 4 and shape[1] == shape[2] != shape[3]
-
-
 class FinalMap(FeatureExtractor):
     """The feature map that the backbone pools."""
 
@@ -89,12 +85,17 @@ class FinalMap(FeatureExtractor):
 
 
 class ModuleMaps(FeatureExtractor):
-    """The outputs of named modules. If a module runs several times, its last output is returned."""
+    """The outputs of named modules, (N, H, W, C) as (N, C, H, W).
+
+    If a module runs several times, its last output is returned. channel_dims: where the channels are in the outputs
+    themselves, known after the first images.
+    """
 
     def __init__(self, backbone: str, classes: int, modules: Sequence[str]):
         super().__init__()
         self.network = make_network(backbone, classes)
         self.names = tuple(modules)
+        self.channel_dims: dict[str, int] = {}
         self._outputs: dict[str, Any] = {}
         known = {name: module for name, module in self.network.named_modules() if name}
         for name in self.names:
@@ -106,9 +107,11 @@ class ModuleMaps(FeatureExtractor):
         return self.maps_and_logits(images)[0]
 
     def maps_and_logits(self, images: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+        if not self.channel_dims:
+            self.channel_dims = channel_dims(self.network, self.names, images)
         self._outputs.clear()
         logits = self.network(images)
-        maps: tuple[Any, ...] = tuple(self._outputs.get(name) for name in self.names)
+        maps: tuple[Any, ...] = tuple(map(self._channels_second, self.names))
         self._outputs.clear()
         return maps, logits
 
@@ -123,7 +126,7 @@ class ModuleMaps(FeatureExtractor):
             if not is_tensor or output.ndim != 4 or output.shape[1] < LEAST_CHANNELS:
                 what = f"a tensor {tuple(output.shape)}" if is_tensor else "nothing" if output is None else "no tensor"
                 raise InputError(
-                    f"The module {name!r} puts out {what}. A feature map is (N, C, H, W), or (N, H, W, C) if square, "
+                    f"The module {name!r} puts out {what}. A feature map is (N, C, H, W) or (N, H, W, C), "
                     f"with at least {LEAST_CHANNELS} channels."
                 )
         return tuple((output.shape[1], output.shape[2], output.shape[3]) for output in maps)
@@ -135,12 +138,15 @@ class ModuleMaps(FeatureExtractor):
         copy_weights(self.network, found, {name: name for name in own})
         return found.choice
 
+    def _channels_second(self, name: str) -> Any:
+        output = self._outputs.get(name)
+        if not torch.is_tensor(output) or output.ndim != 4:
+            return output
+        return output.movedim(self.channel_dims[name], 1)
+
     def _keeping(self, name: str) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
         def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-            if torch.is_tensor(output):
-                # Copied, since what follows may work in place (ReLU after batch normalisation, say).
-                output = output.clone()
-                output = output.permute(0, 3, 1, 2) if has_channels_last(output.shape) else output
-            self._outputs[name] = output
+            # Copied, since what follows may work in place (ReLU after batch normalisation, say).
+            self._outputs[name] = output.clone() if torch.is_tensor(output) else output
 
         return keep

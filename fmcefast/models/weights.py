@@ -13,6 +13,8 @@ from fmcefast.errors import FmcefastError, InputError, printable, unknown_name
 from fmcefast.models.weight_files.opening import open_tensors
 
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged|teacher)(_|$)")
+_COUNT = "num_batches_tracked"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 _USUAL = ("", "state_dict", "model_state_dict", "model", "module", "net", "network")
 
 
@@ -72,11 +74,21 @@ class WeightsFile:
             for name, in_file in self._stored.items()
             if name.startswith(prefix) and not name.startswith(inner)
         }
-        _require_none(self.path, "missing", [name for name in required if name not in stored])
+        self._require_all(required, stored)
         _require_none(self.path, "not part of this one", sorted(stored.keys() - own.keys()))
         tensors = self._file.read(stored.values())
         choice = Choice(prefix.removesuffix("."), [other.removesuffix(".") for other in others])
         return FoundWeights(self.path, {name: tensors[in_file] for name, in_file in stored.items()}, choice)
+
+    def _require_all(self, names: list[str], stored: Mapping[str, str]) -> None:
+        missing = [name for name in names if name not in stored]
+        if missing and _SHARD.search(self.path.name):
+            raise InputError(f"{self.path} is one of several shards. Name their index, *.index.json.")
+        if missing:
+            raise InputError(
+                f"The weights {self.path} are of another network (missing: {_shown(missing)}; what is there: "
+                f"{_shown(list(self._stored))})."
+            )
 
     def _prefixes(self, names: list[str], own: Mapping[str, torch.Tensor]) -> list[str]:
         """What stands before each of `names` in the file, such as `module.`. Where tensors have the right shapes under
@@ -107,7 +119,7 @@ class WeightsFile:
 
 def without_counts(names: Iterable[str]) -> list[str]:
     """Names without those of the numbers of batches, which old files lack."""
-    return [name for name in names if not name.endswith("num_batches_tracked")]
+    return [name for name in names if not name.endswith(_COUNT)]
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -133,6 +145,8 @@ def copy_weights(network: nn.Module, found: FoundWeights, names: Mapping[str, st
     """
     own = network.state_dict()
     tensors = {name: found.tensors[name] for name in names if name in found.tensors}
+    # Where all tensors were cast to half precision, those of numbers of batches mean nothing.
+    tensors = {name: one for name, one in tensors.items() if not (name.endswith(_COUNT) and one.is_floating_point())}
     mismatched = [name for name, tensor in tensors.items() if not _alike(tensor, own[names[name]])]
     _require_none(found.path, "of another shape or type", mismatched)
     broken = [name for name, tensor in tensors.items() if not _is_finite(tensor, own[names[name]])]

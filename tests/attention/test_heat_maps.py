@@ -42,6 +42,26 @@ def test_heat_maps_are_those_of_the_library(network, images, method, capfd):
     assert not any(module._forward_hooks for module in network.modules())
 
 
+@pytest.mark.parametrize("method", [*METHODS, "ablationcam"])
+def test_layers_that_have_their_channels_last(method):
+    class Last(nn.Module):
+        def forward(self, maps):
+            return maps.permute(0, 2, 3, 1)
+
+    torch.manual_seed(0)
+    convolution, linear = nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 4)
+    first = nn.Sequential(convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+    last = nn.Sequential(convolution, Last(), nn.Flatten(1, 2), nn.AdaptiveAvgPool2d((1, None)), nn.Flatten(), linear)
+    images = torch.randn(2, 3, 16, 16)
+    expected = heat_maps(first, convolution, images, [0, 1], method)
+    if method in ("ablationcam", "ShapleyCAM"):
+        with pytest.raises(InputError, match=r"(Ablation|Shapley)CAM takes only layers with channels first"):
+            heat_maps(last, last[1], images, [0, 1], method, channels=3)
+    else:
+        found = heat_maps(last, last[1], images, [0, 1], method, channels=3)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_nothing_of_the_network_changes_and_no_mode_matters(network, images):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     layer = network.get_submodule("conv5.0")

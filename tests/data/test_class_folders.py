@@ -67,6 +67,45 @@ def test_parts_are_told_by_their_names(put, training, held_out):
     assert found.remarks == [f"training images from {training}/, {held_out}/ held out"]
 
 
+@pytest.mark.parametrize(
+    ("training", "held_out"),
+    [
+        ("seg_train", "seg_test"),
+        ("training_set", "test_set"),
+        ("Train_Data", "Val_Data"),
+        ("my train images", "my valid images"),
+    ],
+)
+@pytest.mark.parametrize("twice", [False, True])
+def test_parts_whose_names_differ_by_one_word(put, training, held_out, twice):
+    inside = (f"{training}/{training}", f"{held_out}/{held_out}") if twice else (training, held_out)
+    found = find_class_folders(put(*images(inside[0], count=3), *images(inside[1], count=1), "other/1.jpg"))
+    assert names(found.train) == cats_and_dogs("0.jpg", "1.jpg", "2.jpg")
+    assert names(found.test) == cats_and_dogs("0.jpg")
+    assert found.remarks == [
+        f"training images from {training}/, {held_out}/ held out",
+        "left out: 1 folder beside these (other)",
+    ]
+
+
+def test_classes_with_such_words_in_their_names(put):
+    found = find_class_folders(put("train_station/1.jpg", "test_tube/1.jpg", "dev_board/1.jpg"))
+    assert sorted(found.train) == ["dev_board", "test_tube", "train_station"] and found.test is None
+
+
+def test_parts_that_were_unpacked_into_folders_of_their_names(put):
+    found = find_class_folders(put(*images("train/train"), *images("test/test/test", count=1)))
+    assert names(found.train) == cats_and_dogs("0.jpg", "1.jpg") and names(found.test) == cats_and_dogs("0.jpg")
+    assert found.remarks == ["training images from train/, test/ held out"]
+
+
+def test_folders_within_classes_are_said_not_to_be_told_apart(put):
+    found = find_class_folders(put("animals/cat/1.jpg", "animals/dog/1.jpg", "vehicles/1.jpg"))
+    assert {name: len(files) for name, files in found.train.items()} == {"animals": 2, "vehicles": 1}
+    assert found.remarks == ["folders within a class are not told apart, such as cat and dog in animals/"]
+    assert find_class_folders(put("vehicles/images/1.jpg")).remarks == found.remarks
+
+
 def test_of_several_held_out_parts_the_preferred_one_is_taken(put):
     found = find_class_folders(put(*images("train", "test", "Valid"), *images("val", count=1)))
     assert names(found.test) == cats_and_dogs("0.jpg")
@@ -201,6 +240,14 @@ REFUSED = {
     "loose images": (["train/1.jpg", "train/2.jpg", "val/1.jpg"], r"it holds images \(2\) but no folder"),
     "one class": (["cat/1.jpg"], r"needs a folder of images for each class; it holds cat alone\.$"),
     "one too high": (images("photos"), r"it holds photos alone\. Did you mean `data=folder:.*/data/photos`\?"),
+    "several too high": (
+        images("photos/Photos/all"),
+        r"it holds photos alone\. Did you mean `data=folder:.*/data/photos/Photos/all`\?",
+    ),
+    "loose images in a pair": (
+        ["train_images/1.jpg", "test_images/1.jpg"],
+        r"holds images \(1\) but no folder",
+    ),
     "unread class": (
         ["cat/1.jpg", "dog/1.heic", "dog/2.HEIC"],
         r"No image of the class folder .*/dog can be read: 2 have another format, such as 1.heic\. Convert them",

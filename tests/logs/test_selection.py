@@ -151,6 +151,8 @@ def test_tables_of_tags(read):
         read(content, column="loss/trian")
     with pytest.raises(InputError, match=r"none of the columns.*: acc, lr"):
         read("tag,value\nacc,0.5\nlr,0.1\nacc,0.6\n")
+    of_run = "Name,metric,step,value\n" + "".join(f"run,{tag},{epoch},{len(tag) + epoch}\n" for epoch, tag in rows)
+    assert read(of_run).column == "loss/train"
 
 
 def test_where_that_fits_nothing(read):

@@ -97,6 +97,16 @@ def test_an_output_that_is_no_map(images, function, what):
         pool_maps(Puts(function), ["inner"], [images])
 
 
+@pytest.mark.parametrize("size", [(16, 16), (16, 12), (12, 16)])
+def test_maps_as_high_or_wide_as_they_have_channels(images, size):
+    def channels_last(images):
+        return wide(images).repeat(1, 3, 1, 1)[:, :16].movedim(1, -1)
+
+    images = images[:, :, : size[0], : size[1]]
+    maps = pool_maps(Puts(channels_last), ["inner"], [images])["inner"].plain
+    np.testing.assert_allclose(maps, channels_last(images).double().mean(dim=(1, 2)).numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_maps_of_one_position(images):
     model = Puts(lambda images: wide(images).mean(dim=(2, 3), keepdim=True))
     assert pool_maps(model, ["inner"], [images])["inner"].plain.shape == (48, 6)
@@ -190,7 +200,7 @@ def test_a_network_without_batch_normalisation(images):
     model.register_forward_hook(lambda *_: passes.append(1))
     maps = pool_maps(model, ["1"], [images], evaluation=True)["1"]
     np.testing.assert_array_equal(maps.plain, maps.evaluation)
-    assert len(passes) == 3  # of the images, and of the shifted and the brighter ones
+    assert len(passes) == 4  # of two images, of all, and of the shifted and the brighter ones
     np.testing.assert_allclose(maps.plain, pooled(model[:2], images), rtol=1e-5, atol=1e-6)
 
 

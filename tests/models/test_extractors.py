@@ -153,6 +153,21 @@ def test_modules_that_have_their_channels_last(monkeypatch):
         assert torch.equal(maps.maps(images)[1], first.permute(0, 3, 1, 2))
 
 
+def test_modules_whose_maps_are_as_high_as_they_have_channels(monkeypatch):
+    timm = pytest.importorskip("timm")
+    small = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (1,), "num_heads": (2,), "window_size": 4}
+    swin = timm.models.swin_transformer.SwinTransformer(**small, num_classes=10, strict_img_size=False).eval()
+    monkeypatch.setattr(extractors, "make_network", lambda name, classes: swin)
+    maps, images = ModuleMaps("swin", 10, ["layers.0"]).eval(), torch.randn(2, 3, 32, 32)
+    assert maps.shapes(32) == ((16, 16, 16),)
+    with torch.inference_mode():
+        assert torch.equal(maps.maps(images)[0], swin.layers[0](swin.patch_embed(images)).permute(0, 3, 1, 2))
+    fixed = timm.models.swin_transformer.SwinTransformer(**small, num_classes=10).eval()
+    monkeypatch.setattr(extractors, "make_network", lambda name, classes: fixed)
+    with pytest.raises(InputError, match=r"'layers.0' puts out a tensor \(1, 16, 16, 16\).*Name another module"):
+        ModuleMaps("swin", 10, ["layers.0"]).shapes(32)
+
+
 def test_unfit_networks_of_timm_are_refused(monkeypatch):
     pytest.importorskip("timm")
     with pytest.raises(InputError, match="Did you mean 'timm:resnet18'"):

@@ -88,7 +88,8 @@ def test_weights_are_found_however_they_were_saved(loads, states, way):
 def test_weights_of_half_precision(loads, states):
     half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in states[0].items()}
     eighth = {name: tensor.to(torch.float8_e5m2) if tensor.ndim == 4 else tensor for name, tensor in half.items()}
-    for state in (half, eighth):
+    counts_too = {name: tensor.half() for name, tensor in states[0].items()}
+    for state in (half, eighth, counts_too):
         found, _ = loads(state)
         assert same(found, {name: tensor.to(found[name].dtype) for name, tensor in state.items()})
 
@@ -146,6 +147,13 @@ def test_a_teacher_of_another_width_is_not_in_question(loads, states):
         loads({"teacher": teacher, "student": states[0]}, "teacher")
 
 
+def test_one_shard_alone(tmp_path, states):
+    path = tmp_path / "model-00002-of-00005.safetensors"
+    save_file({"bn1.weight": torch.ones(4)}, path)
+    with pytest.raises(InputError, match=r"00005\.safetensors is one of several shards\. Name .*, \*\.index\.json"):
+        WeightsFile(path).find(states[0])
+
+
 def test_a_key_that_is_not_there(loads, states):
     content = {"state_dict": states[0], "epoch": 3, "other": {"x": torch.ones(2)}}
     for key in ("state_dic", "State_dict", "state_dict_ema"):
@@ -155,6 +163,8 @@ def test_a_key_that_is_not_there(loads, states):
         loads(content, "ema")
     with pytest.raises(InputError, match=r"are of another network \(missing: conv1\.weight, "):
         loads(content, "other")
+    with pytest.raises(InputError, match=r"missing: conv1\.weight, .*, \.\.\.; what is there: x\)"):
+        loads({"x": torch.ones(2)})
     with pytest.raises(InputError, match=r"are of another network \(missing: "):
         loads(content, "")
 

@@ -9,7 +9,8 @@ from fmcefast.models.weight_files.sharded import ShardedFile
 from fmcefast.models.weight_files.tensor_file import TensorFile
 from fmcefast.models.weight_files.torch_files import TorchFile
 
-_ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".index.json")
+_INDEX = ".index.json"
+_ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", _INDEX)
 _START = 512
 _SHORTEST = 16
 _ELSE = {
@@ -20,6 +21,9 @@ _ELSE = {
     b"\x89HDF": "is an HDF5 file, as Keras writes them. Give safetensors or a file of torch.save.",
     b"<": "is a web page, not weights: the download went wrong. Open it in a browser to see what it says.",
 }
+_DISTRIBUTED = (
+    "a checkpoint of torch.distributed. Convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+)
 _TAR = "is a tar archive. Unpack it; what PyTorch before 0.1.10 wrote must be saved again with a newer one."
 
 
@@ -34,6 +38,8 @@ def open_tensors(path: Path, *, is_shard: bool = False) -> TensorFile:
     try:
         with path.open("rb") as file:
             start = file.read(_START)
+        if path.suffix == ".distcp":
+            raise InputError(f"{path} is a part of {_DISTRIBUTED} {path.parent} weights.pt")
         if start[4:9] == b"\0\0\0\0{":  # the length of the header in 8 bytes, and the header, which is JSON
             return SafetensorsFile(path)
         if start.startswith((b"PK", b"\x80")):
@@ -63,6 +69,9 @@ def _what_else(start: bytes) -> str:
 
 
 def _about_folder(path: Path) -> str:
+    if (path / ".metadata").exists():
+        return f"{path} is {_DISTRIBUTED} {path} weights.pt"
     inside = sorted(file.name for file in path.iterdir() if file.name.endswith(_ENDINGS))
+    inside.sort(key=lambda name: not name.endswith(_INDEX))  # rather than one of its shards
     named = f", such as {path / inside[0]}" if inside else ""
     return f"{path} is a folder. Name a weights file{named}."

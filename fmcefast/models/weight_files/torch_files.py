@@ -79,7 +79,7 @@ def _named_tensors(pickled: Any) -> dict[str, StoredTensor | Unreadable]:
         elif isinstance(value, dict) and id(value) not in seen:
             seen[id(value)] = value
             named = [(f"{prefix}{name}.", item) for name, item in _items(value) if not name.lower().startswith("optim")]
-            pending += reversed(named + [(prefix, part) for part in _parts_of_module(value)])
+            pending += reversed(named + [(prefix, part) for part in _parts_of_object(value)])
     return tensors
 
 
@@ -89,11 +89,14 @@ def _items(mapping: dict[str, Any]) -> list[tuple[str, Any]]:
     return list(mapping.items())
 
 
-def _parts_of_module(value: dict[str, Any]) -> list[Any]:
-    """Of a module that was saved whole, the dictionaries that its state_dict is made of."""
+def _parts_of_object(value: dict[str, Any]) -> list[Any]:
+    """Of a module that was saved whole, the dictionaries that its state_dict is made of; of another object without
+    items, such as a Learner of fastai, its attributes."""
     state = value.state if isinstance(value, Placeholder) else None
-    if not isinstance(state, dict) or not {"_parameters", "_buffers", "_modules"} <= state.keys():
+    if not isinstance(state, dict):
         return []
+    if not {"_parameters", "_buffers", "_modules"} <= state.keys():
+        return [] if value else [state]
     passing = state.get("_non_persistent_buffers_set", ())
     buffers = {name: item for name, item in _items(state["_buffers"]) if name not in passing}
     return [state["_parameters"], buffers, state["_modules"]]

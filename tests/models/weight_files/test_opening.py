@@ -8,6 +8,8 @@ import tarfile
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint import format_utils
 
 from fmcefast.errors import InputError
 from fmcefast.models.weight_files.opening import open_tensors
@@ -50,10 +52,29 @@ def test_a_folder_and_nothing(tmp_path):
         open_tensors(tmp_path / "absent.pt")
     with pytest.raises(InputError, match=r"is a folder\. Name a weights file\.$"):
         open_tensors(tmp_path)
-    for name in ("config.json", "model.safetensors.index.json", "model-1.safetensors"):
+    for name, named in (
+        ("config.json", ""),
+        ("model-1.safetensors", r", such as .*model-1\.safetensors"),
+        ("model.safetensors.index.json", r", such as .*model\.safetensors\.index\.json"),
+    ):
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"is a folder\. Name a weights file, such as .*model-1\.safetensors\.$"):
-        open_tensors(tmp_path)
+        with pytest.raises(InputError, match=rf"is a folder\. Name a weights file{named}\.$"):
+            open_tensors(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_checkpoints_of_torch_distributed(tmp_path):
+    """The advice is followed."""
+    state = {"model": {"fc.weight": torch.ones(2, 3)}}
+    distributed_checkpoint.save(state, checkpoint_id=tmp_path / "folder", no_dist=True)
+    (part,) = (tmp_path / "folder").glob("*.distcp")
+    for path in (tmp_path / "folder", part):
+        with pytest.raises(
+            InputError, match=r"checkpoint of torch\.distributed\. Convert it: python -m .* weights\.pt$"
+        ):
+            open_tensors(path)
+    format_utils.dcp_to_torch_save(tmp_path / "folder", tmp_path / "weights.pt")
+    assert open_tensors(tmp_path / "weights.pt").shapes == {"model.fc.weight": (2, 3)}
 
 
 @pytest.mark.parametrize("start", [b"\x80", b"P"])

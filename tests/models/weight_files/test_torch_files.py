@@ -161,7 +161,11 @@ def vanished(monkeypatch):
         def __reduce_ex__(self, protocol):
             return Old, ("argument",), (None, {"slot": 1}), iter([1, 2]), iter([("a", 1)])
 
-    for kind in (AttributeDict, ListConfig, Old):
+    class Learner:  # as fastai exports one
+        def __init__(self, model):
+            self.model, self.opt, self.epoch, self.metrics = model, None, 3, [print]
+
+    for kind in (AttributeDict, ListConfig, Old, Learner):
         kind.__module__, kind.__qualname__ = "vanished_package", kind.__name__
         setattr(module, kind.__name__, kind)
     monkeypatch.setitem(sys.modules, "vanished_package", module)
@@ -194,6 +198,13 @@ def test_a_module_that_was_saved_whole_is_read_as_its_state_dict(tmp_path, save,
     save({"model": network, "epoch": 3} if wrapped else network, tmp_path / "w.pt")
     prefix = "model." if wrapped else ""
     same(read(tmp_path / "w.pt"), {prefix + name: tensor for name, tensor in network.state_dict().items()})
+
+
+def test_a_module_within_an_object(tmp_path, save, vanished, monkeypatch):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    save(vanished.Learner(network), tmp_path / "w.pt")
+    monkeypatch.delitem(sys.modules, "vanished_package")
+    same(read(tmp_path / "w.pt"), {f"model.{name}": tensor for name, tensor in network.state_dict().items()})
 
 
 def test_a_state_dict_of_python_2(tmp_path, pickles, in_legacy):
