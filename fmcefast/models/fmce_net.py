@@ -16,7 +16,7 @@ from fmcefast.kernels.fmce_head.trainable_block import conv_block, is_faster
 
 LEAST_CHANNELS = 4
 _MAX_CHANNELS = 1024
-_LAYERS = (nn.Conv2d, nn.MaxPool2d, nn.ReLU)
+_LAYERS = {nn.Conv2d, nn.MaxPool2d, nn.ReLU}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -71,8 +71,7 @@ class FMCENet(nn.Module):
         return self.settings["phases"]
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        fits = feature_map.shape[1:] == self.map_shape
-        if fits and is_faster(feature_map, self.classifier.weight) and self._has_own_layers():
+        if is_faster(feature_map, self.classifier.weight) and self._computes_own_layers(feature_map):
             *reduce, first, second = (layer for layer in self.convolutions if isinstance(layer, nn.Conv2d))
             maps = reduce[0](feature_map).relu() if reduce else feature_map
             for layer in (first, second):
@@ -81,11 +80,11 @@ class FMCENet(nn.Module):
             maps = self.convolutions(feature_map)
         return self.classifier(maps.flatten(1))
 
-    def _has_own_layers(self) -> bool:
-        """Whether all layers are those of `__init__`, and no hook waits for them to be called."""
-        return all(
-            type(layer) in _LAYERS and not any(getattr(layer, hooks) for hooks in _HOOKS) for layer in self.convolutions
-        )
+    def _computes_own_layers(self, feature_map: torch.Tensor) -> bool:
+        """Whether the map has the size and the layers have the types of `__init__`, and no hook waits for a call."""
+        layers = list(self.convolutions)
+        hooked = any(getattr(layer, hooks) for layer in (self.convolutions, *layers) for hooks in _HOOKS)
+        return feature_map.shape[1:] == self.map_shape and {*map(type, layers)} <= _LAYERS and not hooked
 
     def head_weights(self) -> HeadWeights:
         """The weights for the kernels, detached and not copied."""

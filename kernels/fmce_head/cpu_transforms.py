@@ -29,15 +29,14 @@ class CPUTransforms:
         # Products and tiles of one side: (R down, tiles down, R across, tiles across).
         self._shape_of_tiles = *self.rows.input_transform.shape[:2], *self.columns.input_transform.shape[:2]
 
-    @property
-    def products(self) -> int:
-        """R, the matrix products of a block."""
-        return self._shape_of_tiles[0] * self._shape_of_tiles[2]
-
     def shape(self, samples: int, channels: int) -> tuple[int, int, int]:
         """(R, tiles * N, C) of inputs or products."""
-        _, tiles_down, _, tiles_across = self._shape_of_tiles
-        return self.products, tiles_down * tiles_across * samples, channels
+        down, tiles_down, across, tiles_across = self._shape_of_tiles
+        return down * across, tiles_down * tiles_across * samples, channels
+
+    def filters_shape(self, outputs: int, channels: int) -> tuple[int, int, int]:
+        """(R, O, C)."""
+        return self._shape_of_tiles[0] * self._shape_of_tiles[2], outputs, channels
 
     def input_transform(self, maps: torch.Tensor, inputs: torch.Tensor, relu_input: bool = False) -> None:
         """relu_input: apply ReLU to the maps first."""
