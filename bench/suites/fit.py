@@ -61,8 +61,9 @@ def step_rows(channels: int, size: int, batch: int, rounds: int) -> list[dict]:
     net = on_device(net, device)
     check(plain, net, source, device, dtype)
 
-    maps, targets = source.maps.float().contiguous().to(device), source.targets.to(device)
-    loader = FeatureMapLoader(MapsInMemory(source, torch.float16, device), batch_size=batch)
+    rows = np.arange(batch * BATCHES)
+    maps, targets = source.maps[: len(rows)].float().contiguous().to(device), source.targets[: len(rows)].to(device)
+    loader = FeatureMapLoader(MapsInMemory(source, torch.float16, device), rows, batch_size=batch)
     contestants = {
         PLAIN: partial(plain_epoch, plain, torch.optim.Adam(plain.parameters()), maps, targets, batch),
         FMCEFAST: partial(epoch, net, torch.optim.Adam(net.parameters(), fused=True), loader, device, dtype),
@@ -104,7 +105,7 @@ def plain_epoch(
     net: nn.Module, optimizer: torch.optim.Adam, maps: torch.Tensor, targets: torch.Tensor, batch: int
 ) -> float:
     """BATCHES steps. Returns the loss of the last one."""
-    for rows in torch.randperm(len(maps), device=maps.device).split(batch)[:BATCHES]:
+    for rows in torch.randperm(len(maps), device=maps.device).split(batch):
         loss = functional.cross_entropy(net(maps[rows]), targets[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -120,7 +121,7 @@ def epoch(
     dtype: torch.dtype | None,
 ) -> float:
     """BATCHES steps. Returns the loss of the last one."""
-    for _, batch in zip(range(BATCHES), loader, strict=False):
+    for batch in loader:
         maps, targets = to_device(*batch, device)
         loss = loss_of(net, maps, targets, device, dtype)
         optimizer.zero_grad(set_to_none=True)
