@@ -7,6 +7,7 @@ results/ into documents.
 # {name: (module under fmcefast.bench, description)}
 SUITES = {
     "head": ("suites.head", "the FMCE-Net head as a loss, against PyTorch's layers"),
+    "fit": ("suites.fit", "a training step of FMCE-Net, against the plain loop of its layers"),
     "ral-step": ("suites.ral_step", "a training step under FMCE-Net++, against plain training"),
     "train": ("suites.train", "training a backbone, against the bare step"),
     "decode": ("suites.decode", "loading images, against torchvision and DALI"),

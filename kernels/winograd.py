@@ -74,6 +74,15 @@ def padded_transforms(inputs: int, outputs: int, tile: int) -> WinogradTransform
     return WinogradTransforms(input_transform[used], filter_transform[used], output_transform[:outputs, used])
 
 
+def pair_transforms() -> WinogradTransforms:
+    """Transforms of a convolution over 2 positions with a padding of 1, in 3 products; F(2, 3) takes 4."""
+    return WinogradTransforms(
+        input_transform=np.array([[[1.0, 1.0]], [[0.0, 1.0]], [[1.0, 0.0]]]),
+        filter_transform=np.array([[0.0, 1.0, 0.0], [0.0, -1.0, 1.0], [1.0, -1.0, 0.0]]),
+        output_transform=np.array([[[1.0], [1.0], [0.0]], [[1.0], [0.0], [1.0]]]),
+    )
+
+
 def best_tile(outputs: int, largest: int) -> int:
     """The tile of at most `largest` outputs that needs the fewest products."""
     return min(range(1, largest + 1), key=lambda tile: (-(-outputs // tile) * (tile + 2), tile))

@@ -120,6 +120,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             Piece("cqi", 1, "--losses 1e6 --rounds 1"),
             Piece("logs", 1, "--losses 1e6 --rounds 1"),
             Piece("cache-step", 1, "--rounds 1"),
+            Piece("fit", 1, "--maps 2x16 --batch 32 --rounds 1"),
         ]
     on_gpu = arguments.gpu
     disk_and_logs = [
@@ -129,6 +130,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
         Piece("cqi", 4, "--losses 3e7 --rounds 3") if on_gpu else Piece("cqi", 8, "--rounds 3"),
         Piece("logs", 4),
         Piece("cache-step", 2),
+        Piece("fit", 3),
     ]
     if not on_gpu:
         return [

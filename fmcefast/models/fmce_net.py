@@ -12,9 +12,12 @@ from torch import nn
 from fmcefast import files
 from fmcefast.errors import InputError
 from fmcefast.kernels.fmce_head.layers import Affine, HeadWeights
+from fmcefast.kernels.fmce_head.trainable_block import conv_block, is_faster
 
 LEAST_CHANNELS = 4
 _MAX_CHANNELS = 1024
+_LAYERS = {nn.Conv2d, nn.MaxPool2d, nn.ReLU}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class FMCENet(nn.Module):
@@ -68,7 +71,20 @@ class FMCENet(nn.Module):
         return self.settings["phases"]
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.convolutions(feature_map).flatten(1))
+        if is_faster(feature_map, self.classifier.weight) and self._computes_own_layers(feature_map):
+            *reduce, first, second = (layer for layer in self.convolutions if isinstance(layer, nn.Conv2d))
+            maps = reduce[0](feature_map).relu() if reduce else feature_map
+            for layer in (first, second):
+                maps = conv_block(maps, layer.weight, layer.bias)
+        else:
+            maps = self.convolutions(feature_map)
+        return self.classifier(maps.flatten(1))
+
+    def _computes_own_layers(self, feature_map: torch.Tensor) -> bool:
+        """Whether the map has the size and the layers have the types of `__init__`, and no hook waits for a call."""
+        layers = list(self.convolutions)
+        hooked = any(getattr(layer, hooks) for layer in (self.convolutions, *layers) for hooks in _HOOKS)
+        return feature_map.shape[1:] == self.map_shape and {*map(type, layers)} <= _LAYERS and not hooked
 
     def head_weights(self) -> HeadWeights:
         """The weights for the kernels, detached and not copied."""

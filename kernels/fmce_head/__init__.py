@@ -1,1 +1,1 @@
-"""The frozen FMCE-Net head as a loss: -log q_K and its gradient by Winograd convolutions, beside naive layers."""
+"""The FMCE-Net head beside naive layers: frozen, -log q_K and its gradient; and the blocks that train on a CPU."""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fmcefast.kernels.fmce_head.layers import pool_size
-from fmcefast.kernels.winograd import WinogradTransforms, best_tile, padded_transforms
+from fmcefast.kernels.winograd import WinogradTransforms, best_tile, padded_transforms, pair_transforms
 
 INACTIVE = 4  # argmax where the ReLU gives zero
 
@@ -65,15 +65,22 @@ class TorchBlock:
         return result.mul_(maps > 0) if relu_input else result
 
 
-def block_transforms(height: int, width: int, tile: int) -> tuple[WinogradTransforms, WinogradTransforms, int]:
+def block_transforms(
+    height: int, width: int, tile: int, pairs: bool = False
+) -> tuple[WinogradTransforms, WinogradTransforms, int]:
     """Transforms along rows and columns of the outputs that the pooling reads, and the size of the pooling.
 
-    tile: outputs of the largest tile.
+    tile: outputs of the largest tile. pairs: take `pair_transforms` along sides of 2.
     """
     pool = pool_size(height, width)
-    sizes = [(size, size // pool * pool) for size in (height, width)]
-    rows, columns = (padded_transforms(inputs, outputs, best_tile(outputs, tile)) for inputs, outputs in sizes)
-    return rows, columns, pool
+
+    def along(size: int) -> WinogradTransforms:
+        if pairs and size == 2:
+            return pair_transforms()
+        outputs = size // pool * pool
+        return padded_transforms(size, outputs, best_tile(outputs, tile))
+
+    return along(height), along(width), pool
 
 
 def transform_filters(weight: torch.Tensor, rows: WinogradTransforms, columns: WinogradTransforms) -> torch.Tensor:

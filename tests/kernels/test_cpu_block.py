@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from fmcefast.kernels.fmce_head import cpu_block
+from fmcefast.kernels.fmce_head import cpu_transforms
 from fmcefast.kernels.fmce_head._transforms import instructions
 from fmcefast.kernels.fmce_head.cpu_block import CPUBlock
 from fmcefast.kernels.fmce_head.torch_block import INACTIVE, TorchBlock
 
-SHAPES = [((7, 7), 64), ((1, 1), 8), ((1, 5), 70), ((3, 2), 1), ((8, 5), 130), ((14, 13), 24)]
+SHAPES = [((7, 7), 64), ((1, 1), 8), ((1, 5), 70), ((3, 2), 1), ((2, 2), 40), ((8, 5), 130), ((14, 13), 24)]
 
 
 def make_weights(channels, outputs):
@@ -26,7 +26,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("relu_input", [False, True])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_a_stage_is_that_of_pytorch(monkeypatch, name, size, channels, relu_input, dtype, most):
-    monkeypatch.setattr(cpu_block, "instructions", lambda: [name])
+    monkeypatch.setattr(cpu_transforms, "instructions", lambda: [name])
     weights, tile = make_weights(channels, outputs=67), 6 if dtype == torch.float32 else 2
     block = CPUBlock(*weights, *size, tile=tile, dtype=dtype)
     reference = TorchBlock(*weights, *size, tile=tile, dtype=torch.float64, device=torch.device("cpu"))
@@ -48,7 +48,7 @@ def test_a_stage_is_that_of_pytorch(monkeypatch, name, size, channels, relu_inpu
 
 @pytest.mark.parametrize("name", instructions())
 def test_the_first_maximum_gets_the_route(monkeypatch, name):
-    monkeypatch.setattr(cpu_block, "instructions", lambda: [name])
+    monkeypatch.setattr(cpu_transforms, "instructions", lambda: [name])
     weight = torch.zeros(1, 1, 3, 3)
     weight[..., 1, 1] = 1  # what comes out is what goes in
     block = CPUBlock(weight, torch.zeros(1), 2, 2, tile=2, dtype=torch.float32)
@@ -58,25 +58,16 @@ def test_the_first_maximum_gets_the_route(monkeypatch, name):
     assert block.forward(torch.full((4, 1, 1), float("nan")))[0].isnan().all()
 
 
-def test_arrays_that_do_not_fit_are_refused():
-    block = CPUBlock(*make_weights(8, 8), 4, 4, tile=2, dtype=torch.float32)
-    with pytest.raises(ValueError, match="maps does not have the shape"):
-        block.transforms.input_transform(
-            torch.zeros(4, 5, 2, 8).numpy(),
-            block._tiles(torch.zeros(block._shape(2, 8))),
-            relu_input=False,
-            threads=1,
-        )
+def test_tensors_that_do_not_fit_are_refused():
+    transforms = CPUBlock(*make_weights(8, 8), 4, 4, tile=2, dtype=torch.float32).transforms
+    inputs = torch.zeros(transforms.shape(2, 8))
+    with pytest.raises(ValueError, match="inputs does not have the shape"):
+        transforms.input_transform(torch.zeros(16, 2, 9), inputs)
     with pytest.raises(TypeError, match="float32, or bfloat16"):
-        block.transforms.input_transform(
-            torch.zeros(4, 4, 2, 8).double().numpy(),
-            block._tiles(torch.zeros(block._shape(2, 8))),
-            relu_input=False,
-            threads=1,
-        )
+        transforms.input_transform(torch.zeros(16, 2, 8).double(), inputs)
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
-    monkeypatch.setattr(cpu_block, "instructions", lambda: ["abacus"])
+    monkeypatch.setattr(cpu_transforms, "instructions", lambda: ["abacus"])
     with pytest.raises(ValueError, match="no abacus"):
         CPUBlock(*make_weights(8, 8), 4, 4, tile=2, dtype=torch.float32)

@@ -3,14 +3,22 @@
 import numpy as np
 import pytest
 
-from fmcefast.kernels.winograd import best_tile, padded_transforms
+from fmcefast.kernels.winograd import best_tile, padded_transforms, pair_transforms
 
 
 @pytest.mark.parametrize("tile", range(1, 7))
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (2, 2), (3, 2), (5, 5), (7, 6), (14, 14)])
 def test_outputs_are_those_of_a_padded_convolution(rng, inputs, outputs, tile):
+    check_transforms(padded_transforms(inputs, outputs, tile), rng, inputs, outputs)
+
+
+def test_a_pair_needs_three_products(rng):
+    check_transforms(pair_transforms(), rng, 2, 2)
+    assert len(pair_transforms().input_transform) == 3 < len(padded_transforms(2, 2, 2).input_transform)
+
+
+def check_transforms(made, rng, inputs, outputs):
     signal, taps = rng.standard_normal(inputs), rng.standard_normal(3)
-    made = padded_transforms(inputs, outputs, tile)
     products = (made.filter_transform @ taps)[:, None] * (made.input_transform @ signal)
     wanted = np.correlate(np.pad(signal, 1), taps, mode="valid")[:outputs]
     np.testing.assert_allclose(np.einsum("ort,rt->o", made.output_transform, products), wanted, rtol=0, atol=1e-12)

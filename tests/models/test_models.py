@@ -1,5 +1,6 @@
 """Backbones against the networks they are cut from, FMCE-Net against its description in the paper."""
 
+import copy
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from fmcefast import FMCENet
 from fmcefast.errors import InputError
-from fmcefast.models import backbones
+from fmcefast.models import backbones, fmce_net
 from fmcefast.models.backbones import make_backbone
 
 # One of each family that is built differently.
@@ -159,6 +160,74 @@ def test_fmce_net_for_resnet50_reduces_the_channels_first(kernel):
 def test_fmce_net_for_other_shapes(channels, spatial, phases):
     height, width = (spatial, spatial) if isinstance(spatial, int) else spatial
     assert FMCENet(channels, spatial, phases)(torch.randn(3, channels, height, width)).shape == (3, phases)
+
+
+def by_layers(net, maps):
+    return net.classifier(net.convolutions(maps).flatten(1))
+
+
+def value_and_gradients(forward, net, maps):
+    leaf = maps.detach().requires_grad_()
+    logits = forward(net, leaf)
+    found = torch.autograd.grad(logits.float().square().sum(), [leaf, *net.parameters()])
+    return [logits.detach(), *found]
+
+
+@pytest.mark.parametrize(
+    ("channels", "spatial", "reduce_kernel"),
+    [(64, 1, 1), (24, (1, 2), 1), (64, 2, 1), (20, 3, 1), (16, (4, 5), 1), (48, 7, 1), (72, 2, 1), (72, 3, 3)],
+)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_fmce_net_on_a_cpu_computes_its_layers(monkeypatch, channels, spatial, reduce_kernel, memory_format):
+    monkeypatch.setattr(fmce_net, "_MAX_CHANNELS", 64)
+    torch.manual_seed(0)
+    net = FMCENet(channels, spatial, 4, reduce_kernel)
+    maps = torch.randn(19, *net.map_shape)
+    exact = copy.deepcopy(net).double()
+    expected = value_and_gradients(by_layers, exact, maps.double())
+    net, maps = net.to(memory_format=memory_format), maps.contiguous(memory_format=memory_format)
+    for found, wanted in zip(value_and_gradients(FMCENet.forward, net, maps), expected, strict=True):
+        assert (found - wanted).norm() <= 2e-5 * wanted.norm()
+    few = maps[:3]  # too few for anything but the layers
+    assert torch.equal(net(few), by_layers(net, few)) and torch.equal(
+        exact(few.double()), by_layers(exact, few.double())
+    )
+
+
+def test_fmce_net_under_autocast_gives_what_its_layers_give():
+    torch.manual_seed(0)
+    net, maps = FMCENet(32, 4, 3), torch.randn(16, 32, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = net(maps), by_layers(net, maps)
+    assert found.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), net(maps), rtol=0.05, atol=0.01)
+
+
+def test_layers_that_somebody_changed_or_watches_are_called():
+    net, maps = FMCENet(16, 2, 3), torch.randn(16, 16, 2, 2)
+    seen = []
+    handle = net.convolutions[1].register_forward_hook(lambda layer, inputs, output: seen.append(output.shape))
+    net(maps)
+    handle.remove()
+    net(maps)
+    net.convolutions.register_forward_pre_hook(lambda layers, inputs: seen.append(inputs[0].shape))
+    net(maps)
+    assert seen == [(16, 8, 1, 1), (16, 16, 2, 2)]
+    net.convolutions[3] = nn.Sequential(net.convolutions[3], nn.Tanh())
+    assert torch.equal(net(maps), by_layers(net, maps))
+    assert not torch.allclose(net(maps), FMCENet(16, 2, 3)(maps))
+
+
+def test_maps_of_another_size_are_left_to_the_layers():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        FMCENet(16, 1, 3)(torch.randn(16, 16, 2, 2))
+    with pytest.raises(RuntimeError, match="16 channels"):
+        FMCENet(16, 2, 3)(torch.randn(16, 8, 2, 2))
+
+
+def test_a_compiled_fmce_net_keeps_its_layers():
+    net, maps = FMCENet(16, 2, 3), torch.randn(16, 16, 2, 2)
+    torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="aot_eager")(maps), net(maps))
 
 
 def test_fmce_net_survives_its_file(tmp_path):
