@@ -42,7 +42,7 @@ def in_memory(images: ImageSet, short_side: int, workers: int, processes: int = 
     def load(row: int) -> np.ndarray:
         pixels = images.pixels_of(row)
         size = _bounded(pixels.shape[:2], short_side)
-        return pixels if size == pixels.shape[:2] else resized(pixels, *size)
+        return pixels if size == pixels.shape[:2] else np.ascontiguousarray(resized(pixels, *size))
 
     with ThreadPoolExecutor(workers) as pool:
         try:

@@ -101,6 +101,7 @@ def test_images_that_are_kept_as_they_are_look_as_ever(files, recipe, training):
 
 def test_larger_images_are_reduced_to_the_shorter_side(files):
     kept = in_memory(files, 80, workers=2)
+    assert all(photo.flags.c_contiguous for photo in kept.photos)
     for row, photo in enumerate(kept.photos):
         original = files.pixels_of(row)
         if min(original.shape[:2]) <= 80:
