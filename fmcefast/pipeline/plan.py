@@ -55,7 +55,9 @@ class PlanResult:
             f"Training needs at least {format_bytes(self.memory)} of memory; {format_bytes(self.free_memory)} are free."
         )
         if self.memory > self.free_memory:
-            memory += " Give a smaller `batch_size` or `image_size`."
+            memory += (
+                " Give a smaller `batch_size` or `image_size`, or, with `loader=resident`, a smaller `resident_size`."
+            )
         return "\n".join([f"plan: {self.hardware}", *lines, verdict, memory])
 
 
@@ -73,7 +75,7 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     try:
         rates = Rates(run, len(source.classes), device, dtype)
         costs = [cost for stage in STAGES if (cost := stage.cost(run, images, rates)) is not None]
-        memory = rates.training_memory() + _pixels_memory(run, source.train)
+        memory = rates.training_memory() + _pixels_memory(run, source.train, device)
     except torch.OutOfMemoryError as error:
         raise FmcefastError(
             f"A trial of this run needs more than the {format_bytes(free_memory(device))} of free memory. "
@@ -91,8 +93,9 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     )
 
 
-def _pixels_memory(run: RunFolder, images: ImageSet) -> int:
-    """Bytes of pixels that training keeps in memory."""
+def _pixels_memory(run: RunFolder, images: ImageSet, device: torch.device) -> int:
+    """Bytes of pixels that training keeps in the memory of the device; photos stay in main memory."""
     if images.pixels is not None:
         return images.pixels.nbytes
-    return photos_memory(images.files, run.config.resident_size) if run.config.loader == "resident" else 0
+    on_device = run.config.loader == "resident" and device.type == "cpu"
+    return photos_memory(images.files, run.config.resident_size) if on_device else 0
