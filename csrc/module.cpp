@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "crc32c.hpp"
+#include "cutting.hpp"
 #include "feature_reader.hpp"
 #include "float16.hpp"
 #include "io_error.hpp"
@@ -69,6 +70,38 @@ std::vector<std::string> float16_conversions() {
   return names;
 }
 
+using Pixels = py::array_t<std::uint8_t, py::array::c_style>;
+using Numbers = py::array_t<std::int64_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+
+void cut_out(const std::vector<Pixels>& images, const Numbers& windows, const Numbers& shifts,
+             const py::array_t<bool, py::array::c_style>& mirrored, const Floats& scale, const Floats& black,
+             Floats& out) {
+  const auto n = static_cast<py::ssize_t>(images.size());
+  if (out.ndim() != 4 || out.shape(0) != n || out.shape(1) != out.shape(2) || out.shape(3) != 3 || windows.ndim() != 2 ||
+      windows.shape(0) != n || windows.shape(1) != 4 || shifts.ndim() != 2 || shifts.shape(0) != n ||
+      shifts.shape(1) != 2 || mirrored.size() != n || scale.size() != 3 || black.size() != 3)
+    throw py::value_error("shapes must be: windows (n, 4), shifts (n, 2), mirrored (n,), out (n, S, S, 3)");
+  std::vector<fmcefast::Image> sources;
+  std::vector<fmcefast::Cut> cuts;
+  for (py::ssize_t i = 0; i < n; ++i) {
+    const Pixels& image = images[static_cast<std::size_t>(i)];
+    const std::int64_t *window = windows.data(i), *shift = shifts.data(i);
+    if (image.ndim() != 3 || image.shape(2) != 3) throw py::value_error("images must be (H, W, 3)");
+    if (window[0] < 0 || window[1] < 0 || window[2] < 1 || window[3] < 1 || window[2] > image.shape(0) - window[0] ||
+        window[3] > image.shape(1) - window[1])
+      throw py::value_error("windows must lie inside their images");
+    sources.push_back({image.data(), image.shape(0), image.shape(1)});
+    cuts.push_back({window[0], window[1], window[2], window[3], shift[0], shift[1], mirrored.data()[i]});
+  }
+  const fmcefast::Normalisation normalisation{scale.data(), black.data()};
+  const py::ssize_t size = out.shape(1);
+  float* frame = out.mutable_data();
+  const py::gil_scoped_release release;
+  for (std::size_t i = 0; i < sources.size(); ++i, frame += size * size * 3)
+    fmcefast::cut_out(sources[i], cuts[i], normalisation, size, frame);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -109,4 +142,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("crc32c", &crc32c, py::arg("data"), py::arg("crc") = 0);
   m.def("float16_conversions", &float16_conversions);
   m.def("to_float16", &to_float16, py::arg("values"), py::arg("instructions"));
+  m.def("cut_out", &cut_out, py::arg("images"), py::arg("windows"), py::arg("shifts"), py::arg("mirrored"),
+        py::kw_only(), py::arg("scale"), py::arg("black"), py::arg("out").noconvert());
 }

@@ -90,3 +90,19 @@ def float16_conversions() -> list[str]:
 
 def to_float16(values: np.ndarray, instructions: str) -> tuple[np.ndarray, int, int]:
     """values, float32 (n,) -> float16 bits, uint16 (n,), and the numbers of overflowed and of not finite values."""
+
+def cut_out(
+    images: list[np.ndarray],
+    windows: np.ndarray,
+    shifts: np.ndarray,
+    mirrored: np.ndarray,
+    *,
+    scale: np.ndarray,
+    black: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Cut a window out of each image (H, W, 3) uint8, on the calling thread, into `out` (n, S, S, 3) float32.
+
+    windows, shifts and mirrored are those of `augmentation.Changes`. Resizing is bilinear with antialiasing, as by
+    `torch.nn.functional.interpolate`. Values become value * scale - black, both float32 (3,).
+    """

@@ -6,9 +6,10 @@ r"""Loading images: fmcefast's loaders against torchvision's, from real JPEG fol
 mirrored and normalised. `--mnist` holds torchvision's MNIST, which is resized to 64 px and shifted. What is not given
 is left out.
 
-`torchvision, PIL` and `torchvision, decode_image` are a DataLoader with a process for each core, as its users write it;
+`torchvision, PIL` and `torchvision, decode_image` are a DataLoader with `--workers` processes, as its users write it;
 `DALI alone` reads with DALI's own reader, in DALI's own order, and begins with the next epoch meanwhile; `ready
-tensors` hands out one batch again and again. First the images of every fmcefast loader are compared with torchvision's,
+tensors` hands out one batch again and again; `fmcefast, resident` has decoded the files before. First the images of
+every fmcefast loader that decodes are compared with torchvision's,
 without augmentation. Then the contestants take turns, round by round; starting workers and pipelines counts. All give
 float32 batches, fmcefast in channels-last and of three channels, the DataLoader as it comes, MNIST with one channel.
 Leaves decode.json.
@@ -37,7 +38,6 @@ from fmcefast.data.sources import load_source
 from fmcefast.runtime.allocator import keep_freed_memory
 from fmcefast.runtime.device import pick_device
 
-CORES = len(os.sched_getaffinity(0))
 BATCH = 128
 FRAME = 224
 # The largest difference to torchvision; DALI sees the edge of an image that becomes smaller in its own way.
@@ -53,15 +53,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mnist", type=Path)
     parser.add_argument("--images", type=int, default=2560, help="of --jpegs in each round; ten times as many others")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="by default one for each core",
+    )
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     rows = []
     for name, folder, images in (("JPEGs", arguments.jpegs, 1), ("small JPEGs", arguments.small, 10)):
         if folder is not None:
             files = some_files(folder, images * arguments.images)
-            rows += speed_rows(name, of_files(files), arguments.rounds)
+            rows += speed_rows(name, of_files(files, arguments.workers), arguments.rounds)
     if arguments.mnist is not None:
-        rows += speed_rows("MNIST", of_mnist(arguments.mnist, 10 * arguments.images), arguments.rounds)
+        rows += speed_rows(
+            "MNIST", of_mnist(arguments.mnist, 10 * arguments.images, arguments.workers), arguments.rounds
+        )
     publish(arguments, "decode", rows, peers=("pillow", "nvidia-dali-cuda130"))
 
 
@@ -73,7 +81,7 @@ def some_files(folder: Path, count: int) -> ImageSet:
     return ImageSet(np.zeros(count, np.int64), paths=[paths[i % len(paths)] for i in rows])
 
 
-def of_files(files: ImageSet) -> Contestants:
+def of_files(files: ImageSet, workers: int) -> Contestants:
     recipe = recipe_of("folder:")
     normalise = v2.Normalize(recipe.mean, recipe.std)
     by_pil = torchvision.transforms.Compose([
@@ -87,17 +95,19 @@ def of_files(files: ImageSet) -> Contestants:
     )
     kinds = usable("dali", "torchvision")
     check(files, recipe, FRAME, kinds)
+    resident = ours(files, recipe, FRAME, "resident", workers)  # decodes now: what counts is the epochs after that
     contestants = {
-        "torchvision, PIL": lambda: peer(Files(files.paths, pil_loader, by_pil)),
-        "torchvision, decode_image": lambda: peer(Files(files.paths, decode, by_tensors)),
-        "DALI alone": lambda: dali_alone(files, recipe),
+        "torchvision, PIL": lambda: peer(Files(files.paths, pil_loader, by_pil), workers),
+        "torchvision, decode_image": lambda: peer(Files(files.paths, decode, by_tensors), workers),
+        "DALI alone": lambda: dali_alone(files, recipe, workers),
         "ready tensors": lambda: ready(files, FRAME),
-        **{f"fmcefast, {kind}": lambda kind=kind: ours(files, recipe, FRAME, kind) for kind in kinds},
+        **{f"fmcefast, {kind}": lambda kind=kind: ours(files, recipe, FRAME, kind, workers) for kind in kinds},
+        "fmcefast, resident": lambda: resident,
     }
     return with_peers(contestants, needs={"DALI alone": "nvidia.dali"})
 
 
-def of_mnist(root: Path, count: int) -> Contestants:
+def of_mnist(root: Path, count: int, workers: int) -> Contestants:
     recipe, size = recipe_of("mnist"), 64
     images = load_source("mnist", root).train
     count = min(count, len(images))
@@ -112,9 +122,9 @@ def of_mnist(root: Path, count: int) -> Contestants:
     kinds = usable("resident", "dali", "torchvision")
     check(images, recipe, size, kinds)
     return {
-        "torchvision, PIL": lambda: peer(torch.utils.data.Subset(dataset, range(count))),
+        "torchvision, PIL": lambda: peer(torch.utils.data.Subset(dataset, range(count)), workers),
         "ready tensors": lambda: ready(images, size),
-        **{f"fmcefast, {kind}": lambda kind=kind: ours(images, recipe, size, kind) for kind in kinds},
+        **{f"fmcefast, {kind}": lambda kind=kind: ours(images, recipe, size, kind, workers) for kind in kinds},
     }
 
 
@@ -138,15 +148,18 @@ def decode(path: str) -> torch.Tensor:
     return torchvision.io.decode_image(path, mode="RGB")
 
 
-def peer(dataset: Dataset) -> Iterable:
+def peer(dataset: Dataset, workers: int) -> Iterable:
     device = pick_device()
     on_gpu = device.type == "cuda"
-    for images, labels in DataLoader(dataset, BATCH, True, num_workers=CORES, drop_last=True, pin_memory=on_gpu):
+    for images, labels in DataLoader(dataset, BATCH, True, num_workers=workers, drop_last=True, pin_memory=on_gpu):
         yield images.to(device, non_blocking=True), labels
 
 
-def ours(images: ImageSet, recipe: Recipe, size: int, kind: str, training: bool = True) -> Iterable:
-    return make_loader(images, LoaderSettings(recipe, size, BATCH, pick_device(), loader=kind), training=training)
+def ours(
+    images: ImageSet, recipe: Recipe, size: int, kind: str, workers: int | None = None, training: bool = True
+) -> Iterable:
+    settings = LoaderSettings(recipe, size, BATCH, pick_device(), workers, kind)
+    return make_loader(images, settings, training=training)
 
 
 def ready(images: ImageSet, size: int) -> Iterable:
@@ -154,13 +167,13 @@ def ready(images: ImageSet, size: int) -> Iterable:
     return ((batch, None) for _ in range(len(images) // BATCH))
 
 
-def dali_alone(files: ImageSet, recipe: Recipe) -> Iterable:
+def dali_alone(files: ImageSet, recipe: Recipe, workers: int) -> Iterable:
     from nvidia.dali import fn, pipeline_def, types
 
     device = pick_device()
     place = "mixed" if device.type == "cuda" else "cpu"
 
-    @pipeline_def(batch_size=BATCH, num_threads=CORES, device_id=device.index, exec_dynamic=True)
+    @pipeline_def(batch_size=BATCH, num_threads=workers, device_id=device.index, exec_dynamic=True)
     def pipeline():
         encoded, labels = fn.readers.file(files=[str(path) for path in files.paths], random_shuffle=True)
         frames = fn.decoders.image_random_crop(encoded, device=place, output_type=types.RGB)

@@ -74,6 +74,15 @@ def encoded_pixels(pixels: np.ndarray) -> Encoded:
     return Encoded(np.frombuffer(header + pixels.tobytes(), np.uint8), (height, width))
 
 
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """(height, width) that a file gives for its image, which is not decoded; None for a file that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except _UNREADABLE:
+        return None
+
+
 def find_bad(paths: Sequence[Path], workers: int, done: Callable[[], None]) -> dict[int, str]:
     """{index: reason} of the files that cannot be decoded. `done` is called after each file."""
 

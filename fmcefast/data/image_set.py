@@ -12,7 +12,7 @@ from fmcefast.errors import InputError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labels (N,) int64 of images in a fixed order, which are `pixels` in memory or files at `paths`.
+    """Labels (N,) int64 of images in a fixed order: `pixels` or `photos` in memory, or files at `paths`.
 
     upright: turn files as their EXIF data says.
     """
@@ -20,6 +20,7 @@ class ImageSet:
     labels: np.ndarray
     pixels: np.ndarray | None = None  # (N, H, W, C) uint8, C 1 or 3
     paths: list[Path] | None = None
+    photos: list[np.ndarray] | None = None  # each (H, W, 3) uint8, of any size
     upright: bool = False
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)  # see encoded_image
 
@@ -39,10 +40,13 @@ class ImageSet:
             labels=self.labels[rows],
             pixels=None if self.pixels is None else self.pixels[rows],
             paths=None if self.paths is None else [self.paths[row] for row in rows],
+            photos=None if self.photos is None else [self.photos[row] for row in rows],
         )
 
     def pixels_of(self, row: int) -> np.ndarray:
         """(H, W, C) uint8. Raises InputError with the name of a file that cannot be read."""
+        if self.photos is not None:
+            return self.photos[row]
         return self._read(row) if self.pixels is None else self.pixels[row]
 
     def encoded(self, row: int) -> Encoded:

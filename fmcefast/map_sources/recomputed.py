@@ -10,6 +10,7 @@ import torch
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.loaders.settings import LoaderSettings
+from fmcefast.data.photos import in_memory
 from fmcefast.features.loader import MapBatches
 from fmcefast.models.extractors import FeatureExtractor
 from fmcefast.runtime.device import autocast
@@ -35,8 +36,7 @@ class RecomputedMaps:
         self.samples, self.phases = len(images), len(extractors)
         (self.shape,) = extractors[0].shapes(loading.image_size)
         if loading.loader == "resident":  # or every batch would decode its files
-            pixels = images.load_pixels(loading.workers or len(os.sched_getaffinity(0)))
-            images = ImageSet(images.labels, pixels=pixels)
+            images = in_memory(images, loading.resident_size, loading.workers or len(os.sched_getaffinity(0)))
         self._images, self._extractors, self._loading = images, extractors, loading
         self._device, self._dtype, self._stored = loading.device, dtype, stored
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from fmcefast import files
+from fmcefast.data.image_set import ImageSet
+from fmcefast.data.photos import photos_memory
 from fmcefast.errors import FmcefastError
 from fmcefast.map_sources.sizes import free_disk
 from fmcefast.pipeline.stages import STAGES
@@ -53,7 +55,9 @@ class PlanResult:
             f"Training needs at least {format_bytes(self.memory)} of memory; {format_bytes(self.free_memory)} are free."
         )
         if self.memory > self.free_memory:
-            memory += " Give a smaller `batch_size` or `image_size`."
+            memory += (
+                " Give a smaller `batch_size` or `image_size`, or, with `loader=resident`, a smaller `resident_size`."
+            )
         return "\n".join([f"plan: {self.hardware}", *lines, verdict, memory])
 
 
@@ -71,7 +75,7 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     try:
         rates = Rates(run, len(source.classes), device, dtype)
         costs = [cost for stage in STAGES if (cost := stage.cost(run, images, rates)) is not None]
-        memory = rates.training_memory() + (0 if source.train.pixels is None else source.train.pixels.nbytes)
+        memory = rates.training_memory() + _pixels_memory(run, source.train, device)
     except torch.OutOfMemoryError as error:
         raise FmcefastError(
             f"A trial of this run needs more than the {format_bytes(free_memory(device))} of free memory. "
@@ -87,3 +91,11 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
         memory=memory,
         free_memory=free_memory(device),
     )
+
+
+def _pixels_memory(run: RunFolder, images: ImageSet, device: torch.device) -> int:
+    """Bytes of pixels that training keeps in the memory of the device; photos stay in main memory."""
+    if images.pixels is not None:
+        return images.pixels.nbytes
+    on_device = run.config.loader == "resident" and device.type == "cpu"
+    return photos_memory(images.files, run.config.resident_size) if on_device else 0

@@ -83,6 +83,12 @@ class Config:
         invalidates_results=False,
         choices=("auto", "dali", "resident", "torchvision"),
     )
+    resident_size: int = _setting(
+        256,
+        "train",
+        "Pixels of the shorter side to which the resident loader reduces larger image files.",
+        at_least=32,
+    )
     on_bad_image: str = _setting(
         "fail",
         "train",

@@ -68,6 +68,7 @@ def loader_settings(config: Config, device: torch.device, loader: str | None = N
         device=device,
         workers=config.workers,
         loader=loader or config.loader,
+        resident_size=config.resident_size,
     )
 
 

@@ -77,8 +77,6 @@ def in_greys(images, recipe):
 @pytest.mark.parametrize("kind", ["resident", "on_disk"])
 def test_evaluation_gives_every_image_once_in_order(kind, loader, request):
     images = request.getfixturevalue(kind)
-    if (kind, loader) == ("on_disk", "resident"):
-        pytest.skip("files of different sizes")
     loader = loader_for(images, loader=loader)
     for _ in range(2):
         batches = list(loader)
@@ -278,7 +276,7 @@ def test_random_windows_are_those_of_torchvision(rng):
     assert 0.74 < aspect.min() < 0.76 and 1.32 < aspect.max() < 1.35
 
 
-@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("content", [b"", b"not a jpeg", b"\xff\xd8\xff\xe0" + bytes(100), -60, -900, "absent"])
 def test_a_broken_image_is_named(on_disk, loader, content):
     broken = on_disk.paths[13]
@@ -305,7 +303,7 @@ def test_a_loader_goes_on_after_a_broken_image_is_mended(on_disk):
     assert torch.equal(passed(loader)[0], expected)
 
 
-def test_files_of_one_size_can_be_resident(of_one_size, on_disk, tmp_path):
+def test_files_of_one_size_can_be_resident(of_one_size, tmp_path):
     _, pixels = of_one_size
     paths = [tmp_path / f"{i}.png" for i in range(12)]
     for path, image in zip(paths, pixels.pixels, strict=True):
@@ -314,8 +312,6 @@ def test_files_of_one_size_can_be_resident(of_one_size, on_disk, tmp_path):
     assert torch.equal(
         passed(loader_for(files, CUT, loader="resident"))[0], passed(loader_for(pixels, CUT, loader="resident"))[0]
     )
-    with pytest.raises(InputError, match=r"different sizes .* `loader=auto`"):
-        loader_for(on_disk, CUT, loader="resident")
 
 
 @pytest.mark.parametrize("loader", ["dali", "torchvision"])
@@ -346,8 +342,6 @@ def test_the_choice_is_explained(resident, on_disk, cpu, monkeypatch):
 @pytest.mark.parametrize("kind", ["resident", "on_disk"])
 def test_a_gpu_gives_what_a_cpu_gives(kind, loader, request):
     images, recipe = request.getfixturevalue(kind), SHIFTED if kind == "resident" else CUT
-    if (kind, loader) == ("on_disk", "resident"):
-        pytest.skip("files of different sizes")
     if loader == "dali":
         pytest.importorskip("nvidia.dali")
     expected, labels = passed(loader_for(images, recipe, True, loader="torchvision", seed=2))

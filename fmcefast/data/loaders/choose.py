@@ -9,16 +9,15 @@ import torch
 
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.base import Loader
+from fmcefast.data.loaders.photos import PhotoLoader
 from fmcefast.data.loaders.resident import ResidentLoader
 from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.loaders.torchvision import TorchvisionLoader
+from fmcefast.data.photos import PART_FOR_PIXELS, in_memory
 from fmcefast.errors import InputError
 from fmcefast.progress import format_bytes
 from fmcefast.runtime.device import free_memory
 from fmcefast.runtime.ranks import Ranks
-
-# Largest part of the free memory for pixels: training needs memory as well.
-_PART_FOR_PIXELS = 0.5
 
 
 class LoaderChoice(NamedTuple):
@@ -33,12 +32,18 @@ def make_loader(
 ) -> Loader:
     """A loader of `images`; see Loader for what it yields.
 
-    Raises InputError when the loader cannot be used, or a batch cannot be shared between the ranks.
+    The resident loader decodes files here, once. Raises InputError when the loader cannot be used, files cannot be read
+    or do not fit into memory, or a batch cannot be shared between the ranks.
     """
     ranks = ranks or Ranks()
     choice = choose_loader(images, settings.device, settings.loader)
     workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // ranks.on_this_machine)
-    return _loader_class(choice.loader)(images, settings, training=training, seed=seed, workers=workers, ranks=ranks)
+    loader_class = _loader_class(choice.loader)
+    if loader_class is ResidentLoader:
+        images = in_memory(images, settings.resident_size, workers, ranks.on_this_machine)
+        if images.photos is not None:
+            loader_class = PhotoLoader
+    return loader_class(images, settings, training=training, seed=seed, workers=workers, ranks=ranks)
 
 
 def choose_loader(images: ImageSet, device: torch.device, loader: str = "auto") -> LoaderChoice:
@@ -52,7 +57,7 @@ def choose_loader(images: ImageSet, device: torch.device, loader: str = "auto") 
     else:
         size, free = images.pixels.nbytes, free_memory(device)
         where = f"{format_bytes(free)} of free {'GPU memory' if device.type == 'cuda' else 'memory'}"
-        if size <= _PART_FOR_PIXELS * free:
+        if size <= PART_FOR_PIXELS * free:
             return LoaderChoice("resident", f"{format_bytes(size)} of pixels fit into {where}")
         reason = f"{format_bytes(size)} of pixels do not fit into {where}"
     decoder = choose_decoder(device)

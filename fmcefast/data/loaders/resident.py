@@ -20,14 +20,12 @@ class _Changes(NamedTuple):
 
 
 class ResidentLoader(Loader):
-    """Loads pixels once, as uint8; cutting, resizing, shifting and mirroring are one matrix product per dimension.
-
-    Raises InputError when the files cannot be read or differ in size.
-    """
+    """Holds pixels as uint8; cutting, resizing, shifting and mirroring are one matrix product per dimension."""
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        self._pixels = torch.from_numpy(self.images.load_pixels(self.workers)).to(self.device)
+        assert self.images.pixels is not None
+        self._pixels = torch.from_numpy(self.images.pixels).to(self.device)
         mean, std = (np.array(values, np.float32) for values in (self.recipe.mean, self.recipe.std))
         self._scale = torch.from_numpy(1 / (255 * std)).to(self.device)
         self._black = torch.from_numpy(mean / std).to(self.device)

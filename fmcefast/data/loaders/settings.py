@@ -12,7 +12,8 @@ class LoaderSettings:
     """How images become batches on `device`.
 
     image_size: width and height in pixels. batch_size: of all processes together. workers: threads of this process, by
-    default its share of the cores. loader: "resident", "dali", "torchvision" or "auto".
+    default its share of the cores. loader: "resident", "dali", "torchvision" or "auto". resident_size: pixels of the
+    shorter side to which "resident" reduces larger files.
     """
 
     recipe: Recipe
@@ -21,3 +22,4 @@ class LoaderSettings:
     device: torch.device
     workers: int | None = None
     loader: str = "auto"
+    resident_size: int = 256

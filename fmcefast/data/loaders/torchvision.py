@@ -1,58 +1,62 @@
-"""Decodes images with Pillow and changes them with torchvision, on threads: slower than DALI, but portable."""
+"""Decodes and changes images on threads: slower than DALI, but portable."""
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional
 
 from fmcefast.data.augmentation import changes
-from fmcefast.data.loaders.base import Loader
+from fmcefast.data.loaders.threaded import ThreadedLoader
+from fmcefast.data.resizing import resized
 
-_BATCHES_AHEAD = 2
 
-
-class TorchvisionLoader(Loader):
-    """Decodes a few batches ahead. Raises InputError with the name of a file that cannot be read."""
+class TorchvisionLoader(ThreadedLoader):
+    """Decodes every image when it is needed. Raises InputError with the name of a file that cannot be read."""
 
     def __init__(self, *arguments: Any, **settings: Any):
         super().__init__(*arguments, **settings)
-        self._mean = torch.tensor(self.recipe.mean, device=self.device).view(-1, 1, 1)
-        self._std = torch.tensor(self.recipe.std, device=self.device).view(-1, 1, 1)
-
-    def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
-        ahead: deque[list[Future]] = deque()
-        with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                for first in range(0, len(order), self.batch_size):
-                    images = range(first, min(first + self.batch_size, len(order)))
-                    ahead.append([
-                        pool.submit(self._frame, order[i], None if draws is None else draws[i : i + 1]) for i in images
-                    ])  # fmt: skip
-                    if len(ahead) > _BATCHES_AHEAD:
-                        yield self._collect(ahead.popleft())
-                while ahead:
-                    yield self._collect(ahead.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _collect(self, frames: list[Future]) -> torch.Tensor:
-        batch = torch.stack([frame.result() for frame in frames])
         if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-        normalised = (batch / 255 - self._mean) / self._std
-        return normalised.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+            self._dtype = torch.uint8  # the GPU normalises
+        # Repeated for a row of an image: NumPy is quicker by rows than by pixels.
+        self._mean, self._std = (
+            np.resize(np.array(values, np.float32), 3 * self.image_size)
+            for values in (self.recipe.mean, self.recipe.std)
+        )
 
-    def _frame(self, row: int, draws: np.ndarray | None) -> torch.Tensor:
-        """(C, S, S) uint8."""
-        pixels = torch.from_numpy(self.images.pixels_of(row)).permute(2, 0, 1)
-        drawn = changes(self.recipe, np.array([pixels.shape[1:]]), self.image_size, draws)
-        window, (down, right) = drawn.windows[0].tolist(), drawn.shifts[0].tolist()
-        size = [self.image_size, self.image_size]
-        frame = functional.resized_crop(pixels, *window, size, antialias=True)
-        if down or right:
-            frame = torch.nn.functional.pad(frame, (right, -right, down, -down))
-        return frame.flip(-1) if drawn.mirrored[0] else frame
+    def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
+        if batch.dtype != torch.uint8:
+            return batch
+        mean, std = (torch.from_numpy(values[:3]).to(self.device) for values in (self._mean, self._std))
+        return (batch / 255 - mean) / std
+
+    def _fill(self, out: np.ndarray, rows: np.ndarray, draws: np.ndarray | None) -> None:
+        if out.dtype == np.uint8:
+            self._put_frames(out, rows, draws)
+            return
+        frames = np.empty(out.shape, np.uint8)
+        self._put_frames(frames, rows, draws)
+        lines = out.reshape(-1, len(self._mean))
+        np.divide(frames.reshape(lines.shape), np.float32(255), out=lines)
+        lines -= self._mean
+        lines /= self._std
+
+    def _put_frames(self, frames: np.ndarray, rows: np.ndarray, draws: np.ndarray | None) -> None:
+        """Load the images at the indices `rows` (n,) into `frames` (n, S, S, 3) uint8."""
+        images = [self.images.pixels_of(row) for row in rows]
+        drawn = changes(self.recipe, np.array([pixels.shape[:2] for pixels in images]), self.image_size, draws)
+        for frame, pixels, window, shift, mirrored in zip(frames, images, *drawn, strict=True):
+            top, left, height, width = window.tolist()
+            cut = resized(pixels[top : top + height, left : left + width], self.image_size, self.image_size)
+            _place(cut, frame[:, ::-1] if mirrored else frame, *shift.tolist())
+
+
+def _place(pixels: np.ndarray, frame: np.ndarray, down: int, right: int) -> None:
+    """Copy (S, S, C) into a frame (S, S, 3), shifted over black; grey is repeated."""
+    if not (down or right):
+        frame[...] = pixels
+        return
+    size = len(frame)
+    frame[...] = 0
+    frame[max(0, down) : size + min(0, down), max(0, right) : size + min(0, right)] = pixels[
+        max(0, -down) : size - max(0, down), max(0, -right) : size - max(0, right)
+    ]
