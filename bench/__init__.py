@@ -9,6 +9,7 @@ SUITES = {
     "head": ("suites.head", "the FMCE-Net head as a loss, against PyTorch's layers"),
     "ral-step": ("suites.ral_step", "a training step under FMCE-Net++, against plain training"),
     "train": ("suites.train", "training a backbone, against the bare step"),
+    "busy": ("suites.busy", "training where other processes are busy, against threads that spin"),
     "decode": ("suites.decode", "loading images, against torchvision and DALI"),
     "extract": ("suites.extract", "feature maps of a backbone to disk, against the bare loop"),
     "writer": ("suites.writer", "feature maps to disk, against other formats and the disk itself"),
