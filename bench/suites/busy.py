@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.jpegs is not None:
             data = linked(arguments.jpegs, arguments.images, Path(folder))
             for loader in usable("dali", "torchvision"):
-                trainings[f"JPEGs, {loader}"] = resolve({"data": data, "loader": loader, "batch_size": 32})
+                trainings[f"JPEGs, {loader}"] = resolve({"data": data, "loader": loader, "batch_size": 16})
         rows = [
             result
             for name, config in trainings.items()
