@@ -1,7 +1,7 @@
 r"""The whole pipeline as a user runs it, from a cold start in an empty folder: `fmcefast run FLAGS`.
 
     fmcefast bench pipeline digits
-    fmcefast bench pipeline mnist-64 --mnist ~/data/mnist       # beside a plain script; two cores: 5 minutes a round
+    fmcefast bench pipeline --mnist ~/data/mnist mnist-64       # beside a plain script; two cores: 5 minutes a round
     fmcefast bench pipeline mnist-224 -- --data mnist --data-root ~/data/mnist --subset 2000 \
         --epochs 60 --until-converged -b 64 --mu 1e-2
 
