@@ -92,7 +92,7 @@ def parser() -> SuiteParser:
     parser.add_argument("--only", nargs="+", metavar="SUITE", help="run only these suites")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="time limit of this call")
     parser.add_argument("--again", action="store_true", help="try again what failed")
-    parser.add_argument("--jpegs", type=Path, help="a folder of large JPEGs, for decode and train")
+    parser.add_argument("--jpegs", type=Path, help="a folder of large JPEGs, for busy, decode and train")
     parser.add_argument("--small", type=Path, help="a folder of small JPEGs, for decode")
     parser.add_argument("--mnist", type=Path, help="torchvision's MNIST, for decode and extract")
     parser.add_argument("--wheels", type=Path, help="a folder with the wheels of DALI")
@@ -113,6 +113,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             Piece("head", 1, "--batch 2 --channels 32 --rounds 2"),
             Piece("ral-step", 1, f"{few} 4 --steps 1 --amp off", of=backbones[0]),
             Piece("train", 1, f"{few} 256 --epochs 1 --images 512{jpegs}", of=backbones[0]),
+            Piece("busy", 1, "--seconds 0.1 --rounds 1"),
             Piece("decode", 1, f"--images 128 --rounds 1{all_folders}", needs=no_images),
             Piece("extract", 1, "--images 256 --image-size 32 --rounds 1"),
             Piece("writer", 1, "--batches 4 --rounds 1"),
@@ -137,6 +138,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             Piece("head", 3, "--batch 4 64"),
             Piece("ral-step", 6, of=backbones[0]),
             Piece("train", 8, jpegs, of=backbones[0]),
+            Piece("busy", 6, jpegs),
             Piece("decode", 10, f"--rounds 3{all_folders}", needs=no_images),
             *disk_and_logs,
         ]

@@ -204,18 +204,23 @@ def trained(config: Config) -> HistoryEntry:
 
 
 def wait_row(jpegs: Path, settings: dict, images: int) -> dict:
-    """The part of an epoch in which the network waits for JPEGs; their classes are made up."""
+    """The part of an epoch in which the network waits for JPEGs."""
     with tempfile.TemporaryDirectory() as folder:
-        for number, path in enumerate(some_files(jpegs, images).paths):
-            link = Path(folder) / str(number % CLASSES) / f"{number}.jpg"
-            link.parent.mkdir(exist_ok=True)
-            link.symlink_to(path.resolve())
-        entry = trained(resolve({**settings, "data": f"folder:{folder}"}))
+        entry = trained(resolve({**settings, "data": linked(jpegs, images, Path(folder))}))
     loader = {"dali": "DALI"}.get(entry.loader, entry.loader)
     name = f"train: fmcefast, JPEGs of {settings['image_size']} px through {loader}"
     result = row(name, [entry.rate], "images/s", data_wait=entry.data_wait)
     print(f"{result['name']:44}{result['value']:10,.0f} images/s", entry.data_wait)
     return result
+
+
+def linked(jpegs: Path, images: int, folder: Path) -> str:
+    """Data of JPEGs that are linked into `folder`; their classes are made up."""
+    for number, path in enumerate(some_files(jpegs, images).paths):
+        link = folder / str(number % CLASSES) / f"{number}.jpg"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(path.resolve())
+    return f"folder:{folder}"
 
 
 def forget_peak() -> None:

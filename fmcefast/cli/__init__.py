@@ -21,6 +21,7 @@ from fmcefast.cli.wording import with_flags
 from fmcefast.errors import FmcefastError
 from fmcefast.run.command import store_advice
 from fmcefast.runtime.allocator import keep_freed_memory
+from fmcefast.runtime.waiting import wait_briefly
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -51,6 +52,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show stops nothing
     keep_freed_memory()
+    wait_briefly()
     try:
         code = cli.main(args=sys.argv[1:] or ["--help"], prog_name="fmcefast", standalone_mode=False) or 0
     except click.UsageError as error:

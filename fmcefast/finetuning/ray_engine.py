@@ -12,6 +12,7 @@ from fmcefast.finetuning.cell import Cell
 from fmcefast.finetuning.cell_training import FinetuneResult
 from fmcefast.finetuning.worker import DEATHS, too_many_deaths, work
 from fmcefast.runtime.allocator import keep_freed_memory
+from fmcefast.runtime.waiting import waiting_settings
 
 _PATIENCE = 10  # seconds
 
@@ -36,7 +37,7 @@ def train_on_ray(cells: list[Cell], jobs: int | None) -> Iterator[FinetuneResult
     try:
         share = share_of_node([node["Resources"] for node in ray.nodes() if node["Alive"]], jobs)
         # Ray's own retries have no end where memory is short.
-        options: dict[str, Any] = {**share, "max_retries": 0}
+        options: dict[str, Any] = {**share, "max_retries": 0, "runtime_env": {"env_vars": waiting_settings()}}
         train: Any = ray.remote(**options)(_work_in)
         working = {train.remote(str(Path.cwd()), cell, int(share["num_cpus"]) or None): cell for cell in cells}
         while working:

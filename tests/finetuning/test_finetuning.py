@@ -509,6 +509,7 @@ def _kill_one_worker_of(cluster, ended, killed):
             with suppress(OSError):
                 trains = (process / "cmdline").read_bytes().startswith(b"ray::_work_in")
                 if trains and _belongs_to(process, cluster):
+                    assert b"GOMP_SPINCOUNT=" in (process / "environ").read_bytes()
                     os.kill(int(process.name), signal.SIGKILL)
                     killed.append(process.name)
                     return
