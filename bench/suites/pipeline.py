@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def note(taken: dict[str, list[float]], whole: float, stages: dict[str, float]) -> None:
     taken["whole run"].append(whole)
     for stage in STAGES:
-        taken[stage].append(stages[stage])
+        if stage in stages:  # with --store recompute nothing is extracted
+            taken[stage].append(stages[stage])
 
 
 def ratio(plain: dict[str, list[float]], name: str, taken: list[float]) -> dict:
