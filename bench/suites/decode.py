@@ -9,10 +9,9 @@ is left out.
 `torchvision, PIL` and `torchvision, decode_image` are a DataLoader with `--workers` processes, as its users write it;
 `DALI alone` reads with DALI's own reader, in DALI's own order, and begins with the next epoch meanwhile; `ready
 tensors` hands out one batch again and again; `fmcefast, resident` has decoded the files before. First the images of
-every fmcefast loader that decodes are compared with torchvision's,
-without augmentation. Then the contestants take turns, round by round; starting workers and pipelines counts. All give
-float32 batches, fmcefast in channels-last and of three channels, the DataLoader as it comes, MNIST with one channel.
-Leaves decode.json.
+each fmcefast loader that decodes are compared with torchvision's, without augmentation. Then the contestants take
+turns, round by round; starting workers and pipelines counts. All give float32 batches, fmcefast in channels-last and of
+three channels, the DataLoader as it comes, MNIST with one channel. Leaves decode.json.
 """
 
 import os

@@ -5,6 +5,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from fmcefast.kernels.fmce_head.cpu_transforms import CPUTransforms
 from fmcefast.kernels.fmce_head.naive import naive_block
@@ -20,9 +21,11 @@ def is_faster(maps: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether `conv_block` takes these maps and weights and is faster than the layers.
 
     It takes plain tensors of float32 and bfloat16 on a CPU, also under autocast to bfloat16. Compiled and traced
-    programs keep the layers, which their compilers know.
+    programs, torch.func and forward-mode derivatives keep the layers, which they know.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(maps) is not torch.Tensor:
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if not (maps.device.type == weight.device.type == "cpu" and len(maps) >= LEAST_MAPS):
         return False

@@ -230,6 +230,20 @@ def test_a_compiled_fmce_net_keeps_its_layers():
     torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="aot_eager")(maps), net(maps))
 
 
+def test_vmap_and_forward_mode_are_those_of_the_layers():
+    torch.manual_seed(0)
+    net = FMCENet(8, 4, 3)
+    layers = nn.Sequential(*net.convolutions, nn.Flatten(), net.classifier)
+    maps, tangent = torch.randn(2, 2, 20, 8, 4, 4)
+    expected = torch.stack([layers(part) for part in maps])
+    torch.testing.assert_close(torch.func.vmap(net)(maps), expected)
+    derivatives = [torch.func.jvp(function, (maps[0],), (tangent[0],))[1] for function in (net, layers)]
+    torch.testing.assert_close(*derivatives)
+    with torch.autograd.forward_ad.dual_level():
+        out = net(torch.autograd.forward_ad.make_dual(maps[0], tangent[0]))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(out).tangent, derivatives[1])
+
+
 def test_fmce_net_survives_its_file(tmp_path):
     net = FMCENet(64, (3, 2), 4)
     net.save_pretrained(tmp_path / "net.safetensors")
