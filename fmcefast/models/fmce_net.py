@@ -75,7 +75,8 @@ class FMCENet(nn.Module):
             *reduce, first, second = (layer for layer in self.convolutions if isinstance(layer, nn.Conv2d))
             maps = reduce[0](feature_map).relu() if reduce else feature_map
             for layer in (first, second):
-                maps = conv_block(maps, layer.weight, layer.bias)
+                weight, bias = layer.parameters()
+                maps = conv_block(maps, weight, bias)
         else:
             maps = self.convolutions(feature_map)
         return self.classifier(maps.flatten(1))
