@@ -46,10 +46,10 @@ def markers(source: Path | None, plot: Path | None, **options: Any) -> int:
     tail -n +2 losses.txt | fmcefast markers -
 
     LOG is a table of text (CSV, TSV, blanks), JSON Lines, JSON (trainer_state.json, Sacred, pandas), parquet, .npy,
-    .npz, TensorBoard events, one number a line, or with --pattern any text; packed or not; a folder with such a log;
-    or - for standard input. The column is found by the conventions of timm, Lightning, Keras, Hugging Face, W&B,
-    TensorBoard and others; --mu is 1e-4 when not given. What was read, and of several trainings which one, is said on
-    standard error.
+    .npz, TensorBoard events, a Markdown table, one number a line, or with --pattern any text; packed or not; a folder
+    with such a log; or - for standard input. The column is found by the conventions of timm, Lightning, Keras, Hugging
+    Face, W&B, TensorBoard and others; --mu is 1e-4 when not given. What was read, and of several trainings which one,
+    is said on standard error.
     """
     if options["metric"] is None and (options["higher_is_better"] is not None or options["relative"]):
         raise InputError("--higher-is-better, --lower-is-better and --relative are for a --metric.")

@@ -1,1 +1,1 @@
-"""Reads loss logs of other tools: CSV, JSON Lines, JSON, parquet, .npy, TensorBoard events, plain numbers."""
+"""Reads loss logs of other tools: CSV, JSON Lines, JSON, parquet, .npy, TensorBoard events, Markdown, plain numbers."""

@@ -17,6 +17,7 @@ from fmcefast.logs.events import TensorBoardEvents, is_events
 from fmcefast.logs.foreign import refuse_foreign
 from fmcefast.logs.json_document import json_document
 from fmcefast.logs.json_lines import JsonLines
+from fmcefast.logs.ruled import ruled_table
 from fmcefast.logs.sniff import sniff
 from fmcefast.logs.source import STANDARD_INPUT, Source, is_npz
 from fmcefast.logs.suggestion import suggest_pattern
@@ -79,6 +80,7 @@ def _table(sources: Sequence[Source], pattern: str | None) -> Table:
         )
     text = head.decode("utf-8-sig", "replace")
     table = _json(source, text) if text.lstrip().startswith(("{", "[")) else _delimited(source, text)
+    table = table or ruled_table(source, text)
     if table is None:
         suggested = suggest_pattern(text)
         raise InputError(

@@ -11,7 +11,8 @@ from fmcefast.logs.text import plain
 _NUMBER = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
 _TAKEN = r"(?P<loss>[-+.\w]+)"  # nan and inf too
 _LABEL = re.compile(
-    r"(?:([A-Za-z]{1,20})([ _/-]))?([\w./]{0,60}loss(?:es)?(?:/\w{1,20}){0,3})"  # loss/train/total is Composer's
+    # loss/train/total is Composer's, train_loss_epoch Lightning's.
+    r"(?:([A-Za-z]{1,20})([ _/-]))?([\w./]{0,60}loss(?:es)?(?:/\w{1,20}|_epoch|_step){0,3})"
     rf"((?: is)?[^\w,;]{{1,4}}){_NUMBER}",
     re.IGNORECASE,
 )

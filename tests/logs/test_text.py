@@ -151,6 +151,12 @@ LOGS = {
         [0.75, 0.5],
         [0.5, 1.5],
     ),
+    "the progress bar of Lightning": (
+        "Epoch 0: 100%|██████████| 10/10 [00:05<00:00, 19.9it/s, v_num=0, train_loss_step=0.7, train_loss_epoch=0.75]\n"
+        "Epoch 1: 100%|██████████| 10/10 [00:05<00:00, 19.9it/s, v_num=0, train_loss_step=0.4, train_loss_epoch=0.5]\n",
+        [0.75, 0.5],
+        [0, 1],
+    ),
     "colours": ("\x1b[32mepoch 1\x1b[0m loss: \x1b[31m0.75\x1b[0m\nepoch 2 loss: 0.5\n", [0.75, 0.5], [1, 2]),
     "both losses on a line": (
         "Epoch 1 Train Loss: 0.75 Val Loss: 0.8\nEpoch 2 Train Loss: 0.5 Val Loss: 0.6\n",
