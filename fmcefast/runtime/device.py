@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from fmcefast.errors import InputError
+from fmcefast.text import counted
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -96,8 +97,8 @@ def free_memory(device: torch.device) -> int:
     return free
 
 
-def describe(device: torch.device, dtype: torch.dtype | None) -> str:
-    """`cpu, 2 threads, bf16` or `NVIDIA H200, fp32`."""
+def describe(device: torch.device, dtype: torch.dtype | None, threads: int | None = None) -> str:
+    """`cpu, 2 threads, bf16` or `NVIDIA H200, fp32`. threads: of a CPU, by default all that PyTorch uses."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {precision_name(dtype)}"
-    return f"cpu, {torch.get_num_threads()} threads, {precision_name(dtype)}"
+    return f"cpu, {counted(threads or torch.get_num_threads(), 'thread')}, {precision_name(dtype)}"

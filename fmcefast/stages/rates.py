@@ -15,6 +15,7 @@ from fmcefast.models.backbones import make_backbone
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.run.folder import RunFolder
 from fmcefast.runtime.device import amp_type, autocast, on_device
+from fmcefast.runtime.threads import threads_for, using_threads
 
 _TRIAL_SECONDS = 2.0
 _TRIAL_IMAGES = 64
@@ -75,7 +76,10 @@ class Rates:
             optimizer.zero_grad(set_to_none=True)
 
         self.backbone.train()
-        return self._items_per_second(step, len(self._images))
+        config = self.run.config
+        threads = threads_for(self.backbone, config.image_size, config.batch_size, self.device)
+        with using_threads(threads):
+            return self._items_per_second(step, len(self._images))
 
     @torch.inference_mode()
     def forward(self) -> float:

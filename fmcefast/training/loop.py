@@ -11,7 +11,7 @@ from fmcefast.run.folder import RunFolder
 from fmcefast.run.history import HistoryEntry
 from fmcefast.run.resume import TrainingState, state_facts
 from fmcefast.run.tensorboard import write_events
-from fmcefast.runtime.device import describe
+from fmcefast.runtime.threads import using_threads
 from fmcefast.training.background import Background
 from fmcefast.training.trainer import Trainer
 
@@ -40,11 +40,12 @@ def train_epochs(
     ranks = trainer.ranks
     images = trainer.images_of_epoch * (last - len(epochs))
     with (
+        using_threads(trainer.threads),
         run.recording(stage) if ranks.rank == 0 else nullcontext(HistoryEntry(stage)) as entry,
         Background() as background,
         progress.task(stage, total=images, unit="images") as task,
     ):
-        entry.hardware, entry.processes = describe(trainer.device, trainer.dtype), ranks.size
+        entry.hardware, entry.processes = trainer.hardware, ranks.size
         entry.loader = trainer.config.loader
         while not is_done(epochs):
             current = f"epoch {len(epochs) + 1} of {last}  {note(epochs) if epochs else ''}"

@@ -16,8 +16,9 @@ from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Task
 from fmcefast.run.config import Config
 from fmcefast.run.images import loader_settings
-from fmcefast.runtime.device import amp_type, autocast, on_device
+from fmcefast.runtime.device import amp_type, autocast, describe, on_device
 from fmcefast.runtime.ranks import Ranks
+from fmcefast.runtime.threads import threads_for
 from fmcefast.training.objectives import Classification, Objective
 
 # Only on a CPU, where reading the loss is free; on a GPU it would wait for the device.
@@ -31,7 +32,7 @@ class Trainer:
     """A backbone in training: Adam, cosine annealing per step, automatic mixed precision.
 
     objective: what is minimised, Classification by default. data_wait: the fraction of the last epoch's training in
-    which the network waited for images.
+    which the network waited for images. threads: of a CPU, that its steps are worth.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Trainer:
         self.backbone = on_device(make_backbone(config.backbone, len(source.classes)), device)
         self.backbone.feature_shape(config.image_size)  # an image size that does not fit shows here
         self.dtype = amp_type(config.amp, device, self.backbone)
+        self.threads = threads_for(self.backbone, config.image_size, config.batch_size, device)
         self.optimizer = torch.optim.Adam(self.backbone.parameters(), lr=config.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         loading = loader_settings(config, device)
@@ -61,6 +63,11 @@ class Trainer:
     def images_of_epoch(self) -> int:
         """Images that one epoch trains on, of all processes."""
         return len(self.train_loader) * self.train_loader.batch_size * self.ranks.size
+
+    @property
+    def hardware(self) -> str:
+        """What computes, for messages and the history."""
+        return describe(self.device, self.dtype, self.threads)
 
     def run_epoch(self, epoch: int, task: Task, note: str = "") -> Any:
         """Train one epoch and return its row, of the objective's kind. Raises FmcefastError on a non-finite loss."""
