@@ -12,7 +12,7 @@ from fmcefast.progress import Progress
 from fmcefast.run.epochs import FinetuningEpoch
 from fmcefast.run.images import loader_of, open_source
 from fmcefast.run.resume import load_state
-from fmcefast.runtime.device import describe, pick_device
+from fmcefast.runtime.device import pick_device
 from fmcefast.runtime.ranks import current_ranks
 from fmcefast.stages.markers import markers
 from fmcefast.training.loop import committed_epochs, train_epochs
@@ -109,9 +109,7 @@ def _train(cell: Cell, net: FMCENet, progress: Progress) -> None:
         for line in choice.explain(cell.init.path):
             progress.line(line)
     ranks.barrier()
-    progress.line(
-        f"finetune: {cell}: {cell.epochs} epochs {start}; {describe(device, trainer.dtype)}, --loader {loader}"
-    )
+    progress.line(f"finetune: {cell}: {cell.epochs} epochs {start}; {trainer.hardware}, --loader {loader}")
     train_epochs(
         place,
         trainer,

@@ -104,6 +104,9 @@ class Config:
     compile: bool = _setting(
         False, "train", "Compile the backbone for training with torch.compile.", invalidates_results=False
     )
+    graphs: bool = _setting(
+        True, "train", "Launch each training step on a GPU as one CUDA graph.", invalidates_results=False
+    )
     keep: str = _setting(
         "all",
         "markers",

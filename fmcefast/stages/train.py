@@ -20,7 +20,7 @@ from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import configured_source, loader_of, open_source
 from fmcefast.run.resume import load_state
 from fmcefast.run.tensorboard import check_tensorboard
-from fmcefast.runtime.device import describe, pick_device
+from fmcefast.runtime.device import pick_device
 from fmcefast.runtime.ranks import current_ranks
 from fmcefast.stages.rates import Rates
 from fmcefast.stages.stage import Cost, Stage, problem
@@ -201,7 +201,7 @@ def _introduction(config: Config, source: Source, trainer: Trainer, epochs: list
     continued = f"; continuing after epoch {len(epochs)}" if epochs else ""
     return (
         f"train: {config.backbone} on {config.data}, {len(source.train):,} images of {config.image_size} px, "
-        f"{len(source.test):,} held out{left_out}; {describe(trainer.device, trainer.dtype)}{processes}{continued}"
+        f"{len(source.test):,} held out{left_out}; {trainer.hardware}{processes}{continued}"
     )
 
 
