@@ -17,7 +17,7 @@ from fmcefast.progress import Task
 from fmcefast.run.config import Config
 from fmcefast.run.images import loader_settings
 from fmcefast.runtime.adam import fused_adam, moments, set_learning_rate
-from fmcefast.runtime.device import amp_type, autocast, describe, on_device
+from fmcefast.runtime.device import amp_type, autocast, choose_convolutions, describe, on_device
 from fmcefast.runtime.graphed_call import GraphedCall
 from fmcefast.runtime.ranks import Ranks
 from fmcefast.training.objectives import Classification, Objective
@@ -49,7 +49,6 @@ class Trainer:
         self.objective = objective or Classification()
         self.data_wait = 0.0
         torch.manual_seed(config.seed)
-        torch.backends.cudnn.benchmark = True
         self.backbone = on_device(make_backbone(config.backbone, len(source.classes)), device)
         self.backbone.feature_shape(config.image_size)  # an image size that does not fit shows here
         self.dtype = amp_type(config.amp, device, self.backbone)
@@ -58,6 +57,7 @@ class Trainer:
         loading = loader_settings(config, device)
         self.train_loader = make_loader(source.train, loading, training=True, seed=config.seed, ranks=self.ranks)
         self.test_loader = make_loader(source.test, loading, training=False, ranks=self.ranks)
+        choose_convolutions(config.epochs * len(self.train_loader))
         self._network = self._parallel_and_compiled()
         self.graph = GraphedCall(device, "The training step", wanted=config.graphs, obstacle=self._obstacle())
 
