@@ -53,7 +53,7 @@ class Gpu:
 
             warnings.filterwarnings("always", "called a synchronizing CUDA operation")
             warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
-            warnings.showwarning = note  # type: ignore[assignment]
+            warnings.showwarning = note
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 yield found

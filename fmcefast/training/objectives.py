@@ -1,6 +1,7 @@
 """What training minimises, and what is measured after each epoch."""
 
 import copy
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from fmcefast.models.fmce_net import FMCENet
 from fmcefast.run.config import Config
 from fmcefast.run.epochs import Epoch, FinetuningEpoch
 from fmcefast.runtime.device import amp_type, autocast, in_precision, on_device
+from fmcefast.runtime.graphed_call import GraphedCall
 
 
 class Objective(Protocol):
@@ -35,8 +37,13 @@ class Objective(Protocol):
     def sums(self) -> list[torch.Tensor]:
         """What `loss` adds to, in place."""
 
-    def measure(self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> dict[str, float | None]:
-        """The columns of the epoch's row that hold more than its loss, from held-out images in precision `dtype`."""
+    def measure(
+        self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None, graph: GraphedCall
+    ) -> dict[str, float | None]:
+        """The columns of the epoch's row that hold more than its loss, from held-out images in precision `dtype`.
+
+        graph: calls the network on batches; the same one in every epoch.
+        """
 
 
 class Classification:
@@ -53,8 +60,10 @@ class Classification:
     def sums(self) -> list[torch.Tensor]:
         return []
 
-    def measure(self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> dict[str, float | None]:
-        return {"top1": measure_top1(backbone, loader, dtype)}
+    def measure(
+        self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None, graph: GraphedCall
+    ) -> dict[str, float | None]:
+        return {"top1": measure_top1(backbone, loader, dtype, graph)}
 
 
 class RepresentationAuxiliary:
@@ -97,12 +106,14 @@ class RepresentationAuxiliary:
     def sums(self) -> list[torch.Tensor]:
         return [self._sums]
 
-    def measure(self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> dict[str, float | None]:
+    def measure(
+        self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None, graph: GraphedCall
+    ) -> dict[str, float | None]:
         """Top-1, the mean of both terms in training, and the mean predicted FMCS of the held-out images."""
         backbone.eval()
         network = in_precision(_MapsAndLogits(backbone), self._device, dtype)
         fmce_net = in_precision(self._fmce_net, self._device, self._dtype)
-        probabilities, top1 = predict_scores(network, fmce_net, loader)
+        probabilities, top1 = predict_scores(partial(graph, network), fmce_net, loader)
         total = loader.ranks.sum(torch.tensor(np.sum(expected_scores(probabilities))))
         base, fmcs, batches = loader.ranks.sum(self._sums).tolist()
         self._sums.zero_()
@@ -115,14 +126,13 @@ class RepresentationAuxiliary:
 
 
 @torch.inference_mode()
-def measure_top1(backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> float:
+def measure_top1(backbone: Backbone, loader: Loader, dtype: torch.dtype | None, graph: GraphedCall) -> float:
     """The fraction of all processes' images whose largest logit is that of their label."""
     backbone.eval()
+    network = in_precision(backbone, loader.device, dtype)
     correct = torch.zeros((), dtype=torch.int64, device=loader.device)
     for images, labels in loader:
-        with autocast(loader.device, dtype):
-            logits = backbone(images)
-        correct += (logits.argmax(1) == labels).sum()
+        correct += (graph(network, images).argmax(1) == labels).sum()
     return int(loader.ranks.sum(correct)) / len(loader.images)
 
 

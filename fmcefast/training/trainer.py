@@ -60,6 +60,7 @@ class Trainer:
         choose_convolutions(config.epochs * len(self.train_loader))
         self._network = self._parallel_and_compiled()
         self.graph = GraphedCall(device, "The training step", wanted=config.graphs, obstacle=self._obstacle())
+        self._test_graph = GraphedCall(device, "The held-out measurement", wanted=config.graphs)
 
     @property
     def images_of_epoch(self) -> int:
@@ -152,12 +153,13 @@ class Trainer:
         return torch.compile(network) if self.config.compile else network
 
     def _measure(self) -> dict[str, float | None]:
+        arguments = self.backbone, self.test_loader, self.dtype, self._test_graph
         try:
-            return self.objective.measure(self.backbone, self.test_loader, self.dtype)
+            return self.objective.measure(*arguments)
         except torch.OutOfMemoryError:
             if not self.graph.stay_eager("the GPU has too little memory for one beside the held-out images"):
                 raise
-        return self.objective.measure(self.backbone, self.test_loader, self.dtype)
+        return self.objective.measure(*arguments)
 
     @torch.no_grad()
     def _average_buffers(self) -> None:
