@@ -38,7 +38,7 @@ def store_feature_maps(views: list[RunFolder], epochs: Sequence[int], progress: 
     on_device(extractor, device).eval()
     shapes = extractor.shapes(config.image_size)
     make_maps = in_precision(extractor.maps, device, dtype)
-    graph = GraphedCall(device, "Extraction", wanted=config.graphs)
+    graph = GraphedCall(device, "Extraction", wanted=config.graphs, obstacle=ranks.obstacle_to_graphs)
     kind = loader_of(run, images, device).loader
     with ranks.first():
         if ranks.rank == 0:

@@ -105,7 +105,7 @@ class Config:
         False, "train", "Compile the backbone for training with torch.compile.", invalidates_results=False
     )
     graphs: bool = _setting(
-        True, "train", "Launch each training step on a GPU as one CUDA graph.", invalidates_results=False
+        True, "train", "Launch all work on a batch at once on a GPU, as a CUDA graph.", invalidates_results=False
     )
     keep: str = _setting(
         "all",

@@ -1,5 +1,6 @@
 """Calls a function again and again, on a GPU with one launch for all its kernels: a CUDA graph."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 
 from fmcefast.runtime.cuda_graph import CapturedCall, Gpu
+
+_log = logging.getLogger("fmcefast")
 
 Tensors = Sequence[torch.Tensor]
 
@@ -32,7 +35,7 @@ class GraphedCall:
     The fourth call is captured and compared with the function itself, in its outputs and in what `changes` gives:
     groups of tensors of one kind. When there is an obstacle, when the capture fails or when they differ, a
     RuntimeWarning says why, the function's own results stand, and every later call is eager. So are calls with
-    tensors of another shape, and all calls on a CPU.
+    tensors of another shape, which is logged once, and all calls on a CPU.
 
     name: of what is called, in the warning. wanted: whether there is to be a graph. obstacle: why there cannot be one.
     """
@@ -41,7 +44,7 @@ class GraphedCall:
         self._name = name
         self._eager_because = "on a CPU" if device.type != "cuda" else obstacle if wanted else "as requested"
         self._gpu = Gpu(device) if self._eager_because is None else None
-        self._calls = 0
+        self._calls, self._said = 0, False
         self._kinds: list[tuple[torch.Size, torch.dtype]] = []
         self._graph: CapturedCall | None = None
 
@@ -53,6 +56,9 @@ class GraphedCall:
         kinds = [(tensor.shape, tensor.dtype) for tensor in inputs]
         self._kinds = self._kinds or kinds
         if kinds != self._kinds:
+            if not self._said:
+                _log.info("%s: batches of another shape run without the CUDA graph", self._name)
+                self._said = True
             return function(*inputs)
         if self._graph is not None:
             return self._graph(*inputs)
@@ -110,8 +116,9 @@ class GraphedCall:
         try:
             yield
         except Exception as error:
-            lack = isinstance(error, torch.OutOfMemoryError)
-            self.stay_eager("the GPU has too little memory for one" if lack else str(error).partition("\n")[0])
+            first = error.__context__ or error  # the end of a broken capture is an error too
+            lack = isinstance(first, torch.OutOfMemoryError)
+            self.stay_eager("the GPU has too little memory for one" if lack else str(first).partition("\n")[0])
 
 
 def _tensors(outputs: Any) -> list[torch.Tensor]:

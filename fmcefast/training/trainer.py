@@ -60,7 +60,9 @@ class Trainer:
         choose_convolutions(config.epochs * len(self.train_loader))
         self._network = self._parallel_and_compiled()
         self.graph = GraphedCall(device, "The training step", wanted=config.graphs, obstacle=self._obstacle())
-        self._test_graph = GraphedCall(device, "The held-out measurement", wanted=config.graphs)
+        self._test_graph = GraphedCall(
+            device, "The measurement of held-out images", wanted=config.graphs, obstacle=self.ranks.obstacle_to_graphs
+        )
 
     @property
     def images_of_epoch(self) -> int:
@@ -134,8 +136,8 @@ class Trainer:
 
     def _obstacle(self) -> str | None:
         """What is known to keep the steps out of a CUDA graph."""
-        if self.ranks.size > 1:
-            return "several processes"
+        if self.ranks.obstacle_to_graphs:
+            return self.ranks.obstacle_to_graphs
         if self.scaler.is_enabled():
             return "fp16 scales the loss by what it finds in the gradients"
         if any(getattr(module, hooks) for module in self.backbone.modules() for hooks in _HOOKS):

@@ -185,7 +185,8 @@ def test_stale_inputs_are_found_out(gpu, eager):
     assert_same(found, eager)
 
 
-def test_another_shape_is_computed_without_the_graph(gpu):
+def test_another_shape_is_computed_without_the_graph(gpu, caplog):
+    caplog.set_level("INFO", logger="fmcefast")
     call = GraphedCall(CUDA, "Scoring")
     network = nn.Linear(4, 2)
     for rows in (5, 3, 5, 5, 5, 5, 3, 5):
@@ -195,6 +196,7 @@ def test_another_shape_is_computed_without_the_graph(gpu):
             torch.testing.assert_close(maps, network(batch))
         assert nothing is None
     assert call._gpu.replays == 3
+    assert caplog.messages == ["Scoring: batches of another shape run without the CUDA graph"]
 
 
 def test_errors_of_the_function_are_its_own(gpu):
