@@ -15,7 +15,7 @@ _log = logging.getLogger("fmcefast")
 
 Tensors = Sequence[torch.Tensor]
 
-_FIRST_CALLS = 3  # in which kernels are chosen and compiled, and memory is found
+FIRST_CALLS = 4  # before the graph; in them kernels are chosen and compiled, and the last one is captured
 # Largest relative difference of a graph from the function itself: a GPU's sums differ in their last bits, a graph that
 # misses something by far more.
 _TOLERANCE = 0.1
@@ -63,9 +63,9 @@ class GraphedCall:
         if self._graph is not None:
             return self._graph(*inputs)
         self._calls += 1
-        if self._calls < _FIRST_CALLS:
+        if self._calls < FIRST_CALLS - 1:
             return self._gpu.prepare(function, *inputs)
-        if self._calls == _FIRST_CALLS:
+        if self._calls == FIRST_CALLS - 1:
             with self._gpu.obstacles() as obstacles:
                 outputs = self._gpu.prepare(function, *inputs)
             if obstacles:
