@@ -1,6 +1,7 @@
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -52,6 +53,56 @@ def fmcefast(tmp_path, monkeypatch, capsys):
         return stopped.value.code, out, err
 
     return call
+
+
+class StandInGpu:
+    """Takes a CPU for a GPU. Its graphs repeat a function with the inputs of their own, as captures do.
+
+    spoil: what befalls a graph when it is replayed; refusal: the error of a capture; waits: whether calls wait.
+    """
+
+    spoil, refusal, waits = staticmethod(lambda: None), None, False
+
+    def __init__(self, device):
+        self.replays = 0
+
+    def prepare(self, function, *inputs):
+        return function(*inputs)
+
+    def random_state(self):
+        return torch.get_rng_state()
+
+    def set_random_state(self, state):
+        torch.set_rng_state(state)
+
+    @contextmanager
+    def obstacles(self):
+        yield ["it waits for a value from the GPU"] if self.waits else []
+
+    def capture(self, function, *inputs):
+        if self.refusal is not None:
+            raise self.refusal
+        own = [torch.empty_like(tensor) for tensor in inputs]
+
+        def replay(*given):
+            for tensor, value in zip(own, given, strict=True):
+                tensor.copy_(value)
+            self.replays += 1
+            outputs = function(*own)
+            self.spoil()
+            return outputs
+
+        return replay
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The stand-in for a GPU that GraphedCall then takes, a class of this test's own."""
+    from fmcefast.runtime import graphed_call
+
+    made = type("Gpu", (StandInGpu,), {})
+    monkeypatch.setattr(graphed_call, "Gpu", made)
+    return made
 
 
 SMALL = {

@@ -2,64 +2,15 @@
 
 import random
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 
-from fmcefast.runtime import graphed_call
 from fmcefast.runtime.adam import fused_adam, moments, set_learning_rate
 from fmcefast.runtime.graphed_call import GraphedCall
 
 CUDA = torch.device("cuda")
-
-
-class StandIn:
-    """Takes a CPU for a GPU. Its graphs repeat a function with the inputs of their own, as captures do.
-
-    spoil: what befalls a graph when it is replayed; refusal: the error of a capture; waits: whether calls wait.
-    """
-
-    spoil, refusal, waits = staticmethod(lambda: None), None, False
-
-    def __init__(self, device):
-        self.replays = 0
-
-    def prepare(self, function, *inputs):
-        return function(*inputs)
-
-    def random_state(self):
-        return torch.get_rng_state()
-
-    def set_random_state(self, state):
-        torch.set_rng_state(state)
-
-    @contextmanager
-    def obstacles(self):
-        yield ["it waits for a value from the GPU"] if self.waits else []
-
-    def capture(self, function, *inputs):
-        if self.refusal is not None:
-            raise self.refusal
-        own = [torch.empty_like(tensor) for tensor in inputs]
-
-        def replay(*given):
-            for tensor, value in zip(own, given, strict=True):
-                tensor.copy_(value)
-            self.replays += 1
-            outputs = function(*own)
-            self.spoil()
-            return outputs
-
-        return replay
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    made = type("Made", (StandIn,), {})
-    monkeypatch.setattr(graphed_call, "Gpu", made)
-    return made
 
 
 class Training:
