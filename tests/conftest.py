@@ -65,6 +65,7 @@ class StandInGpu:
 
     def __init__(self, device):
         self.replays = 0
+        self.all.append(self)
 
     def prepare(self, function, *inputs):
         return function(*inputs)
@@ -97,11 +98,17 @@ class StandInGpu:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The stand-in for a GPU that GraphedCall then takes, a class of this test's own."""
+    """The stand-in that every GraphedCall then takes for a GPU: a class of this test's own, with all that were made."""
     from fmcefast.runtime import graphed_call
 
-    made = type("Gpu", (StandInGpu,), {})
+    made = type("Gpu", (StandInGpu,), {"all": []})
+    begin = graphed_call.GraphedCall.__init__
+
+    def begin_on_it(self, device, *arguments, **settings):
+        begin(self, torch.device("cuda"), *arguments, **settings)
+
     monkeypatch.setattr(graphed_call, "Gpu", made)
+    monkeypatch.setattr(graphed_call.GraphedCall, "__init__", begin_on_it)
     return made
 
 

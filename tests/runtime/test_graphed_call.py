@@ -72,7 +72,7 @@ def test_a_graph_trains_as_the_function_does(gpu, eager):
     assert call.how == "in a CUDA graph" and call._gpu.replays == len(eager[0]) - 3
 
 
-def test_there_is_no_graph_on_a_cpu_or_where_none_is_wanted(gpu, eager):
+def test_there_is_no_graph_on_a_cpu_or_where_none_is_wanted(eager):
     for device, settings, why in (
         (torch.device("cpu"), {}, "on a CPU"),
         (CUDA, {"wanted": False, "obstacle": "several processes"}, "as requested"),
