@@ -10,6 +10,7 @@ SUITES = {
     "fit": ("suites.fit", "a training step of FMCE-Net, against the plain loop of its layers"),
     "ral-step": ("suites.ral_step", "a training step under FMCE-Net++, against plain training"),
     "train": ("suites.train", "training a backbone, against the bare step"),
+    "start": ("suites.start", "the first seconds of a training, in fresh processes"),
     "busy": ("suites.busy", "training where other processes are busy, against threads that spin"),
     "decode": ("suites.decode", "loading images, against torchvision and DALI"),
     "extract": ("suites.extract", "feature maps of a backbone to disk, against the bare loop"),

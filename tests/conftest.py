@@ -1,6 +1,7 @@
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -52,6 +53,63 @@ def fmcefast(tmp_path, monkeypatch, capsys):
         return stopped.value.code, out, err
 
     return call
+
+
+class StandInGpu:
+    """Takes a CPU for a GPU. Its graphs repeat a function with the inputs of their own, as captures do.
+
+    spoil: what befalls a graph when it is replayed; refusal: the error of a capture; waits: whether calls wait.
+    """
+
+    spoil, refusal, waits = staticmethod(lambda: None), None, False
+
+    def __init__(self, device):
+        self.replays = 0
+        self.all.append(self)
+
+    def prepare(self, function, *inputs):
+        return function(*inputs)
+
+    def random_state(self):
+        return torch.get_rng_state()
+
+    def set_random_state(self, state):
+        torch.set_rng_state(state)
+
+    @contextmanager
+    def obstacles(self):
+        yield ["it waits for a value from the GPU"] if self.waits else []
+
+    def capture(self, function, *inputs):
+        if self.refusal is not None:
+            raise self.refusal
+        own = [torch.empty_like(tensor) for tensor in inputs]
+
+        def replay(*given):
+            for tensor, value in zip(own, given, strict=True):
+                tensor.copy_(value)
+            self.replays += 1
+            outputs = function(*own)
+            self.spoil()
+            return outputs
+
+        return replay
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The stand-in that every GraphedCall then takes for a GPU: a class of this test's own, with all that were made."""
+    from fmcefast.runtime import graphed_call
+
+    made = type("Gpu", (StandInGpu,), {"all": []})
+    begin = graphed_call.GraphedCall.__init__
+
+    def begin_on_it(self, device, *arguments, **settings):
+        begin(self, torch.device("cuda"), *arguments, **settings)
+
+    monkeypatch.setattr(graphed_call, "Gpu", made)
+    monkeypatch.setattr(graphed_call.GraphedCall, "__init__", begin_on_it)
+    return made
 
 
 SMALL = {

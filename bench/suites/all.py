@@ -9,7 +9,8 @@ its messages are in RESULTS/PIECE.failed.txt, the others go on, and `--again` tr
 piece is started that is expected to take longer than what is left. A piece that takes more than twice as long as
 expected has failed; one that runs out of time is started anew the next time.
 
-With `--gpu` the sizes are those of a large NVIDIA GPU and the clone's tests that need one run first. Pieces that need
+With `--gpu` the sizes are those of a large NVIDIA GPU. The clone's tests that need one, steps of training and the head
+come first and take 8 minutes, decoding with DALI 4 more, and the rest may wait. Pieces that need
 image files or DALI are left out where these are missing; `--wheels` installs DALI from a folder of wheels, without a
 network. Ends with a table of all results.
 """
@@ -113,6 +114,7 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             Piece("head", 1, "--batch 2 --channels 32 --rounds 2"),
             Piece("ral-step", 1, f"{few} 4 --steps 1 --amp off", of=backbones[0]),
             Piece("train", 1, f"{few} 256 --epochs 1 --images 512{jpegs}", of=backbones[0]),
+            Piece("start", 1, "--rounds 1"),
             Piece("busy", 1, "--seconds 0.1 --rounds 1"),
             Piece("decode", 1, f"--images 128 --rounds 1{all_folders}", needs=no_images),
             Piece("extract", 1, "--images 256 --image-size 32 --rounds 1"),
@@ -138,21 +140,34 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             Piece("head", 3, "--batch 4 64"),
             Piece("ral-step", 6, of=backbones[0]),
             Piece("train", 8, jpegs, of=backbones[0]),
+            Piece("start", 3),
             Piece("busy", 6, jpegs),
             Piece("decode", 10, f"--rounds 3{all_folders}", needs=no_images),
             *disk_and_logs,
         ]
-    large = "--image-size 224 --batch 256"
-    epochs = f"--rounds 5 --epochs 1{folders['mnist']}" if arguments.mnist else "--rounds 5 --epochs 8"
+    large, small = "--image-size 224 --batch 256", "--image-size 64 --batch 32 --backbone shufflenet_v2_x0_5"
+    mnist = f" --epochs 1 --subset 12800{folders['mnist']}" if arguments.mnist else " --epochs 8"
+    no_dali = "" if installed("nvidia.dali") else "install DALI, see --wheels"
     return [
-        Piece("gpu-tests", 6, f"--tests {shlex.quote(str(arguments.tests.resolve()))}"),
-        Piece("head", 6, "--batch 256 --compiled"),
-        *(Piece("ral-step", 1, f"{large} --steps 10 --amp bf16 --backbone {name}", of=name) for name in backbones),
-        *(Piece("train", 4, f"{large} {epochs} --compiled --backbone {name}{jpegs}", of=name) for name in backbones),
-        Piece("decode", 5, f"--rounds 3 --images 10240{all_folders}", needs=no_images),
+        # Within 8 minutes, in the order of their worth.
+        Piece("gpu-tests", 1.5, f"--tests {shlex.quote(str(arguments.tests.resolve()))}"),
+        *(Piece("ral-step", 0.75, f"{large} --steps 10 --amp bf16 --backbone {name}", of=name) for name in backbones),
+        Piece("train", 1.25, f"{small} --rounds 3 --epochs 3", of="shufflenet_v2_x0_5"),
+        Piece("train", 1.25, f"{large} --rounds 3{mnist} --backbone {backbones[0]}", of=backbones[0]),
+        Piece("train", 1.75, f"{large} --rounds 2{mnist} --backbone {backbones[1]}", of=backbones[1]),
+        Piece("head", 0.75, "--batch 256 --rounds 7"),
+        # And 4 more where there is DALI.
+        Piece("decode", 4, f"--rounds 3 --images 10240{all_folders}", needs=no_images or no_dali),
+        Piece("start", 3, "--rounds 1", of="shufflenet_v2_x0_5"),
+        Piece("start", 4, f"{large} --rounds 1 --backbone resnet50", of="resnet50"),
+        *(
+            Piece("train", 6, f"{large} --rounds 3{mnist} --compiled --backbone {name}{jpegs}", of=f"{name}-compiled")
+            for name in backbones
+        ),
+        Piece("head", 6, "--batch 256 --compiled", of="compiled"),
         Piece("head", 3, "--batch 32 64 128 512", of="batches"),
         *disk_and_logs,
-    ]  # fmt: skip
+    ]
 
 
 def perform(piece: Piece, arguments: argparse.Namespace, deadline: float) -> str:

@@ -4,9 +4,9 @@ r"""What the FMCE-Net adds to a training step: the fused loss and the network's 
     fmcefast bench ral-step --backbone resnet50 --batch 256    # on a GPU
 
 A step is forward, loss, backward and Adam on one random batch that is there already, as `fmcefast train` and `fmcefast
-finetune` compute it. First the loss and the gradient of all weights with the fused loss are compared with those of the
-plain layers. The contestants take turns, round by round, and their ratios are taken within a round. Leaves
-ral-step-*.json.
+finetune` compute it: on a GPU in a CUDA graph. First the loss and the gradient of all weights with the fused loss are
+compared with those of the plain layers. The contestants take turns, round by round, and their ratios are taken within a
+round. Leaves ral-step-*.json.
 """
 
 import time
@@ -37,13 +37,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--amp", nargs="+", default=["bf16", "off"], choices=("bf16", "fp16", "off"))
     parser.add_argument("--steps", type=int, default=2, help="in each round")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--no-graphs", dest="graphs", action="store_false", help="eager steps on a GPU")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     device = pick_device()
     shared = {"backbone": arguments.backbone, "image_size": arguments.image_size, "batch_size": arguments.batch}
     rows = []
     for amp in arguments.amp:
-        rows += step_rows(resolve({**shared, "amp": amp}), device, arguments.steps, arguments.rounds)
+        rows += step_rows(
+            resolve({**shared, "amp": amp, "graphs": arguments.graphs}), device, arguments.steps, arguments.rounds
+        )
     publish(arguments, "ral-step", rows, of=arguments.backbone, raf=RAF, **shared)
 
 
@@ -52,17 +55,21 @@ def step_rows(config: Config, device: torch.device, steps: int, rounds: int) -> 
     shape = (config.batch_size, 3, config.image_size, config.image_size)
     images = torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (config.batch_size,), device=device)
+    torch.backends.cudnn.benchmark = True  # as in a long training
     difference = check(trainers, images, labels)
     taken: dict[str, list[float]] = {name: [] for name in trainers}
-    for round_ in range(-1, rounds):  # the first one warms up
+    for round_ in range(-1, rounds):
         for name, trainer in trainers.items():
-            seconds = seconds_of_steps(trainer, images, labels, steps)
+            # The first round warms up, and captures the graphs.
+            seconds = seconds_of_steps(trainer, images, labels, steps if round_ >= 0 else max(steps, 5))
             if round_ >= 0:
                 taken[name].append(seconds / steps)
     rows = []
     for name, values in taken.items():
         times_plain = median(value / plain for value, plain in zip(values, taken[PLAIN], strict=True))
         facts = {"times_plain_training": times_plain, "gradient_difference": difference}
+        if device.type == "cuda":
+            facts["steps"] = trainers[name].graph.how
         rows.append(row(f"step, amp {config.amp}: {name}", [1e3 * value for value in values], "ms", **facts))
         print(f"{rows[-1]['name']:44}{rows[-1]['value']:10,.1f} ms  {times_plain:.3f}x", flush=True)
     return rows

@@ -5,13 +5,14 @@ r"""Training a backbone: fmcefast's whole loop against the bare step of plain Py
     fmcefast bench train --backbone resnet50 --image-size 224 --batch 256 --mnist ~/data --epochs 1 --compiled  # a GPU
 
 Steps are forward, cross-entropy, backward and Adam, written out in PyTorch on one random batch that is there already:
-NCHW in float32, and channels-last with and without AMP; with `--compiled`, under torch.compile as well, and so is
-fmcefast. The bare step is the one in fmcefast's own layout and precision. `fmcefast` is `fmcefast train` on the bundled
-digits, or MNIST, resident, with losses.csv, the weights of every epoch and the state to resume from; only the
-measurement of top-1 is left out. First an epoch of fmcefast's is compared with the bare step on the same batches. The
-contestants take turns, round by round, in one process where freed memory is kept, as `fmcefast` does, which helps
-everybody. Peak memory is that of the GPU, or of the process, with all contestants in it; waiting for images is time of
-the host, on a GPU more than the GPU waits. Leaves train-*.json.
+NCHW in float32, and channels-last with and without AMP, on a GPU also in a CUDA graph; with `--compiled`, under
+torch.compile as well, and so is fmcefast. The bare step is the one in fmcefast's own layout and precision, on a GPU in
+a graph. `fmcefast` is `fmcefast train` on the bundled digits, or MNIST, resident, with losses.csv, the weights of every
+epoch and the state to resume from; only the measurement of top-1 is left out, and a first epoch, in which a graph is
+captured. First an epoch of fmcefast's is compared with the bare step on the same batches. The contestants take turns,
+round by round, in one process where freed memory is kept, as `fmcefast` does, which helps everybody. Peak memory is
+that of the GPU, or of the process, with all contestants in it; waiting for images is time of the host, on a GPU more
+than the GPU waits. Leaves train-*.json.
 """
 
 import tempfile
@@ -33,7 +34,10 @@ from fmcefast.models.backbones import make_backbone
 from fmcefast.pipeline.change import open_run
 from fmcefast.progress import Progress
 from fmcefast.run.config import Config, resolve
+from fmcefast.run.epochs import read_epochs
 from fmcefast.run.history import HistoryEntry
+from fmcefast.runtime import device as runtime
+from fmcefast.runtime.adam import set_learning_rate
 from fmcefast.runtime.allocator import keep_freed_memory
 from fmcefast.runtime.device import amp_type, autocast, pick_device, precision_name
 from fmcefast.stages.train import train
@@ -64,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = mnist if arguments.mnist else {"data": "digits"}
     config = resolve({**shared, **source, "epochs": arguments.epochs, "until_converged": False})
     check(config, device)
-    bare = "eager, channels-last, " + precision_of(shipped_precision(config, device), device)
+    torch.backends.cudnn.benchmark, runtime.STEPS_FOR_TRIALS = True, 0  # as in a long training
+    way = "CUDA graph" if device.type == "cuda" else "eager"
+    bare = f"{way}, channels-last, {precision_of(shipped_precision(config, device), device)}"
     rows = step_rows(config, device, bare, arguments.rounds, arguments.compiled)
     if arguments.jpegs is not None:
         rows.append(wait_row(arguments.jpegs, {**shared, "image_size": 224, "epochs": 1}, arguments.images))
@@ -79,7 +85,8 @@ class BareStep:
         torch.manual_seed(config.seed)
         self.network = make_backbone(config.backbone, CLASSES).to(device, memory_format=layout).train()
         self.forward: Callable = self.network
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
+        lr = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         self.device, self.dtype = device, dtype
 
@@ -92,6 +99,21 @@ class BareStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
+
+
+def captured(step: BareStep, images: torch.Tensor, labels: torch.Tensor) -> Callable:
+    """The step on this batch as a CUDA graph, as PyTorch's documentation does it."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            step(images, labels)
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    step.optimizer.param_groups[0]["capturable"] = True
+    with torch.cuda.graph(graph):
+        step(images, labels)
+    return lambda *batch: graph.replay()
 
 
 def images_of(config: Config) -> Source:
@@ -115,7 +137,7 @@ def check(config: Config, device: torch.device) -> None:
     torch.manual_seed(trainer.epoch_seed(config.seed, 1))
     total, batches = 0.0, len(ours.train_loader)
     for batch, (images, labels) in enumerate(ours.train_loader):
-        step.optimizer.param_groups[0]["lr"] = ours.set_learning_rate(batch)
+        set_learning_rate(step.optimizer, ours.set_learning_rate(batch))
         total += float(step(images, labels)) / batches
     with Progress(quiet=True).task("train", total=1, unit="images") as task:
         loss = ours.run_epoch(1, task).loss
@@ -130,21 +152,28 @@ def step_rows(config: Config, device: torch.device, bare: str, rounds: int, comp
     labels = torch.randint(0, CLASSES, (config.batch_size,), device=device)
     contestants: dict[str, Callable[[], float]] = {}
     ways = [("eager", "NCHW", None), ("eager", "channels-last", None), ("eager", "channels-last", amp)]
-    if compiled:
-        ways += [("torch.compile", "channels-last", shipped_precision(config, device))]
+    shipped, on_gpu = shipped_precision(config, device), device.type == "cuda"
+    graphs = [False, True] if on_gpu else [False]
+    ways += [("torch.compile", "channels-last", shipped)] if compiled else []
+    ways += [("CUDA graph", "channels-last", shipped)] if on_gpu else []
+    ways += [("torch.compile, CUDA graph", "channels-last", shipped)] if compiled and on_gpu else []
     for how, layout, precision in ways:
         memory_format = torch.channels_last if layout == "channels-last" else torch.contiguous_format
         step = BareStep(config, device, memory_format, precision)
-        if how == "torch.compile":
+        if "torch.compile" in how:
             step.forward = torch.compile(step.network)
         laid_out = batch.contiguous(memory_format=memory_format)
-        contestants[f"{how}, {layout}, {precision_of(precision, device)}"] = lambda step=step, laid_out=laid_out: (
-            seconds_of_steps(step, laid_out, labels, steps)
+        run = captured(step, laid_out, labels) if "CUDA graph" in how else step
+        contestants[f"{how}, {layout}, {precision_of(precision, device)}"] = lambda run=run, laid_out=laid_out: (
+            seconds_of_steps(run, laid_out, labels, steps)
         )
-    if compiled:
-        ours = trainer.Trainer(replace(config, compile=True), images_of(config), device)
-        contestants["fmcefast --compile, without files"] = lambda: seconds_of_epochs(ours, config.epochs)
+    for graph in graphs if compiled else []:
+        ours = trainer.Trainer(replace(config, compile=True, graphs=graph), images_of(config), device)
+        name = f"fmcefast --compile{' --no-graphs' if on_gpu and not graph else ''}, without files"
+        contestants[name] = lambda ours=ours: seconds_of_epochs(ours, config.epochs)
     waits: list[float] = []
+    if on_gpu:
+        contestants["fmcefast --no-graphs"] = lambda: seconds_of_training(replace(config, graphs=False), [])
     contestants["fmcefast"] = lambda: seconds_of_training(config, waits)
 
     taken: dict[str, list[float]] = {name: [] for name in contestants}
@@ -169,7 +198,7 @@ def step_rows(config: Config, device: torch.device, bare: str, rounds: int, comp
     return rows
 
 
-def seconds_of_steps(step: BareStep, images: torch.Tensor, labels: torch.Tensor, steps: int) -> float:
+def seconds_of_steps(step: Callable, images: torch.Tensor, labels: torch.Tensor, steps: int) -> float:
     began = time.perf_counter()
     for _ in range(steps):
         step(images, labels)
@@ -188,25 +217,26 @@ def seconds_of_epochs(ours: trainer.Trainer, epochs: int) -> float:
 
 
 def seconds_of_training(config: Config, waits: list[float]) -> float:
-    """Of the loop of `fmcefast train` until everything is written; building the network is left out."""
-    entry = trained(config)
+    """Of the loop of `fmcefast train` until everything is written; building the network and a first epoch are left
+    out."""
+    entry, first = trained(replace(config, epochs=config.epochs + 1))
     waits.append(entry.data_wait)
-    return entry.seconds
+    return entry.seconds - first
 
 
-def trained(config: Config) -> HistoryEntry:
-    """What the run's history says of a training in a folder of its own."""
+def trained(config: Config) -> tuple[HistoryEntry, float]:
+    """What the run's history says of a training in a folder of its own, and the seconds of its first epoch."""
     with tempfile.TemporaryDirectory(dir=".", prefix="train-bench-") as folder:
         settings = {name: value for name, value in config.as_dict().items() if value is not None}
         run = open_run(Path(folder) / "run", settings, create=True)
         train(run, Progress(quiet=True))
-        return run.history.entries()[-1]
+        return run.history.entries()[-1], read_epochs(run.losses_csv)[0].seconds
 
 
 def wait_row(jpegs: Path, settings: dict, images: int) -> dict:
     """The part of an epoch in which the network waits for JPEGs."""
     with tempfile.TemporaryDirectory() as folder:
-        entry = trained(resolve({**settings, "data": linked(jpegs, images, Path(folder))}))
+        entry, _ = trained(resolve({**settings, "data": linked(jpegs, images, Path(folder))}))
     loader = {"dali": "DALI"}.get(entry.loader, entry.loader)
     name = f"train: fmcefast, JPEGs of {settings['image_size']} px through {loader}"
     result = row(name, [entry.rate], "images/s", data_wait=entry.data_wait)

@@ -14,7 +14,7 @@ from fmcefast.cli.running import finish, perform, print_json, print_text, termin
 from fmcefast.errors import InputError
 from fmcefast.run.config import read_yaml, resolve
 
-_WHERE = ("data_root", "workers", "loader")
+_WHERE = ("data_root", "workers", "loader", "graphs")
 _OF_NO_RUN = ("backbone", "data", "image_size", "recipe", "batch_size", "on_bad_image", "exif")
 
 

@@ -63,7 +63,7 @@ def train(run: Path | None, **options: Any) -> int:
     metavar="NAME",
     help="A module of the backbone (layer3, layer3.0.conv2); several in one pass. [default: its last feature map]",
 )
-@settings("extract", also=("data_root", "workers", "loader"))
+@settings("extract", also=("data_root", "workers", "loader", "graphs"))
 @common
 def extract(run: Path | None, modules: tuple[str, ...], **options: Any) -> int:
     """Store the training images' feature maps at every epoch marker (the FMCS-Dataset).
@@ -101,7 +101,7 @@ def extract(run: Path | None, modules: tuple[str, ...], **options: Any) -> int:
     help="invariant: a score of one statistic, fitted to several RUNs, for checkpoints of runs never seen.",
 )
 @click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="File of the invariant model.")
-@settings("fit", also=("data_root", "workers", "loader"))
+@settings("fit", also=("data_root", "workers", "loader", "graphs"))
 @common
 def fit(
     runs: tuple[Path, ...],

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import warnings
 from contextlib import suppress
+from ctypes.util import find_library
 from importlib import import_module
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def find_jpeg_decoder() -> str:
     """The JPEG hardware of the current GPU, according to nvJPEG, with which DALI decodes."""
     handle, engines, cores = ctypes.c_void_p(), ctypes.c_uint(), ctypes.c_uint()
     try:
-        nvjpeg = ctypes.CDLL(str(next(Path(import_module("nvidia").__path__[0]).glob("*/lib/libnvjpeg.so.*"))))
+        library = _find_nvjpeg()
+        if library is None:
+            return "unknown, nvJPEG is not installed; it comes with DALI"
+        nvjpeg = ctypes.CDLL(library)
         status = nvjpeg.nvjpegCreateEx(_BACKEND_HARDWARE, None, None, 0, ctypes.byref(handle))
         if status == 0:
             status = nvjpeg.nvjpegGetHardwareDecoderInfo(handle, ctypes.byref(engines), ctypes.byref(cores))
@@ -84,6 +88,13 @@ def find_jpeg_decoder() -> str:
     if status not in (0, _ARCH_MISMATCH):
         return f"unknown, nvJPEG fails with status {status}"
     return f"nvJPEG, {engines.value} x {cores.value} cores" if engines.value else "none on this GPU"
+
+
+def _find_nvjpeg() -> str | None:
+    """Of NVIDIA's packages for Python, or else of the system."""
+    folders = map(Path, import_module("nvidia").__path__)
+    files = (file for folder in folders for file in sorted(folder.glob("*/lib/libnvjpeg.so.*")))
+    return str(next(files, "")) or find_library("nvjpeg")
 
 
 def find_cpu() -> Cpu:

@@ -15,7 +15,8 @@ from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.history import HistoryEntry
 from fmcefast.run.images import evaluation_loader, loader_of, open_source
-from fmcefast.runtime.device import amp_type, autocast, describe, on_device, pick_device, precision_name
+from fmcefast.runtime.device import amp_type, describe, in_precision, on_device, pick_device, precision_name
+from fmcefast.runtime.graphed_call import GraphedCall
 from fmcefast.runtime.ranks import Ranks, current_ranks
 
 
@@ -36,6 +37,8 @@ def store_feature_maps(views: list[RunFolder], epochs: Sequence[int], progress: 
     extractor = make_extractor(config.backbone, len(source.classes), [view.module for view in views])
     on_device(extractor, device).eval()
     shapes = extractor.shapes(config.image_size)
+    make_maps = in_precision(extractor.maps, device, dtype)
+    graph = GraphedCall(device, "Extraction", wanted=config.graphs, obstacle=ranks.obstacle_to_graphs)
     kind = loader_of(run, images, device).loader
     with ranks.first():
         if ranks.rank == 0:
@@ -62,8 +65,7 @@ def store_feature_maps(views: list[RunFolder], epochs: Sequence[int], progress: 
             part = images.take(np.arange(block.first, block.end))
             first = block.first
             for batch, _ in evaluation_loader(config, part, device, kind):
-                with autocast(device, dtype):
-                    maps = extractor.maps(batch)
+                maps = graph(make_maps, batch)
                 for writer, spans, made in zip(writers, todo, maps, strict=True):
                     for span in spans:
                         if span.score == block.score and (rows := span.overlap(first, len(batch))):

@@ -104,6 +104,9 @@ class Config:
     compile: bool = _setting(
         False, "train", "Compile the backbone for training with torch.compile.", invalidates_results=False
     )
+    graphs: bool = _setting(
+        True, "train", "Launch all work on a batch at once on a GPU, as a CUDA graph.", invalidates_results=False
+    )
     keep: str = _setting(
         "all",
         "markers",

@@ -1,1 +1,1 @@
-"""What a process runs on: device, precision, memory, the ranks of a job; and epochs that can be resumed."""
+"""What a process runs on: device, precision, memory, graphs, the ranks of a job; and epochs that can be resumed."""

@@ -13,6 +13,8 @@ from fmcefast.text import counted
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
+# The first steps of a network take about 10 s with trials (H200). That they win a tenth of a step is a prediction.
+STEPS_FOR_TRIALS = 5000
 _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 
@@ -56,6 +58,11 @@ def _is_depthwise(layer: torch.nn.Module) -> bool:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
     """A context that autocasts to `dtype`, or does nothing for None."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def choose_convolutions(steps: int) -> None:
+    """Let cuDNN try its algorithms on the GPU in a training of so many steps that it pays."""
+    torch.backends.cudnn.benchmark = steps >= STEPS_FOR_TRIALS
 
 
 def on_device(network: Network, device: torch.device) -> Network:

@@ -24,6 +24,11 @@ class Ranks:
     size: int = 1
     on_this_machine: int = 1
 
+    @property
+    def obstacle_to_graphs(self) -> str | None:
+        """What keeps work out of CUDA graphs: it could be part of a collective operation."""
+        return "several processes" if self.size > 1 else None
+
     def connect(self) -> None:
         """Connect to the other processes, for collective operations."""
         import torch.distributed

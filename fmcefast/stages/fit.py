@@ -1,6 +1,6 @@
 """Train FMCE-Net on the FMCS-Dataset and measure it on held-out feature maps ([FMCE] IV-E and V-C)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from fmcefast.models.weights import check_safetensors
 from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.resume import TrainingState, load_state, state_facts
+from fmcefast.runtime.adam import fused_adam, moments
 from fmcefast.runtime.device import amp_type, autocast, describe, on_device, pick_device
+from fmcefast.runtime.graphed_call import GraphedCall
 from fmcefast.stages.markers import markers
 from fmcefast.stages.rates import Rates
 from fmcefast.stages.stage import Cost, Stage, problem
@@ -66,11 +68,26 @@ class Fit(Stage[Metrics]):
         torch.manual_seed(config.seed)
         channels, height, width = maps.shape
         net = on_device(FMCENet(channels, (height, width), maps.phases), device)
-        optimizer = torch.optim.Adam(net.parameters(), lr=config.fmce_lr, fused=True)
+        optimizer = fused_adam(net.parameters(), config.fmce_lr, device)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         first_epoch = state_facts(run.fmce_net_resume)["epoch"] + 1
         if first_epoch > 1:
             load_state(run.fmce_net_resume, net, optimizer, scaler)
+        obstacle = "fp16 scales the loss by what it finds in the gradients" if scaler.is_enabled() else None
+        graph = GraphedCall(device, "FMCE-Net's training step", wanted=config.graphs, obstacle=obstacle)
+
+        def step(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            with autocast(device, dtype):
+                logits = net(inputs)
+            loss = functional.cross_entropy(logits.float(), targets)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            return loss.detach()
+
+        def changed() -> list[Sequence[torch.Tensor]]:
+            return [list(net.parameters()), *moments(optimizer)]
 
         with (
             run.recording(self.name) as entry,
@@ -82,14 +99,7 @@ class Fit(Stage[Metrics]):
                 total = torch.zeros((), dtype=torch.float64, device=device)
                 for batch, batch_targets in loader:
                     inputs, targets = to_device(batch, batch_targets, device)
-                    with autocast(device, dtype):
-                        logits = net(inputs)
-                    loss = functional.cross_entropy(logits.float(), targets)
-                    optimizer.zero_grad(set_to_none=True)
-                    scaler.scale(loss).backward()
-                    scaler.step(optimizer)
-                    scaler.update()
-                    total += loss.detach() * len(inputs)
+                    total += graph(step, inputs, targets, changes=changed) * len(inputs)
                     task.advance(len(inputs), note=f"epoch {epoch} of {config.fmce_epochs}")
                 mean_loss = float(total) / len(train_rows)
                 if not np.isfinite(mean_loss):

@@ -3,18 +3,21 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from fmcefast import _core, files
 from fmcefast.models.backbones import make_backbone
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.run.folder import RunFolder
-from fmcefast.runtime.device import amp_type, autocast, on_device
+from fmcefast.runtime.adam import fused_adam, moments
+from fmcefast.runtime.device import amp_type, autocast, in_precision, on_device
+from fmcefast.runtime.graphed_call import FIRST_CALLS, GraphedCall
 from fmcefast.runtime.threads import threads_for, using_threads
 
 _TRIAL_SECONDS = 2.0
@@ -65,47 +68,48 @@ class Rates:
         return batch_bytes + 4 * sum(parameter.nbytes for parameter in self.backbone.parameters())
 
     def train(self) -> float:
-        optimizer = torch.optim.Adam(self.backbone.parameters(), fused=True)
         dtype = amp_type(self.run.config.amp, self.device, self.backbone)
-
-        def step() -> None:
-            with autocast(self.device, dtype):
-                logits = self.backbone(self._images)
-            functional.cross_entropy(logits.float(), self._labels).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        self.backbone.train()
         config = self.run.config
         threads = threads_for(self.backbone, config.image_size, config.batch_size, self.device)
         with using_threads(threads):
-            return self._items_per_second(step, len(self._images))
+            return self._training_rate(self.backbone.train(), self._images, self._labels, dtype)
 
     @torch.inference_mode()
     def forward(self) -> float:
-        def step() -> None:
-            with autocast(self.device, self.dtype):
-                self.backbone.features(self._images)
-
-        self.backbone.eval()
-        return self._items_per_second(step, len(self._images))
+        features = in_precision(self.backbone.eval().features, self.device, self.dtype)
+        graph = self._graph()
+        return self._items_per_second(lambda: graph(features, self._images), len(self._images))
 
     def fit(self) -> float:
         channels, height, width = self.shape
         config = self.run.config
         net = on_device(FMCENet(channels, (height, width), config.phases), self.device)
-        optimizer = torch.optim.Adam(net.parameters(), fused=True)
         maps = self._random(config.fmce_batch_size, *self.shape)
         targets = torch.zeros(len(maps), dtype=torch.int64, device=self.device)
+        return self._training_rate(net, maps, targets, self.dtype)
 
-        def step() -> None:
-            with autocast(self.device, self.dtype):
-                logits = net(maps)
-            functional.cross_entropy(logits.float(), targets).backward()
-            optimizer.step()
+    def _training_rate(
+        self, network: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype | None
+    ) -> float:
+        optimizer = fused_adam(network.parameters(), 1e-3, self.device)
+
+        def step(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            with autocast(self.device, dtype):
+                logits = network(inputs)
+            loss = functional.cross_entropy(logits.float(), targets)
             optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
 
-        return self._items_per_second(step, len(maps))
+        def changed() -> list[Sequence[torch.Tensor]]:
+            return [list(network.parameters()), list(network.buffers()), *moments(optimizer)]
+
+        graph = self._graph()
+        return self._items_per_second(lambda: graph(step, inputs, targets, changes=changed), len(inputs))
+
+    def _graph(self) -> GraphedCall:
+        return GraphedCall(self.device, "The trial", wanted=self.run.config.graphs)
 
     def write(self) -> float | None:
         """Bytes a second onto the disk of the run, synced; None when it is too full to try."""
@@ -127,8 +131,9 @@ class Rates:
     def _random(self, *shape: int) -> torch.Tensor:
         return torch.rand(shape, device=self.device).contiguous(memory_format=torch.channels_last)
 
-    def _items_per_second(self, step: Callable[[], None], items: int) -> float:
-        step()  # kernels are chosen and compiled in the first one
+    def _items_per_second(self, step: Callable[[], object], items: int) -> float:
+        for _ in range(FIRST_CALLS if self.device.type == "cuda" else 1):  # kernels are chosen and compiled
+            step()
         self._wait()
         steps, began = 0, time.monotonic()
         while steps == 0 or time.monotonic() - began < _TRIAL_SECONDS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import ceil, inf
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fmcefast.run.folder import RunFolder
 from fmcefast.run.images import evaluation_loader, loader_of, open_source
 from fmcefast.run.tensorboard import write_events
 from fmcefast.runtime.device import amp_type, in_precision, on_device, pick_device
+from fmcefast.runtime.graphed_call import GraphedCall
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.stage import Stage, older_than, problem
@@ -132,6 +134,9 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         require_maps(net, extractor.shapes(config.image_size)[0], _description(run))
         fmce_net = in_precision(on_device(net, device).eval(), device, dtype)
         network = in_precision(_map_and_logits(extractor), device, dtype)
+        graphs = {  # a graph repeats what it has seen: the classifier or none
+            classifies: GraphedCall(device, "Scoring", wanted=config.graphs) for classifies in (True, False)
+        }
         loader = evaluation_loader(config, source.test, device, loader_of(run, source.train, device).loader)
         own_epochs = {run.weights_of(row.epoch): row.epoch for row in read_epochs(run.losses_csv)}
         references = [path for path in own_epochs if path.exists()] if reference else []
@@ -144,7 +149,8 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         with progress.task("score", total=len(paths) * len(source.test), unit="images") as task:
             for path in paths:
                 choice = extractor.load(path, None if path in references else key, any_classifier=True)
-                probabilities, top1 = predict_scores(network, fmce_net, loader)
+                graphed = partial(graphs[extractor.classifies], network)
+                probabilities, top1 = predict_scores(graphed, fmce_net, loader)
                 true_class = true_classes.get(path)
                 scores.append(_score(path, choice, own_epochs.get(path), probabilities, top1, true_class))
                 if true_class is not None:

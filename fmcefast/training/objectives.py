@@ -1,6 +1,7 @@
 """What training minimises, and what is measured after each epoch."""
 
 import copy
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from fmcefast.models.fmce_net import FMCENet
 from fmcefast.run.config import Config
 from fmcefast.run.epochs import Epoch, FinetuningEpoch
 from fmcefast.runtime.device import amp_type, autocast, in_precision, on_device
+from fmcefast.runtime.graphed_call import GraphedCall
 
 
 class Objective(Protocol):
@@ -32,8 +34,16 @@ class Objective(Protocol):
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """The loss of a batch, a scalar, from what the network made of it."""
 
-    def measure(self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> dict[str, float | None]:
-        """The columns of the epoch's row that hold more than its loss, from held-out images in precision `dtype`."""
+    def sums(self) -> list[torch.Tensor]:
+        """What `loss` adds to, in place."""
+
+    def measure(
+        self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None, graph: GraphedCall
+    ) -> dict[str, float | None]:
+        """The columns of the epoch's row that hold more than its loss, from held-out images in precision `dtype`.
+
+        graph: calls the network on batches; the same one in every epoch.
+        """
 
 
 class Classification:
@@ -47,8 +57,13 @@ class Classification:
     def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(outputs.float(), labels)
 
-    def measure(self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> dict[str, float | None]:
-        return {"top1": measure_top1(backbone, loader, dtype)}
+    def sums(self) -> list[torch.Tensor]:
+        return []
+
+    def measure(
+        self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None, graph: GraphedCall
+    ) -> dict[str, float | None]:
+        return {"top1": measure_top1(backbone, loader, dtype, graph)}
 
 
 class RepresentationAuxiliary:
@@ -68,8 +83,7 @@ class RepresentationAuxiliary:
         self._dtype = amp_type(config.amp, device)  # in which the FMCE-Net was fitted
         self.criterion = RepresentationAuxiliaryLoss(fmce_net, raf)
         self._fmce_net = on_device(copy.deepcopy(fmce_net), device).eval().requires_grad_(False)
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self._batches = 0
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # of both terms, and of batches
 
     def network(self, backbone: Backbone) -> nn.Module:
         config = self._config
@@ -85,36 +99,40 @@ class RepresentationAuxiliary:
         with autocast(self._device, self._dtype):
             base, fmcs = self.criterion.terms(logits, labels, maps)
         reported = functional.cross_entropy(logits.detach(), labels) if base is None else base.detach()
-        self._sums += torch.stack([reported, reported.new_zeros(()) if fmcs is None else fmcs.detach()])
-        self._batches += 1
+        zero, one = reported.new_zeros(()), reported.new_ones(())
+        self._sums += torch.stack([reported, zero if fmcs is None else fmcs.detach(), one])
         return self.criterion.blend(base, fmcs)
 
-    def measure(self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> dict[str, float | None]:
+    def sums(self) -> list[torch.Tensor]:
+        return [self._sums]
+
+    def measure(
+        self, backbone: Backbone, loader: Loader, dtype: torch.dtype | None, graph: GraphedCall
+    ) -> dict[str, float | None]:
         """Top-1, the mean of both terms in training, and the mean predicted FMCS of the held-out images."""
         backbone.eval()
-        base, fmcs = (loader.ranks.sum(self._sums) / (self._batches * loader.ranks.size)).tolist()
-        self._sums, self._batches = torch.zeros_like(self._sums), 0
         network = in_precision(_MapsAndLogits(backbone), self._device, dtype)
         fmce_net = in_precision(self._fmce_net, self._device, self._dtype)
-        probabilities, top1 = predict_scores(network, fmce_net, loader)
+        probabilities, top1 = predict_scores(partial(graph, network), fmce_net, loader)
         total = loader.ranks.sum(torch.tensor(np.sum(expected_scores(probabilities))))
+        base, fmcs, batches = loader.ranks.sum(self._sums).tolist()
+        self._sums.zero_()
         return {
             "top1": top1,
-            "base_loss": base,
-            "fmcs_loss": None if self.criterion.raf == 1 else fmcs,
+            "base_loss": base / batches,
+            "fmcs_loss": None if self.criterion.raf == 1 else fmcs / batches,
             "fmcs": float(total) / len(loader.images),
         }
 
 
 @torch.inference_mode()
-def measure_top1(backbone: Backbone, loader: Loader, dtype: torch.dtype | None) -> float:
+def measure_top1(backbone: Backbone, loader: Loader, dtype: torch.dtype | None, graph: GraphedCall) -> float:
     """The fraction of all processes' images whose largest logit is that of their label."""
     backbone.eval()
+    network = in_precision(backbone, loader.device, dtype)
     correct = torch.zeros((), dtype=torch.int64, device=loader.device)
     for images, labels in loader:
-        with autocast(loader.device, dtype):
-            logits = backbone(images)
-        correct += (logits.argmax(1) == labels).sum()
+        correct += (graph(network, images).argmax(1) == labels).sum()
     return int(loader.ranks.sum(correct)) / len(loader.images)
 
 

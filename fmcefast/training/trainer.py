@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import signature
 from typing import Any
 
@@ -16,7 +16,9 @@ from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Task
 from fmcefast.run.config import Config
 from fmcefast.run.images import loader_settings
-from fmcefast.runtime.device import amp_type, autocast, describe, on_device
+from fmcefast.runtime.adam import fused_adam, moments, set_learning_rate
+from fmcefast.runtime.device import amp_type, autocast, choose_convolutions, describe, on_device
+from fmcefast.runtime.graphed_call import GraphedCall
 from fmcefast.runtime.ranks import Ranks
 from fmcefast.runtime.threads import threads_for
 from fmcefast.training.objectives import Classification, Objective
@@ -26,13 +28,14 @@ _BATCHES_BETWEEN_CHECKS = 50
 # Running statistics are averaged once an epoch, not sent in every step; newer PyTorch has another name for it.
 _NEWER = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 _WITHOUT_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEWER else "broadcast_buffers": False}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class Trainer:
     """A backbone in training: Adam, cosine annealing per step, automatic mixed precision.
 
-    objective: what is minimised, Classification by default. data_wait: the fraction of the last epoch's training in
-    which the network waited for images. threads: of a CPU, that its steps are worth.
+    objective: what is minimised, Classification by default. graph: how its steps run. threads: of a CPU, that they are
+    worth. data_wait: the fraction of the last epoch's training in which the network waited for images.
     """
 
     def __init__(
@@ -47,17 +50,21 @@ class Trainer:
         self.objective = objective or Classification()
         self.data_wait = 0.0
         torch.manual_seed(config.seed)
-        torch.backends.cudnn.benchmark = True
         self.backbone = on_device(make_backbone(config.backbone, len(source.classes)), device)
         self.backbone.feature_shape(config.image_size)  # an image size that does not fit shows here
         self.dtype = amp_type(config.amp, device, self.backbone)
         self.threads = threads_for(self.backbone, config.image_size, config.batch_size, device)
-        self.optimizer = torch.optim.Adam(self.backbone.parameters(), lr=config.lr, fused=True)
+        self.optimizer = fused_adam(self.backbone.parameters(), config.lr, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         loading = loader_settings(config, device)
         self.train_loader = make_loader(source.train, loading, training=True, seed=config.seed, ranks=self.ranks)
         self.test_loader = make_loader(source.test, loading, training=False, ranks=self.ranks)
+        choose_convolutions(config.epochs * len(self.train_loader))
         self._network = self._parallel_and_compiled()
+        self.graph = GraphedCall(device, "The training step", wanted=config.graphs, obstacle=self._obstacle())
+        self._test_graph = GraphedCall(
+            device, "The measurement of held-out images", wanted=config.graphs, obstacle=self.ranks.obstacle_to_graphs
+        )
 
     @property
     def images_of_epoch(self) -> int:
@@ -66,8 +73,9 @@ class Trainer:
 
     @property
     def hardware(self) -> str:
-        """What computes, for messages and the history."""
-        return describe(self.device, self.dtype, self.threads)
+        """`cpu, 2 threads, fp32`, or `NVIDIA H200, bf16, steps in a CUDA graph`."""
+        hardware = describe(self.device, self.dtype, self.threads)
+        return f"{hardware}, steps {self.graph.how}" if self.device.type == "cuda" else hardware
 
     def run_epoch(self, epoch: int, task: Task, note: str = "") -> Any:
         """Train one epoch and return its row, of the objective's kind. Raises FmcefastError on a non-finite loss."""
@@ -78,26 +86,31 @@ class Trainer:
         self.train_loader.start(epoch)
         batches = len(self.train_loader)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        first_bad = torch.full((), batches, device=self.device)
+        finite = torch.zeros((), dtype=torch.int64, device=self.device)  # batches until the loss is not finite
         waited = _Waited(self.train_loader)
         for batch, (images, labels) in enumerate(waited):
             lr = self.set_learning_rate((epoch - 1) * batches + batch)
-            loss = self.step(images, labels)
-            total += loss
-            first_bad = torch.where(torch.isfinite(loss), first_bad, first_bad.clamp(max=batch))
+            total += self.step(images, labels)
+            finite += total.isfinite()
             if batch == batches - 1 or (self.device.type == "cpu" and batch % _BATCHES_BETWEEN_CHECKS == 0):
-                self._stop_if_bad(epoch, int(first_bad), batches)
+                self._stop_if_bad(epoch, int(finite), batch + 1, batches)
             task.advance(len(labels) * self.ranks.size, note=note)
         self.data_wait = waited.seconds / (time.monotonic() - began)
         self._average_buffers()
-        measured = self.objective.measure(self.backbone, self.test_loader, self.dtype)
+        measured = self._measure()
         mean_loss = float(self.ranks.sum(total)) / (batches * self.ranks.size)
         seconds = round(time.monotonic() - began, 3)
         row: Any = self.objective.row
         return row(epoch=epoch, loss=mean_loss, lr=lr, seconds=seconds, **measured)
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One step of the optimizer on a batch. Returns its loss, a scalar without a graph."""
+        """One step of the optimizer on a batch, in a CUDA graph where that can be.
+
+        Returns its loss, a scalar without an autograd graph, which the next step overwrites.
+        """
+        return self.graph(self._step, images, labels, changes=self._changed)
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss = self.loss(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -115,9 +128,23 @@ class Trainer:
         """Set and return the learning rate of a step, counted from 0 over all epochs: cosine annealing."""
         steps = self.config.epochs * len(self.train_loader)
         lr = self.config.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         return lr
+
+    def _changed(self) -> list[Sequence[torch.Tensor]]:
+        """All that a step changes, by kind."""
+        parameters, buffers = list(self.backbone.parameters()), list(self.backbone.buffers())
+        return [parameters, buffers, *moments(self.optimizer), self.objective.sums()]
+
+    def _obstacle(self) -> str | None:
+        """What is known to keep the steps out of a CUDA graph."""
+        if self.ranks.obstacle_to_graphs:
+            return self.ranks.obstacle_to_graphs
+        if self.scaler.is_enabled():
+            return "fp16 scales the loss by what it finds in the gradients"
+        if any(getattr(module, hooks) for module in self.backbone.modules() for hooks in _HOOKS):
+            return "the network has hooks"
+        return None
 
     def _parallel_and_compiled(self) -> Callable[..., Any]:
         network: Any = self.objective.network(self.backbone)
@@ -127,11 +154,16 @@ class Trainer:
             network = DistributedDataParallel(
                 network, device_ids=devices, gradient_as_bucket_view=True, **_WITHOUT_BUFFERS
             )
-        if self.config.compile:
-            # CUDA graphs pay for small networks, whose kernels are over before the next is launched.
-            graphs = self.device.type == "cuda" and self.ranks.size == 1
-            network = torch.compile(network, mode="reduce-overhead" if graphs else None)
-        return network
+        return torch.compile(network) if self.config.compile else network
+
+    def _measure(self) -> dict[str, float | None]:
+        arguments = self.backbone, self.test_loader, self.dtype, self._test_graph
+        try:
+            return self.objective.measure(*arguments)
+        except torch.OutOfMemoryError:
+            if not self.graph.stay_eager("the GPU has too little memory for one beside the held-out images"):
+                raise
+        return self.objective.measure(*arguments)
 
     @torch.no_grad()
     def _average_buffers(self) -> None:
@@ -140,10 +172,10 @@ class Trainer:
             if self.ranks.size > 1 and buffer.is_floating_point():
                 self.ranks.sum(buffer).div_(self.ranks.size)
 
-    def _stop_if_bad(self, epoch: int, first_bad: int, batches: int) -> None:
-        if first_bad < batches:
+    def _stop_if_bad(self, epoch: int, finite: int, done: int, batches: int) -> None:
+        if finite < done:
             raise FmcefastError(
-                f"The loss is not finite in epoch {epoch}, batch {first_bad + 1} of {batches}. {epoch - 1} epochs "
+                f"The loss is not finite in epoch {epoch}, batch {finite + 1} of {batches}. {epoch - 1} epochs "
                 "are kept. Start again (`force`) with a smaller `lr` or with `amp=off`."
             )
 

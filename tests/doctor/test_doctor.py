@@ -1,6 +1,7 @@
 """What `fmcefast doctor` finds, against what the system says of itself, and with parts that are missing or broken."""
 
 import ctypes
+import importlib
 import json
 import logging
 import mmap
@@ -395,6 +396,18 @@ def test_nvjpeg_that_cannot_be_asked(monkeypatch):
     assert machine.find_jpeg_decoder().startswith("unknown, nvJPEG cannot be queried (OSError: ")
     monkeypatch.setitem(sys.modules, "nvidia", None)
     assert machine.find_jpeg_decoder().startswith("unknown, nvJPEG cannot be queried (ModuleNotFoundError: ")
+
+
+def test_nvjpeg_that_is_not_there(tmp_path, monkeypatch):
+    """Without DALI, NVIDIA's other packages are there and nvJPEG is not, unless the system has one."""
+    monkeypatch.setattr(importlib.import_module("nvidia"), "__path__", [str(tmp_path), str(tmp_path / "gone")])
+    monkeypatch.setattr(machine, "find_library", lambda name: None)
+    assert machine.find_jpeg_decoder() == "unknown, nvJPEG is not installed; it comes with DALI"
+    monkeypatch.setattr(machine, "find_library", lambda name: f"lib{name}.so.0")
+    assert machine.find_jpeg_decoder().startswith("unknown, nvJPEG cannot be queried (OSError: libnvjpeg.so.0")
+    (tmp_path / "cu13" / "lib").mkdir(parents=True)
+    (tmp_path / "cu13" / "lib" / "libnvjpeg.so.13").touch()
+    assert f"OSError: {tmp_path}/cu13/lib/libnvjpeg.so.13" in machine.find_jpeg_decoder()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")

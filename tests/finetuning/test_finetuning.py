@@ -154,8 +154,7 @@ def with_small_scale(trainer):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize(("amp", "compiled"), [("off", False), ("bf16", False), ("fp16", False), ("bf16", True)])
 def test_a_gpu_minimises_what_a_cpu_does(source, fmce_net, amp, compiled):
     config = resolve({**TINY, "amp": amp, "compile": compiled})
     on_cpu, on_gpu = (

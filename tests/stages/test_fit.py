@@ -1,5 +1,7 @@
 """FMCE-Net's training, against a plain loop over the network's own layers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from fmcefast import FMCENet
 from fmcefast.evaluation.feature_maps import split_maps
 from fmcefast.features.loader import FeatureMapLoader
 from fmcefast.progress import Progress
+from fmcefast.run.folder import RunFolder
 from fmcefast.run.resume import TrainingState
 from fmcefast.stages import fit as fit_module
 from fmcefast.stages.fit import fit
@@ -63,6 +66,17 @@ def test_fit_is_a_plain_loop_over_the_layers(patterned):
         assert (weights[name] - tensor).norm() <= 1e-2 * moved.norm()
     predicted = plain(maps.maps[test_rows].float()).argmax(1).numpy()
     assert found.accuracy == np.mean(predicted == test_rows // maps.samples)
+
+
+def test_steps_in_a_graph_are_those_without(patterned, gpu):
+    """With a stand-in for the graph, bit for bit; the last batch of an epoch is smaller."""
+    weights = []
+    for graphs in (False, True):
+        run = RunFolder(patterned.path, replace(patterned.config, fmce_batch_size=16, graphs=graphs))
+        fit(run, Progress(quiet=True))
+        weights.append(run.fmce_net.read_bytes())
+        run.fit_json.unlink()
+    assert weights[0] == weights[1] and [made.replays for made in gpu.all] == [2 * 5 - 3]
 
 
 def test_interrupted_after_an_epoch_it_ends_at_the_same_bytes(patterned, monkeypatch):

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from fmcefast.models.backbones import make_backbone
 from fmcefast.models.networks import make_network
 from fmcefast.pipeline.change import open_run
 from fmcefast.progress import Progress
+from fmcefast.run.folder import RunFolder
 from fmcefast.stages.other_runs import other_runs
 from fmcefast.stages.score import Score, ScoreResult, score
 
@@ -79,6 +80,13 @@ def test_scores_are_the_networks_verdicts(run, cpu):
     again = score(run, quiet(), weights=[run.weights_of(markers[0])], reference=True)
     assert again.calibration_error == found.calibration_error
     assert score.load(run) == again
+
+
+def test_scores_in_a_graph_are_those_without(run, gpu):
+    """With a stand-in for the graph, which goes on from one checkpoint to the next."""
+    places = [RunFolder(run.path, replace(run.config, graphs=graphs)) for graphs in (False, True)]
+    expected, found = (score(place, quiet(), reference=True) for place in places)
+    assert found == expected and [made.replays for made in gpu.all] == [len(found.reference) - 3, 0]
 
 
 def test_the_verb_takes_many_files_and_says_a_table(run, fmcefast, tmp_path):

@@ -9,9 +9,11 @@ import torch
 from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import load_source
 from fmcefast.errors import FmcefastError
+from fmcefast.models.fmce_net import FMCENet
 from fmcefast.progress import Progress
 from fmcefast.run.config import resolve
 from fmcefast.run.resume import TrainingState, load_state, state_facts
+from fmcefast.training.objectives import RepresentationAuxiliary
 from fmcefast.training.trainer import Trainer, epoch_seed
 
 SMALL = {"subset": 60, "image_size": 32, "batch_size": 20, "epochs": 4, "until_converged": False}
@@ -64,6 +66,26 @@ def test_an_epoch_is_plain_adam_on_cross_entropy(cpu):
             right += int((network(images).argmax(1) == labels).sum())
             total += len(labels)
     assert row.top1 == right / total
+
+
+@pytest.mark.parametrize("raf", [None, 0.5])
+def test_steps_in_a_graph_are_those_without(cpu, gpu, raf):
+    """All that a step changes is put back before the graph repeats it: with a stand-in, bit for bit."""
+
+    def trained(**settings):
+        torch.manual_seed(0)
+        config = resolve({**SMALL, "amp": "off", "batch_size": 10, "backbone": "mobilenet_v3_small", **settings})
+        net = FMCENet(576, 1, 3)
+        objective = None if raf is None else RepresentationAuxiliary(net, raf, config, cpu)
+        trainer = Trainer(config, load_source("digits", subset=60), cpu, objective=objective)
+        rows = [train_epoch(trainer, epoch) for epoch in (1, 2)]
+        return rows, trainer
+
+    (expected, eager), (found, graphed) = trained(graphs=False), trained()
+    assert found == expected and len(gpu.all) == 2  # of training and of held-out images
+    assert graphed.graph._gpu.replays == 2 * len(graphed.train_loader) - 3
+    for ours, theirs in zip(graphed.backbone.state_dict().values(), eager.backbone.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("backbone", ["shufflenet_v2_x0_5", "mobilenet_v3_small"])  # the second has dropout

@@ -206,8 +206,7 @@ def test_background_work_is_done_in_order_and_its_errors_come_back():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("amp", "compiled"), [("off", False), ("bf16", False), ("fp16", False), ("bf16", True)])
 def test_a_gpu_trains_and_its_state_is_written_beside_it(tmp_path, amp, compiled):
     config = resolve({"subset": 200, "image_size": 32, "batch_size": 40, "epochs": 3, "amp": amp, "compile": compiled})
     source, device = load_source("digits", subset=200), torch.device("cuda", 0)
@@ -223,6 +222,45 @@ def test_a_gpu_trains_and_its_state_is_written_beside_it(tmp_path, amp, compiled
     load_state(tmp_path / "state", again.backbone, again.optimizer, again.scaler)
     for name, tensor in again.backbone.state_dict().items():
         assert torch.equal(tensor.cpu(), expected[name])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backbone", ["shufflenet_v2_x0_5", "mobilenet_v3_small"])  # the second has dropout
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_steps_in_a_graph_are_the_eager_ones_interrupted_or_not(tmp_path, monkeypatch, amp, backbone):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    source, device = load_source("digits", subset=200), torch.device("cuda", 0)
+    small = {"subset": 200, "image_size": 32, "batch_size": 40, "epochs": 3, "amp": amp, "backbone": backbone}
+
+    def trainer(**settings):
+        return Trainer(resolve({**small, **settings}), source, device)
+
+    with Progress(quiet=True).task("train", total=1, unit="images") as task:
+        eager, graphed = trainer(graphs=False), trainer()
+        expected = [eager.run_epoch(epoch, task).loss for epoch in (1, 2, 3)]
+        found = [graphed.run_epoch(epoch, task).loss for epoch in (1, 2)]
+        TrainingState.capture(2, graphed.backbone, graphed.optimizer, graphed.scaler).write(tmp_path / "state")
+        found.append(graphed.run_epoch(3, task).loss)
+        assert "in a CUDA graph" in graphed.hardware and "as requested" in eager.hardware
+        assert found == pytest.approx(expected, rel=2e-2)
+        resumed = trainer()
+        load_state(tmp_path / "state", resumed.backbone, resumed.optimizer, resumed.scaler)
+        assert resumed.run_epoch(3, task).loss == pytest.approx(found[2], rel=2e-2)
+
+
+@pytest.mark.gpu
+def test_a_loss_in_a_graph_that_is_not_finite_is_found_at_the_end_of_the_epoch():
+    config = resolve({"subset": 200, "image_size": 32, "batch_size": 20, "epochs": 3})
+    trainer = Trainer(config, load_source("digits", subset=200), torch.device("cuda", 0))
+    step, batches = trainer.step, iter(range(20))
+
+    def poisoned(images, labels):
+        return step(images * float("nan") if next(batches) == 7 else images, labels)
+
+    trainer.step = poisoned
+    stopped = pytest.raises(FmcefastError, match="not finite in epoch 1, batch 8 of")
+    with Progress(quiet=True).task("train", total=1, unit="images") as task, stopped:
+        trainer.run_epoch(1, task)
 
 
 def test_auto_stays_with_the_loader_of_the_training(tmp_path, cpu, monkeypatch):
