@@ -163,6 +163,7 @@ def test_another_configuration_is_refused_and_forced(finished, tmp_path):
     assert after == before
 
 
+@pytest.mark.slow
 def test_stage_by_stage_interrupted_equals_one_go_to_the_byte(finished, tmp_path):
     """Ctrl-C in the training, kill -9 in the fitting, and every stage as a verb of its own."""
     training = subprocess.Popen(
@@ -256,6 +257,7 @@ def test_fmce_net_is_the_same_from_disk_and_memory_and_nearly_so_without_a_store
     assert "extract:" not in whole.stderr and not (tmp_path / "run" / "features").exists()
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_extract_the_same_store(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
