@@ -78,6 +78,7 @@ def photos(tmp_path, rng):
     return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_computes(tmp_path):
     script = Path(__file__).with_name("two_processes.py")
     for name, start in (("one", [sys.executable]), ("two", TORCHRUN)):
