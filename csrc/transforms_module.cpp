@@ -80,7 +80,7 @@ PYBIND11_MODULE(_transforms, m) {
                                     instructions);
            }),
            py::arg("input_rows"), py::arg("input_columns"), py::arg("output_rows"), py::arg("output_columns"),
-           py::arg("pool"), py::arg("instructions"))
+           py::kw_only(), py::arg("pool"), py::arg("instructions"))
       .def("input_transform", &input_transform, py::arg("maps"), py::arg("inputs"), py::kw_only(),
            py::arg("relu_input"), py::arg("threads"))
       .def("output_transform", &output_transform, py::arg("products"), py::arg("bias"), py::arg("pooled"),

@@ -29,6 +29,7 @@ def test_other_names_of_the_reference_exist():
         assert getattr(import_module(place), name).__doc__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path, tmp_path):
     """It runs, and every cell that keeps an output gives one."""

@@ -2,12 +2,15 @@
 
 import csv
 import html
+import io
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fmcefast import FeatureMapDataset, FMCENet
+from fmcefast.cli import main
 from fmcefast.data.sources import load_source
 from fmcefast.models.backbones import make_backbone
 from fmcefast.stages.fit import split_maps
@@ -36,9 +40,15 @@ def command(*words):
 
 
 def fmcefast(*words, cwd, code=0):
-    done = subprocess.run(command(*words), capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == code, done.stderr
-    return done
+    """The command in this process, which has PyTorch loaded."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["fmcefast", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    assert stopped.value.code == code, err.getvalue()
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def contents(folder):
@@ -59,7 +69,9 @@ def contents(folder):
 def finished(tmp_path_factory):
     """A finished run, and what the command printed."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder / "runs" / "digits", fmcefast("run", *FLAGS, "--json", cwd=folder)
+    done = subprocess.run(command("run", *FLAGS, "--json"), capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "digits", done
 
 
 def test_the_result_is_one_json_object(finished):
@@ -151,6 +163,7 @@ def test_another_configuration_is_refused_and_forced(finished, tmp_path):
     assert after == before
 
 
+@pytest.mark.slow
 def test_stage_by_stage_interrupted_equals_one_go_to_the_byte(finished, tmp_path):
     """Ctrl-C in the training, kill -9 in the fitting, and every stage as a verb of its own."""
     training = subprocess.Popen(
@@ -244,6 +257,7 @@ def test_fmce_net_is_the_same_from_disk_and_memory_and_nearly_so_without_a_store
     assert "extract:" not in whole.stderr and not (tmp_path / "run" / "features").exists()
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_extract_the_same_store(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

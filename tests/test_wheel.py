@@ -45,6 +45,7 @@ def run(installed, script, *arguments):
     return subprocess.run(command, cwd=installed.parent, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_it_holds_the_package_and_nothing_else(installed):
     files = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
     package = {name for name in files if not name.startswith("fmcefast-")}
@@ -68,6 +69,7 @@ def test_it_holds_the_package_and_nothing_else(installed):
     assert f"\nVersion: {fmcefast.__version__}\n" in metadata
 
 
+@pytest.mark.slow
 def test_it_works_where_it_is_unpacked(installed, falling_losses, tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("\n".join(map(repr, falling_losses.tolist())))

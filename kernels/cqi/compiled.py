@@ -43,7 +43,7 @@ def _compiled_loops(jit: Callable) -> SimpleNamespace:
     # What the compiled loops call must be compiled as well.
     scope: dict[str, Any] = {"np": np, "math": math, "__name__": loops.__name__}
 
-    def compile_loop(function: FunctionType, signature: Any) -> None:
+    def compile_loop(function: Callable, signature: Any) -> None:
         scope[function.__name__] = jit(signature)(FunctionType(function.__code__, scope, function.__name__))
 
     compile_loop(loops.smooth_step, float64(float64, float64, float64, float64, boolean))

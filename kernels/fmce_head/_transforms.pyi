@@ -16,6 +16,7 @@ class BlockTransforms:
         input_columns: np.ndarray,
         output_rows: np.ndarray,
         output_columns: np.ndarray,
+        *,
         pool: int,
         instructions: str,
     ) -> None:

@@ -40,7 +40,8 @@ def conv_block(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
     that of `naive_block`.
     """
     dtype = _dtype_of_products(maps)
-    precise = dtype == torch.float32 and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+    precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    precise = dtype == torch.float32 and precision in ("none", "ieee")
     transforms = _transforms(*maps.shape[2:], tile=4 if precise else 2)  # large tiles need all of float32
     return _ConvBlock.apply(maps, weight, bias, dtype, transforms)[0]
 

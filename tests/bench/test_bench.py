@@ -60,6 +60,7 @@ def test_one_suite_leaves_its_result_and_says_it_as_json(tmp_path):
     assert {"name", "value", "unit", "p20", "p80", "n", "ratio"} <= printed["rows"][1].keys()
 
 
+@pytest.mark.slow
 def test_all_suites_work_and_go_on_where_they_ended(tmp_path):
     results = tmp_path / "bench-results"
     words = ["all", "--quick", "--only", "head", "reader", "decode", "ral-step"]

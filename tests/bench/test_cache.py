@@ -29,6 +29,7 @@ def test_seconds_and_images_to_an_accuracy():
     assert [row["seconds_to_target"] for row in cache.rows_of(arms, 8, 0.95)] == [None, None]
 
 
+@pytest.mark.slow
 def test_cache_runs_whole_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--", "--data", "digits", "--subset", "100", "--epochs", "2", "--seeds", "2", "--arms", "plain,cache"]

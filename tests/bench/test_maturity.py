@@ -32,6 +32,7 @@ def small(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_experiment_runs_whole_and_goes_on_where_it_was(small, capsys):
     words = ["--seeds", "0", "1", "--commit", "abc"]
     with pytest.raises(InputError, match="Nothing in runs/maturity is measured yet"):

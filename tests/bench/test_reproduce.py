@@ -54,6 +54,7 @@ def jpegs(tmp_path, rng):
     return tmp_path / "cifar"
 
 
+@pytest.mark.slow
 def test_mini_imagenet_runs_whole_and_goes_on_where_it_was(release, tmp_path):
     (tmp_path / "small.yaml").write_text(SETTINGS)
     given = ["--data-root", release, "--config", "small.yaml", "--rafs", "1", "0.5", "--seeds", "1"]
@@ -92,6 +93,7 @@ def test_mini_imagenet_runs_whole_and_goes_on_where_it_was(release, tmp_path):
     assert json.loads((tmp_path / "bench-results" / f"reproduce-{name}.json").read_text()) == result
 
 
+@pytest.mark.slow
 def test_cifar_10_as_files_is_trained_as_cifar_10_and_stops_when_the_time_is_up(jpegs, tmp_path):
     settings = SETTINGS.replace("epochs: 8", "epochs: 5000").replace("start: 7", "until_converged: false")
     (tmp_path / "long.yaml").write_text(settings)

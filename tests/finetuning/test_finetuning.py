@@ -314,6 +314,7 @@ def test_changing_the_fmce_net_removes_what_was_trained_under_it(run):
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raf", ["0.5", "0"])
 def test_torchrun_trains_one_cell(run, tmp_path, raf):
     words = [*TORCHRUN, "-m", "fmcefast", "finetune", run.path, "--raf", raf, "--epochs", "2", "--json"]
@@ -332,6 +333,7 @@ def test_torchrun_trains_one_cell(run, tmp_path, raf):
 SWEEP = ["--rafs", "0.5", "--seeds", "2", "--json"]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_without_training_a_cell_twice(runs, tmp_path):
     """Killed as a whole after its first cell; then with a worker killed in the middle of a cell."""
     words = [sys.executable, "-m", "fmcefast", "sweep", runs / "seed-0", *SWEEP]
@@ -479,6 +481,7 @@ def test_what_a_cell_takes_of_a_node_of_a_cluster():
         share([{"memory": 1.0}], None)
 
 
+@pytest.mark.slow
 def test_ray_trains_a_killed_workers_cell_again(run, fmcefast, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

@@ -169,11 +169,11 @@ def test_float32_is_as_good_as_it_can_be(channels, few, device):
 
 
 def median_errors(impl, device, dtype):
-    """Over six seeds: of the fused loss, gradient, gradient along its argmax; of the plain loss and gradient."""
+    """Over three seeds: of the fused loss, gradient, gradient along its argmax; of the plain loss and gradient."""
     rows, eager = [], []
     interpreted = (impl, device) == ("triton", "cpu")
-    for seed in range(6):
-        net = make_net(512 if interpreted else 1024, seed=seed)
+    for seed in range(3):
+        net = make_net(256 if interpreted else 1024, seed=seed)
         with torch.no_grad():
             for weight in net.parameters():
                 weight.copy_(weight.to(dtype))  # what both of them round to

@@ -78,6 +78,7 @@ def photos(tmp_path, rng):
     return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_computes(tmp_path):
     script = Path(__file__).with_name("two_processes.py")
     for name, start in (("one", [sys.executable]), ("two", TORCHRUN)):
@@ -90,6 +91,7 @@ def test_two_processes_compute_what_one_computes(tmp_path):
         torch.testing.assert_close(two[name], value, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_into_one_run_folder(tmp_path):
     flags = ["--subset", "100", "--image-size", "32", "-b", "20", "--epochs", "3", "--amp", "off"]
     done = fmcefast("train", "two", *flags, "--json", cwd=tmp_path, start=TORCHRUN)
@@ -107,6 +109,7 @@ def test_torchrun_trains_into_one_run_folder(tmp_path):
     assert "2 processes cannot share batches of 15" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_split(photos, tmp_path):
     """Files that come later are not taken, one that goes is missed by name, and verify reads the list."""
     run = tmp_path / "run"
@@ -141,6 +144,7 @@ def test_bad_images_stop_the_training_or_are_left_out(photos, tmp_path):
     assert sorted(json.loads((tmp_path / "run" / "split.json").read_text())["left_out"]) == ["cow/04.jpg", "dog/03.jpg"]
 
 
+@pytest.mark.slow
 def test_training_from_files_is_the_same_interrupted(photos, tmp_path):
     train = ["--data", "folder:photos", *SMALL]
     fmcefast("train", "whole", *train, "--epochs", "3", cwd=tmp_path)
