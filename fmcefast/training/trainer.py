@@ -108,6 +108,12 @@ class Trainer:
         """
         return self.graph(self._step, images, labels, changes=self._changed)
 
+    def release_graphs(self) -> None:
+        """Free the memory of CUDA graphs, activations of a whole batch among it."""
+        self.graph.release()
+        self._test_graph.release()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss = self.loss(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
