@@ -25,6 +25,7 @@ def main() -> None:
 
     mark("import torch")
     from fmcefast.data.sources import load_source
+    from fmcefast.models.backbones import make_backbone
     from fmcefast.models.fmce_net import FMCENet
     from fmcefast.run.config import resolve
     from fmcefast.runtime.device import pick_device
@@ -36,20 +37,16 @@ def main() -> None:
     torch.ones(1, device=device).add_(1).cpu()
     mark("CUDA" if device.type == "cuda" else "a first operation")
     config, source, objective = resolve(settings["config"]), load_source("digits"), None
-    trainer = Trainer(config, source, device)
     if settings["ral"]:
-        channels, height, width = trainer.backbone.feature_shape(config.image_size)
+        channels, height, width = make_backbone(config.backbone, 10).feature_shape(config.image_size)
         objective = RepresentationAuxiliary(FMCENet(channels, (height, width)), 0.8, config, device)
-        trainer = Trainer(config, source, device, objective=objective)
-    if settings["trials"] is not None:
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, settings["trials"]
-    else:
-        torch.backends.cudnn.benchmark = False
-    mark("network, images")
+    trainer = Trainer(config, source, device, objective=objective)
     trainer.backbone.train()
-    batches = iter(trainer.train_loader)
+    torch.backends.cudnn.benchmark = settings["trials"] is not None
+    torch.backends.cudnn.benchmark_limit = settings["trials"] or 0  # 0: all
+    images, labels = next(iter(trainer.train_loader))
+    mark("network, images")
     for step in range(1, STEPS + 1):
-        images, labels = next(batches)
         trainer.step(images, labels).item()
         mark(f"step {step}")
     print(json.dumps(seconds))

@@ -19,6 +19,11 @@ def moments(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]]:
     return [list(kind) for kind in zip(*(state.values() for state in optimizer.state.values()), strict=True)]
 
 
+def obstacle_to_graphs(scaler: torch.amp.GradScaler) -> str | None:
+    """What keeps a step with this scaler out of CUDA graphs."""
+    return "fp16 scales the loss by what it finds in the gradients" if scaler.is_enabled() else None
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         if torch.is_tensor(group["lr"]):

@@ -78,6 +78,10 @@ class GraphedCall:
         """`in a CUDA graph`, or `without a CUDA graph` and why."""
         return "in a CUDA graph" if self._gpu else f"without a CUDA graph ({self._eager_because})"
 
+    def release(self) -> None:
+        """Free the memory of the graph. Later calls begin anew."""
+        self._graph, self._calls = None, 0
+
     def stay_eager(self, why: str) -> bool:
         """Give up the graph and its memory, with a warning. Returns whether there was one, or was to be one."""
         if self._gpu is None:

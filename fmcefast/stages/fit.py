@@ -21,7 +21,7 @@ from fmcefast.models.weights import check_safetensors
 from fmcefast.progress import Progress, Task, format_seconds
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.resume import TrainingState, load_state, state_facts
-from fmcefast.runtime.adam import fused_adam, moments
+from fmcefast.runtime.adam import fused_adam, moments, obstacle_to_graphs
 from fmcefast.runtime.device import amp_type, autocast, describe, on_device, pick_device
 from fmcefast.runtime.graphed_call import GraphedCall
 from fmcefast.stages.markers import markers
@@ -73,8 +73,9 @@ class Fit(Stage[Metrics]):
         first_epoch = state_facts(run.fmce_net_resume)["epoch"] + 1
         if first_epoch > 1:
             load_state(run.fmce_net_resume, net, optimizer, scaler)
-        obstacle = "fp16 scales the loss by what it finds in the gradients" if scaler.is_enabled() else None
-        graph = GraphedCall(device, "FMCE-Net's training step", wanted=config.graphs, obstacle=obstacle)
+        graph = GraphedCall(
+            device, "FMCE-Net's training step", wanted=config.graphs, obstacle=obstacle_to_graphs(scaler)
+        )
 
         def step(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             with autocast(device, dtype):

@@ -59,6 +59,7 @@ def train_epochs(
                 f"epoch {len(epochs):>3} of {last}  {note(epochs)}  top-1 {epochs[-1].top1:.4f}  "
                 f"{task.rate:,.0f} images/s  {limit}{format_seconds(task.seconds_left)} left"
             )
+    trainer.release_graphs()  # for what this process does next
 
 
 def committed_epochs(kind: type[Row], run: RunFolder) -> list[Row]:

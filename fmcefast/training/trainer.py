@@ -16,7 +16,7 @@ from fmcefast.models.backbones import make_backbone
 from fmcefast.progress import Task
 from fmcefast.run.config import Config
 from fmcefast.run.images import loader_settings
-from fmcefast.runtime.adam import fused_adam, moments, set_learning_rate
+from fmcefast.runtime.adam import fused_adam, moments, obstacle_to_graphs, set_learning_rate
 from fmcefast.runtime.device import amp_type, autocast, choose_convolutions, describe, on_device
 from fmcefast.runtime.graphed_call import GraphedCall
 from fmcefast.runtime.ranks import Ranks
@@ -110,6 +110,12 @@ class Trainer:
         """
         return self.graph(self._step, images, labels, changes=self._changed)
 
+    def release_graphs(self) -> None:
+        """Free the memory of CUDA graphs, activations of a whole batch among it."""
+        self.graph.release()
+        self._test_graph.release()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss = self.loss(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -138,13 +144,9 @@ class Trainer:
 
     def _obstacle(self) -> str | None:
         """What is known to keep the steps out of a CUDA graph."""
-        if self.ranks.obstacle_to_graphs:
-            return self.ranks.obstacle_to_graphs
-        if self.scaler.is_enabled():
-            return "fp16 scales the loss by what it finds in the gradients"
-        if any(getattr(module, hooks) for module in self.backbone.modules() for hooks in _HOOKS):
-            return "the network has hooks"
-        return None
+        hooked = any(getattr(module, hooks) for module in self.backbone.modules() for hooks in _HOOKS)
+        own = "the network has hooks" if hooked else None
+        return self.ranks.obstacle_to_graphs or obstacle_to_graphs(self.scaler) or own
 
     def _parallel_and_compiled(self) -> Callable[..., Any]:
         network: Any = self.objective.network(self.backbone)

@@ -97,6 +97,13 @@ def test_sizes_for_a_gpu_need_one(tmp_path):
     assert "wheels holds no wheels" in refused.stderr
 
 
+def test_what_is_worth_most_on_a_gpu_comes_first_and_fits_into_its_time():
+    pieces = every.pieces_of(every.parser().parse_args(["--gpu", "--mnist", "a"]))
+    first = [piece.suite for piece in pieces].index("decode")
+    assert {piece.suite for piece in pieces[:first]} == {"gpu-tests", "ral-step", "train", "head"}
+    assert sum(piece.minutes for piece in pieces[:first]) <= 8 and pieces[first].minutes <= 4
+
+
 def test_what_a_gpu_is_to_measure_names_arguments_that_exist(monkeypatch):
     """Nobody may find a misspelt flag on a rented machine."""
     arguments = every.parser().parse_args(["--jpegs", "a", "--small", "b", "--mnist", "c"])

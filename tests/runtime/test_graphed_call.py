@@ -166,6 +166,11 @@ def test_errors_of_the_function_are_its_own(gpu):
 
 def test_memory_is_given_up_for_what_needs_it(gpu):
     _, call = run_graphed()
+    call.release()
+    assert call._graph is None and call.how == "in a CUDA graph"
+    for _ in range(5):
+        call(lambda *batch: batch, torch.zeros(6, 5), torch.zeros(6, dtype=torch.int64))
+    assert call._graph is not None
     with pytest.warns(RuntimeWarning, match="from here on: the GPU is full"):
         assert call.stay_eager("the GPU is full")
     assert call._graph is None and not call.stay_eager("again")
