@@ -9,10 +9,9 @@ import torch
 
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.base import Loader
-from fmcefast.data.loaders.photos import PhotoLoader
 from fmcefast.data.loaders.resident import ResidentLoader
 from fmcefast.data.loaders.settings import LoaderSettings
-from fmcefast.data.loaders.torchvision import TorchvisionLoader
+from fmcefast.data.loaders.threaded import ThreadedLoader
 from fmcefast.data.photos import PART_FOR_PIXELS, in_memory
 from fmcefast.errors import InputError
 from fmcefast.progress import format_bytes
@@ -42,7 +41,7 @@ def make_loader(
     if loader_class is ResidentLoader:
         images = in_memory(images, settings.resident_size, workers, ranks.on_this_machine)
         if images.photos is not None:
-            loader_class = PhotoLoader
+            loader_class = ThreadedLoader
     return loader_class(images, settings, training=training, seed=seed, workers=workers, ranks=ranks)
 
 
@@ -88,4 +87,4 @@ def _loader_class(kind: str) -> type[Loader]:
         from fmcefast.data.loaders.dali import DaliLoader
 
         return DaliLoader
-    return {"resident": ResidentLoader, "torchvision": TorchvisionLoader}[kind]
+    return {"resident": ResidentLoader, "torchvision": ThreadedLoader}[kind]
