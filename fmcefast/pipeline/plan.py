@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from fmcefast import files
+from fmcefast.data.decode_once import photos_memory
 from fmcefast.data.image_set import ImageSet
-from fmcefast.data.photos import photos_memory
 from fmcefast.errors import FmcefastError
 from fmcefast.map_sources.sizes import free_disk
 from fmcefast.pipeline.stages import STAGES

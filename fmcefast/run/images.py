@@ -1,7 +1,11 @@
 """The images of a run, and who loads them."""
 
+import os
+from dataclasses import replace
+
 import torch
 
+from fmcefast.data.decode_once import in_memory
 from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.choose import LoaderChoice, choose_loader, make_loader
@@ -70,6 +74,30 @@ def loader_settings(config: Config, device: torch.device, loader: str | None = N
         loader=loader or config.loader,
         resident_size=config.resident_size,
     )
+
+
+def held_images(
+    run: RunFolder, images: ImageSet, part: str, device: torch.device, loader: str, progress: Progress
+) -> ImageSet:
+    """A part ("train" or "test") of the run's images as this loader holds them: resident decodes files here, once for
+    all trainings of the run, whose processes share the result in RUN/photos.
+
+    Raises InputError as `in_memory` does.
+    """
+    if loader != "resident":
+        return images
+    config = run.config
+    workers = config.workers or len(os.sched_getaffinity(0))
+    return in_memory(images, config.resident_size, workers, device=device, keep=run.photos / part, progress=progress)
+
+
+def held_source(run: RunFolder, source: Source, device: torch.device, loader: str, progress: Progress) -> Source:
+    """Both parts of a data set as `held_images` gives them."""
+    train, test = (
+        held_images(run, images, part, device, loader, progress)
+        for part, images in (("train", source.train), ("test", source.test))
+    )
+    return replace(source, train=train, test=test)
 
 
 def evaluation_loader(config: Config, images: ImageSet, device: torch.device, kind: str) -> Loader:
