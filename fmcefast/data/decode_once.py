@@ -72,6 +72,11 @@ def photos_memory(paths: Sequence[Path], short_side: int) -> int:
     return round(3 * len(paths) * sum(pixels) / max(1, len(pixels)))
 
 
+def fits_main_memory(needed: int) -> bool:
+    """Whether half of the free main memory holds so many bytes."""
+    return needed <= PART_FOR_PIXELS * free_memory(_CPU)
+
+
 class _Decoding:
     """Image files on their way into memory; `outcome` says how they came there."""
 
@@ -135,9 +140,9 @@ class _Decoding:
 
 
 def _require_memory(count: int, short_side: int, needed: int, processes: int) -> None:
-    room = int(PART_FOR_PIXELS * free_memory(_CPU) / processes)
-    if needed <= room:
+    if fits_main_memory(processes * needed):
         return
+    room = int(PART_FOR_PIXELS * free_memory(_CPU) / processes)
     fitting = int(short_side * (room / needed) ** 0.5) // 8 * 8
     smaller = f"Give a `resident_size` of at most {fitting}" if fitting >= 32 else "Use fewer images (`subset`)"
     raise InputError(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from fmcefast.data.decode_once import in_memory
+from fmcefast.data.decode_once import fits_main_memory, in_memory, photos_memory
 from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.choose import LoaderChoice, choose_loader, make_loader
@@ -14,7 +14,7 @@ from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import folder_of, load_source
 from fmcefast.data.split import read_split, write_split
 from fmcefast.errors import InputError
-from fmcefast.progress import Progress
+from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.config import Config
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.resume import state_facts
@@ -98,6 +98,28 @@ def held_source(run: RunFolder, source: Source, device: torch.device, loader: st
         for part, images in (("train", source.train), ("test", source.test))
     )
     return replace(source, train=train, test=test)
+
+
+def resident_advice(run: RunFolder, source: Source) -> str | None:
+    """What `loader=resident` would do for a run whose `loader=auto` decodes files in every epoch; None where there is
+    not enough memory. It is not chosen, since results must not depend on how much memory a machine has."""
+    if run.config.loader != "auto" or source.train.paths is None:
+        return None
+    size, needed = run.config.resident_size, source_memory(source, run.config)
+    if not fits_main_memory(needed):
+        return None
+    return (
+        f"image files are decoded in every epoch; `loader=resident` would decode them once, for {format_bytes(needed)} "
+        f"of memory, reduced to {size} pixels on the shorter side, which changes results a little"
+    )
+
+
+def source_memory(source: Source, config: Config) -> int:
+    """Bytes of all pixels in memory; image files as `loader=resident` reduces them."""
+    return sum(
+        photos_memory(images.files, config.resident_size) if images.pixels is None else images.pixels.nbytes
+        for images in (source.train, source.test)
+    )
 
 
 def evaluation_loader(config: Config, images: ImageSet, device: torch.device, kind: str) -> Loader:

@@ -17,7 +17,7 @@ from fmcefast.run.config import Config
 from fmcefast.run.data_facts import read_data_facts, write_data_facts
 from fmcefast.run.epochs import Epoch, read_epochs
 from fmcefast.run.folder import RunFolder
-from fmcefast.run.images import configured_source, held_source, loader_of, open_source
+from fmcefast.run.images import configured_source, held_source, loader_of, open_source, resident_advice
 from fmcefast.run.resume import load_state
 from fmcefast.run.tensorboard import check_tensorboard
 from fmcefast.runtime.device import describe, pick_device
@@ -106,6 +106,8 @@ class Train(Stage[TrainResult]):
 
         progress.line(_introduction(config, source, trainer, epochs))
         progress.line(f"train: --loader {choice.loader}, {choice.why}")
+        if not epochs and (advice := resident_advice(run, source)):
+            progress.line(f"train: {advice}")
         train_epochs(
             run,
             trainer,
