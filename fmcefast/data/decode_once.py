@@ -48,8 +48,7 @@ def in_memory(
     if images.paths is None:
         return images
     progress = progress or Progress(quiet=True)
-    needed = photos_memory(images.paths, short_side)
-    _require_memory(len(images), short_side, needed, 1 if keep else processes)
+    needed = require_memory(images.paths, short_side, 1 if keep else processes)
     decoding = _Decoding(images, short_side, workers, progress)
     photos = decoding.kept(keep, needed) if keep else None
     if photos is None:
@@ -75,6 +74,21 @@ def photos_memory(paths: Sequence[Path], short_side: int) -> int:
 def fits_main_memory(needed: int) -> bool:
     """Whether half of the free main memory holds so many bytes."""
     return needed <= PART_FOR_PIXELS * free_memory(_CPU)
+
+
+def require_memory(paths: Sequence[Path], short_side: int, processes: int = 1) -> int:
+    """`photos_memory`. Raises InputError when half of the free main memory does not hold so much for every process."""
+    needed = photos_memory(paths, short_side)
+    if fits_main_memory(processes * needed):
+        return needed
+    room = int(PART_FOR_PIXELS * free_memory(_CPU) / processes)
+    fitting = int(short_side * (room / needed) ** 0.5) // 8 * 8
+    smaller = f"Give a `resident_size` of at most {fitting}" if fitting >= 32 else "Use fewer images (`subset`)"
+    raise InputError(
+        f"{len(paths):,} images with a shorter side of up to {short_side} pixels take about {format_bytes(needed)} of "
+        f"memory, and {format_bytes(room)} are free for them. {smaller}, or `loader=auto`, which decodes them in every "
+        "epoch."
+    )
 
 
 class _Decoding:
@@ -137,19 +151,6 @@ class _Decoding:
             for path, state in zip(self._images.files, states, strict=True)
         ]
         return files.content_hash(files.as_json([facts, self._images.upright, self._short_side]).encode())
-
-
-def _require_memory(count: int, short_side: int, needed: int, processes: int) -> None:
-    if fits_main_memory(processes * needed):
-        return
-    room = int(PART_FOR_PIXELS * free_memory(_CPU) / processes)
-    fitting = int(short_side * (room / needed) ** 0.5) // 8 * 8
-    smaller = f"Give a `resident_size` of at most {fitting}" if fitting >= 32 else "Use fewer images (`subset`)"
-    raise InputError(
-        f"{count:,} images with a shorter side of up to {short_side} pixels take about {format_bytes(needed)} of "
-        f"memory, and {format_bytes(room)} are free for them. {smaller}, or `loader=auto`, which decodes them in every "
-        "epoch."
-    )
 
 
 def _bounded(size: tuple[int, ...], short_side: int) -> tuple[int, int]:

@@ -28,8 +28,8 @@ class Photos:
     @classmethod
     def of(cls, pixels: torch.Tensor, sizes: np.ndarray) -> "Photos":
         """Images that lie one after the other."""
-        ends = sizes.prod(axis=1).cumsum()
-        return cls(pixels.view(-1, 3), sizes, ends - sizes.prod(axis=1))
+        areas = sizes.prod(axis=1)
+        return cls(pixels.view(-1, 3), sizes, areas.cumsum() - areas)
 
     def __len__(self) -> int:
         return len(self.sizes)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from fmcefast import files
-from fmcefast.data.decode_once import PART_FOR_PIXELS, in_memory
+from fmcefast.data.decode_once import PART_FOR_PIXELS, in_memory, require_memory
 from fmcefast.data.image_set import Source
-from fmcefast.errors import FmcefastError
+from fmcefast.errors import FmcefastError, InputError
 from fmcefast.map_sources.sizes import free_disk
 from fmcefast.pipeline.stages import STAGES
 from fmcefast.progress import Progress, format_bytes, format_seconds
@@ -81,7 +81,7 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     try:
         rates = Rates(run, len(source.classes), device, dtype)
         costs = [cost for stage in STAGES if (cost := stage.cost(run, images, rates)) is not None]
-        if (decoding := _decoding_cost(run, source)) is not None:
+        if (decoding := _decoding_cost(run, source, progress)) is not None:
             costs.insert(0, decoding)
         memory = rates.training_memory() + _pixels_memory(run, source, device)
     except torch.OutOfMemoryError as error:
@@ -103,10 +103,16 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     )
 
 
-def _decoding_cost(run: RunFolder, source: Source) -> Cost | None:
-    """Of decoding image files once, as `loader=resident` does; None for other runs, and where it is done."""
+def _decoding_cost(run: RunFolder, source: Source, progress: Progress) -> Cost | None:
+    """Of decoding image files once, as `loader=resident` does; None for other runs, and where it is done. A line says
+    when they do not fit into memory."""
     config, images = run.config, source.train
     if config.loader != "resident" or images.paths is None or train.is_done(run) or any(run.photos.glob("train-*")):
+        return None
+    try:
+        require_memory(images.paths, config.resident_size)
+    except InputError as error:
+        progress.line(f"plan: {error}")
         return None
     few, began = images.take(np.arange(min(len(images), _TRIAL_IMAGES))), time.monotonic()
     in_memory(few, config.resident_size, config.workers or len(os.sched_getaffinity(0)))

@@ -122,6 +122,10 @@ def test_plan_counts_photos_that_are_kept(photos, tmp_path, monkeypatch):
     keeping, size = plan(run, Progress(quiet=True)), source_memory(open_source(run), run.config)
     assert (keeping.stages[0].stage, keeping.stages[0].bytes) == ("photos", size)
     assert keeping.bytes - decoding.bytes == keeping.memory - decoding.memory == size
+    monkeypatch.setattr(decode_once, "free_memory", lambda device: size)
+    lines = Progress(file=io.StringIO())
+    assert plan(run, lines).stages[0].stage == "train"
+    assert "plan: 28 images with a shorter side of up to 32 pixels take about 101 kB of memory" in lines.file.getvalue()
 
 
 def test_two_processes_compute_what_one_computes(tmp_path):
