@@ -18,6 +18,7 @@ from fmcefast import _core
 from fmcefast.errors import DiskFullError, FmcefastError, InputError
 
 LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 Content = TypeVar("Content")
 
@@ -94,7 +95,7 @@ class FolderLock:
                 f"Another fmcefast process is using {folder}. Wait for it, or name another folder."
             ) from error
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            if error.errno not in _NO_LOCKS:
                 self.release()
                 raise
 
@@ -109,6 +110,19 @@ class FolderLock:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, made if missing, across processes; wait while another process holds it. File
+    systems without locks are not protected."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
 
 
 def is_locked(folder: Path) -> bool:

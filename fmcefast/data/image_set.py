@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fmcefast.data.decoding import Encoded, encoded_image, encoded_pixels, read_image
+from fmcefast.data.photos import Photos
 from fmcefast.errors import InputError
 
 
@@ -20,7 +21,7 @@ class ImageSet:
     labels: np.ndarray
     pixels: np.ndarray | None = None  # (N, H, W, C) uint8, C 1 or 3
     paths: list[Path] | None = None
-    photos: list[np.ndarray] | None = None  # each (H, W, 3) uint8, of any size
+    photos: Photos | None = None
     upright: bool = False
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)  # see encoded_image
 
@@ -40,7 +41,7 @@ class ImageSet:
             labels=self.labels[rows],
             pixels=None if self.pixels is None else self.pixels[rows],
             paths=None if self.paths is None else [self.paths[row] for row in rows],
-            photos=None if self.photos is None else [self.photos[row] for row in rows],
+            photos=None if self.photos is None else self.photos.take(rows),
         )
 
     def pixels_of(self, row: int) -> np.ndarray:
@@ -51,8 +52,8 @@ class ImageSet:
 
     def encoded(self, row: int) -> Encoded:
         """The image as bytes for a decoder. Raises InputError as `pixels_of` does."""
-        if self.pixels is not None:
-            return encoded_pixels(self.pixels[row])
+        if self.paths is None:
+            return encoded_pixels(self.pixels_of(row))
         return encoded_image(self.files[row], upright=self.upright, sound=self._sound)
 
     def load_pixels(self, workers: int) -> np.ndarray:

@@ -1,69 +1,90 @@
-"""Image files of any sizes in memory: decoded once, and made smaller where they are large."""
+"""RGB images of any sizes in one array, in memory or in a file that is mapped into memory."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
-from fmcefast.data.decoding import stored_size
-from fmcefast.data.image_set import ImageSet
-from fmcefast.data.resizing import resized
-from fmcefast.errors import InputError
-from fmcefast.progress import format_bytes
-from fmcefast.runtime.device import free_memory
+from fmcefast import files
 
-# Largest part of the free memory for pixels: training needs memory as well.
-PART_FOR_PIXELS = 0.5
-_SAMPLE = 256  # files whose size is looked up to estimate that of all
-_SMALL = 64  # pixels; below this, a batch is changed faster as one array than image by image
+_HEADER_BYTES = 512  # padded with spaces, as safetensors allows: it is written last
 
 
-def in_memory(images: ImageSet, short_side: int, workers: int, processes: int = 1) -> ImageSet:
-    """The same images as `pixels`, if they are small and of one size, or else as `photos`; files are decoded.
+@dataclass(frozen=True)
+class Photos:
+    """pixels: (P, 3) uint8 of all images, on any device; sizes: (N, 2) int64, height and width; starts: (N,) int64, the
+    rows of `pixels` that the images begin with."""
 
-    Larger images are reduced until the shorter side has `short_side` pixels. processes: how many of this machine hold
-    them at the same time. Raises InputError when a file cannot be read, or half of the free memory is too small.
-    """
-    if images.paths is None:
-        return images
-    room = int(PART_FOR_PIXELS * free_memory(torch.device("cpu")) / processes)
-    needed = photos_memory(images.paths, short_side)
-    if needed > room:
-        fitting = int(short_side * (room / needed) ** 0.5) // 8 * 8
-        smaller = f"Give a `resident_size` of at most {fitting}" if fitting >= 32 else "Use fewer images (`subset`)"
-        raise InputError(
-            f"{len(images):,} images with a shorter side of up to {short_side} pixels take about "
-            f"{format_bytes(needed)} of memory, and {format_bytes(room)} are free for them. {smaller}, or "
-            "`loader=auto`, which decodes them in every epoch."
-        )
+    pixels: torch.Tensor
+    sizes: np.ndarray
+    starts: np.ndarray
 
-    def load(row: int) -> np.ndarray:
-        pixels = images.pixels_of(row)
-        size = _bounded(pixels.shape[:2], short_side)
-        return pixels if size == pixels.shape[:2] else np.ascontiguousarray(resized(pixels, *size))
+    @classmethod
+    def of(cls, pixels: torch.Tensor, sizes: np.ndarray) -> "Photos":
+        """Images that lie one after the other."""
+        areas = sizes.prod(axis=1)
+        return cls(pixels.view(-1, 3), sizes, areas.cumsum() - areas)
 
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            photos = list(pool.map(load, range(len(images))))
-        except InputError:
-            pool.shutdown(cancel_futures=True)
-            raise
-    if min(photos[0].shape[:2]) <= _SMALL and len({photo.shape for photo in photos}) == 1:
-        return ImageSet(images.labels, pixels=np.stack(photos))
-    return ImageSet(images.labels, photos=photos)
+    def __len__(self) -> int:
+        return len(self.sizes)
 
+    def __getitem__(self, row: int) -> np.ndarray:
+        """(H, W, 3) uint8, without a copy of what is in main memory."""
+        (height, width), start = self.sizes[row].tolist(), int(self.starts[row])
+        part = slice(start, start + height * width)
+        pixels = self.pixels[part].cpu().numpy() if self.pixels.is_cuda else self._array[part]
+        return pixels.reshape(height, width, 3)
 
-def photos_memory(paths: Sequence[Path], short_side: int) -> int:
-    """Bytes of memory that these images take as `in_memory` keeps them, estimated from some of them."""
-    known = [size for path in paths[:: -(-len(paths) // _SAMPLE)] if (size := stored_size(path)) is not None]
-    pixels = [height * width for height, width in (_bounded(size, short_side) for size in known)]
-    return round(3 * len(paths) * sum(pixels) / max(1, len(pixels)))
+    @cached_property
+    def _array(self) -> np.ndarray:
+        """`pixels` in main memory: NumPy takes parts of it faster than PyTorch."""
+        return self.pixels.numpy()
+
+    def take(self, rows: np.ndarray) -> "Photos":
+        """The images at these indices, in this order; no pixels are copied."""
+        return Photos(self.pixels, self.sizes[rows], self.starts[rows])
+
+    def to(self, device: torch.device) -> "Photos":
+        return Photos(self.pixels.to(device), self.sizes, self.starts)
 
 
-def _bounded(size: tuple[int, ...], short_side: int) -> tuple[int, int]:
-    """(height, width) of an image once its shorter side is at most `short_side`."""
-    height, width = size
-    scale = min(1.0, short_side / min(height, width))
-    return round(height * scale), round(width * scale)
+def write_images(file: BinaryIO, images: Iterable[np.ndarray]) -> np.ndarray:
+    """Write the pixels of images (H, W, 3) uint8 one after the other. Returns their sizes (N, 2)."""
+    sizes = []
+    for pixels in images:
+        file.write(np.ascontiguousarray(pixels).data)
+        sizes.append(pixels.shape[:2])
+    return np.array(sizes, np.int64).reshape(-1, 2)
+
+
+def write_photos(path: Path, images: Iterable[np.ndarray], count: int) -> None:
+    """Write `count` images (H, W, 3) uint8 as safetensors, with the tensors `sizes` and `pixels` of Photos, without
+    holding them in memory. The file is replaced as a whole."""
+    before = _HEADER_BYTES + 16 * count
+    with files.replacing(path) as partial, partial.open("wb") as file:
+        file.seek(before)
+        sizes = write_images(file, images)
+        end = 16 * count + 3 * int(sizes.prod(axis=1).sum())
+        header = {
+            "sizes": {"dtype": "I64", "shape": [count, 2], "data_offsets": [0, 16 * count]},
+            "pixels": {"dtype": "U8", "shape": [end - 16 * count], "data_offsets": [16 * count, end]},
+        }
+        file.seek(0)
+        file.write(struct.pack("<Q", _HEADER_BYTES - 8) + files.as_json(header).encode().ljust(_HEADER_BYTES - 8))
+        file.write(sizes.tobytes())
+
+
+def map_photos(path: Path) -> Photos | None:
+    """The images of a file of `write_photos`, mapped into memory that all processes share; None where there is no such
+    file, or it is not whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Photos.of(file.get_tensor("pixels"), file.get_tensor("sizes").numpy())
+    except (OSError, SafetensorError):
+        return None

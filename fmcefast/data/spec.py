@@ -16,5 +16,10 @@ class DataSpec:
         name, _, path = data.partition(":")
         return cls(name, Path(path) if path else None)
 
+    @property
+    def is_files(self) -> bool:
+        """Whether its images are files of their own."""
+        return self.name in ("folder", "mini-imagenet")
+
     def __str__(self) -> str:
         return self.name if self.path is None else f"{self.name}:{self.path}"

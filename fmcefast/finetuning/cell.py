@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 from fmcefast import files
 from fmcefast.errors import FmcefastError, InputError
-from fmcefast.run.config import SETTINGS
+from fmcefast.run.config import SETTINGS, Config
 from fmcefast.run.epochs import FinetuningEpoch, read_epochs_of
 from fmcefast.run.folder import RunFolder
 from fmcefast.stages.train import train
 
 FILE = "cell.json"
 _TRAINING = tuple(name for name in train.settings if SETTINGS[name].invalidates_results)
+_BEFORE = Config().of_results  # of a cell that is older than a setting
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 
 
@@ -118,7 +119,7 @@ class Cell:
         return rows
 
     def _settings(self) -> dict[str, Any]:
-        config = self.place.config.as_dict()
+        config = self.place.config.of_results
         training = {name: config[name] for name in _TRAINING}
         return {
             "raf": self.raf,
@@ -168,7 +169,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     def check(saved: dict[str, Any]) -> dict[str, Any]:
         if not {"raf", "seed", "epochs_trained", "until_convergence", "init", "finished"} <= saved.keys():
             raise ValueError("settings of the cell are missing")
-        return {name: SETTINGS[name].default for name in _TRAINING} | saved  # the cell may be older than a setting
+        return {name: _BEFORE[name] for name in _TRAINING} | saved
 
     try:
         return files.read_json(folder / FILE, check, f"Remove the folder {folder} to train its cell again.")

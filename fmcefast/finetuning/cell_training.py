@@ -10,7 +10,7 @@ from fmcefast.finetuning.cell import Cell
 from fmcefast.models.fmce_net import FMCENet
 from fmcefast.progress import Progress
 from fmcefast.run.epochs import FinetuningEpoch
-from fmcefast.run.images import loader_of, open_source
+from fmcefast.run.images import held_source, loader_of, open_source
 from fmcefast.run.resume import load_state
 from fmcefast.runtime.device import pick_device
 from fmcefast.runtime.ranks import current_ranks
@@ -96,6 +96,7 @@ def _train(cell: Cell, net: FMCENet, progress: Progress) -> None:
     if run.config.compile:
         torch.compiler.reset()  # else the cells of a process would share the limit of recompilations
     loader = loader_of(run, source.train, device).loader
+    source = held_source(run, source, device, loader, progress)
     config = replace(place.config, loader=loader)
     trainer = Trainer(config, source, device, ranks, RepresentationAuxiliary(net, cell.raf, config, device))
     epochs = committed_epochs(FinetuningEpoch, place)

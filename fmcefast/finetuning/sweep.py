@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fmcefast.errors import InputError, unknown_name
 from fmcefast.finetuning.begun import begun_sweep
 from fmcefast.finetuning.cell import Cell, finished_cells
@@ -17,7 +19,7 @@ from fmcefast.losses.representation_auxiliary import check_raf
 from fmcefast.progress import Progress, format_seconds
 from fmcefast.run.config import check_value
 from fmcefast.run.folder import RunFolder
-from fmcefast.run.images import open_source
+from fmcefast.run.images import held_source, loader_of, open_source
 from fmcefast.stages.markers import markers
 from fmcefast.stages.stage import Stage, problem
 from fmcefast.text import counted
@@ -113,6 +115,7 @@ class Sweep(Stage[SweepResult]):
             f"--engine {engine}"
         )
         if unfinished:
+            _hold_images(run, progress)
             _train(unfinished, engine, jobs, progress)
         write_table(run)
         return self._result(run, "seed" if per_seed else "run")
@@ -155,6 +158,12 @@ class Sweep(Stage[SweepResult]):
 
 
 sweep = Sweep()
+
+
+def _hold_images(run: RunFolder, progress: Progress) -> None:
+    """Decode what the cells are to share before they ask for it at the same time."""
+    source, device = open_source(run), torch.device("cpu")
+    held_source(run, source, device, loader_of(run, source.train, device).loader, progress)
 
 
 def _train(cells: list[Cell], engine: str, jobs: int | None, progress: Progress) -> None:

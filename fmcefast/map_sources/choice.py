@@ -16,7 +16,7 @@ from fmcefast.map_sources.sizes import PART_OF_MEMORY, bytes_to_store, fits_in_m
 from fmcefast.models.extractors import make_extractor
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.folder import RunFolder
-from fmcefast.run.images import loader_of, loader_settings, open_source
+from fmcefast.run.images import held_images, loader_of, loader_settings, open_source
 from fmcefast.runtime.device import free_memory, on_device
 
 _TRIAL_BATCHES = 8
@@ -74,7 +74,7 @@ def open_maps(
     if read_once and store == "memory":
         store, why = "disk", "the maps are read once"
     if store == "recompute":
-        recomputed = _recomputed(run, epochs, device, dtype)
+        recomputed = _recomputed(run, epochs, device, dtype, progress)
         once = not read_once and fits_in_memory(run, recomputed.samples, device)
         how = "once and kept in memory" if once else "whenever needed"
         progress.line(f"fit: --store recompute, {why}; the maps are recomputed {how}")
@@ -110,7 +110,7 @@ def require_stored(run: RunFolder) -> None:
 
 
 def _recomputed(
-    run: RunFolder, epochs: Sequence[int], device: torch.device, dtype: torch.dtype | None
+    run: RunFolder, epochs: Sequence[int], device: torch.device, dtype: torch.dtype | None, progress: Progress
 ) -> RecomputedMaps:
     config, source = run.config, open_source(run)
     extractors = []
@@ -118,8 +118,10 @@ def _recomputed(
         extractor = make_extractor(config.backbone, len(source.classes), [run.module])
         on_device(extractor, device).eval().load(run.weights_of(epoch))
         extractors.append(extractor)
-    loading = loader_settings(config, device, loader_of(run, source.train, device).loader)
-    return RecomputedMaps(source.train, extractors, loading, dtype=dtype, stored=getattr(torch, config.dtype))
+    kind = loader_of(run, source.train, device).loader
+    images = held_images(run, source.train, "train", device, kind, progress)
+    loading = loader_settings(config, device, kind)
+    return RecomputedMaps(images, extractors, loading, dtype=dtype, stored=getattr(torch, config.dtype))
 
 
 def _disk_rate(dataset: FeatureMapDataset, batch_size: int) -> float:

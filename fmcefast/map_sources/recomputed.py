@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from fmcefast.data.decode_once import in_memory
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.choose import make_loader
 from fmcefast.data.loaders.settings import LoaderSettings
-from fmcefast.data.photos import in_memory
 from fmcefast.features.loader import MapBatches
 from fmcefast.models.extractors import FeatureExtractor
 from fmcefast.runtime.device import autocast

@@ -14,7 +14,7 @@ from fmcefast.models.extractors import make_extractor
 from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.history import HistoryEntry
-from fmcefast.run.images import evaluation_loader, loader_of, open_source
+from fmcefast.run.images import evaluation_loader, held_images, loader_of, open_source
 from fmcefast.runtime.device import amp_type, describe, in_precision, on_device, pick_device, precision_name
 from fmcefast.runtime.graphed_call import GraphedCall
 from fmcefast.runtime.ranks import Ranks, current_ranks
@@ -33,13 +33,13 @@ def store_feature_maps(views: list[RunFolder], epochs: Sequence[int], progress: 
     device = pick_device()
     dtype = amp_type(config.amp, device)
     source = open_source(run)
-    images = source.train
     extractor = make_extractor(config.backbone, len(source.classes), [view.module for view in views])
     on_device(extractor, device).eval()
     shapes = extractor.shapes(config.image_size)
     make_maps = in_precision(extractor.maps, device, dtype)
     graph = GraphedCall(device, "Extraction", wanted=config.graphs, obstacle=ranks.obstacle_to_graphs)
-    kind = loader_of(run, images, device).loader
+    kind = loader_of(run, source.train, device).loader
+    images = held_images(run, source.train, "train", device, kind, progress)
     with ranks.first():
         if ranks.rank == 0:
             _require_room(views, len(images))

@@ -11,7 +11,7 @@ from typing import Any
 from fmcefast import files
 from fmcefast.errors import InputError
 from fmcefast.pipeline.stages import STAGES, from_stage, undo
-from fmcefast.run.config import SETTINGS, Config, read_yaml, resolve, saved_settings, to_yaml
+from fmcefast.run.config import Config, read_yaml, resolve, saved_settings, to_yaml
 from fmcefast.run.folder import RunFolder, read_run
 from fmcefast.stages.stage import Stage
 
@@ -144,5 +144,6 @@ def open_run(
 
 
 def _first_contradicted(saved: Config, new: Config) -> Stage[Any] | None:
-    names = {name for name in saved.differences(new) if SETTINGS[name].invalidates_results}
+    before, after = saved.of_results, new.of_results
+    names = {name for name in before if before[name] != after[name]}
     return next((stage for stage in STAGES if names & set(stage.settings)), None)

@@ -1,21 +1,27 @@
 """What a run will cost in time and disk space, before it starts."""
 
+import os
+import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fmcefast import files
-from fmcefast.data.image_set import ImageSet
-from fmcefast.data.photos import photos_memory
-from fmcefast.errors import FmcefastError
+from fmcefast.data.decode_once import PART_FOR_PIXELS, in_memory, require_memory
+from fmcefast.data.image_set import Source
+from fmcefast.errors import FmcefastError, InputError
 from fmcefast.map_sources.sizes import free_disk
 from fmcefast.pipeline.stages import STAGES
 from fmcefast.progress import Progress, format_bytes, format_seconds
 from fmcefast.run.folder import RunFolder
-from fmcefast.run.images import open_source
+from fmcefast.run.images import open_source, resident_advice, source_memory
 from fmcefast.runtime.device import amp_type, describe, free_memory, pick_device
 from fmcefast.stages.rates import Rates
 from fmcefast.stages.stage import Cost
+from fmcefast.stages.train import train
+
+_TRIAL_IMAGES = 64  # that are decoded to measure how long it takes
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,16 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     try:
         rates = Rates(run, len(source.classes), device, dtype)
         costs = [cost for stage in STAGES if (cost := stage.cost(run, images, rates)) is not None]
-        memory = rates.training_memory() + _pixels_memory(run, source.train, device)
+        if (decoding := _decoding_cost(run, source, progress)) is not None:
+            costs.insert(0, decoding)
+        memory = rates.training_memory() + _pixels_memory(run, source, device)
     except torch.OutOfMemoryError as error:
         raise FmcefastError(
             f"A trial of this run needs more than the {format_bytes(free_memory(device))} of free memory. "
             "Use a smaller `batch_size`, `fmce_batch_size` or `image_size`."
         ) from error
+    if not train.is_begun(run) and (advice := resident_advice(run, source)):
+        progress.line(f"plan: {advice}")
     return PlanResult(
         hardware=describe(device, dtype),
         stages=costs,
@@ -93,9 +103,29 @@ def plan(run: RunFolder, progress: Progress) -> PlanResult:
     )
 
 
-def _pixels_memory(run: RunFolder, images: ImageSet, device: torch.device) -> int:
-    """Bytes of pixels that training keeps in the memory of the device; photos stay in main memory."""
-    if images.pixels is not None:
-        return images.pixels.nbytes
-    on_device = run.config.loader == "resident" and device.type == "cpu"
-    return photos_memory(images.files, run.config.resident_size) if on_device else 0
+def _decoding_cost(run: RunFolder, source: Source, progress: Progress) -> Cost | None:
+    """Of decoding image files once, as `loader=resident` does; None for other runs, and where it is done. A line says
+    when they do not fit into memory."""
+    config, images = run.config, source.train
+    if config.loader != "resident" or images.paths is None or train.is_done(run) or any(run.photos.glob("train-*")):
+        return None
+    try:
+        require_memory(images.paths, config.resident_size)
+    except InputError as error:
+        progress.line(f"plan: {error}")
+        return None
+    few, began = images.take(np.arange(min(len(images), _TRIAL_IMAGES))), time.monotonic()
+    in_memory(few, config.resident_size, config.workers or len(os.sched_getaffinity(0)))
+    rate, count = len(few) / (time.monotonic() - began), len(images) + len(source.test)
+    work = f"{count:,} images decoded once"
+    return Cost("photos", work, count / rate, source_memory(source, config), f"{rate:,.0f} images/s in a trial")
+
+
+def _pixels_memory(run: RunFolder, source: Source, device: torch.device) -> int:
+    """Bytes of pixels that training keeps in the memory of the device. Photos stay in main memory where that of a GPU
+    is too small."""
+    if source.train.paths is not None and run.config.loader != "resident":
+        return 0
+    needed = source_memory(source, run.config)
+    may_lie_elsewhere = source.train.paths is not None and device.type == "cuda"
+    return 0 if may_lie_elsewhere and needed > PART_FOR_PIXELS * free_memory(device) else needed

@@ -1,5 +1,8 @@
 """A run's training under other seeds, each with its own FMCE-Net."""
 
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from fmcefast import files
@@ -22,6 +25,9 @@ def fmce_net_of_seed(run: RunFolder, seed: int, progress: Progress) -> Path:
     settings = other.config.as_dict()
     if not other.config_yaml.exists():
         open_run(other.path, settings, create=True)
+    if run.photos.exists() and not other.photos.exists():
+        with suppress(OSError):  # where there are no hard links, the seed decodes by itself
+            shutil.copytree(run.photos, other.photos, copy_function=os.link)
     progress.line(f"sweep: the FMCE-Net of seed {seed}, in {other}")
     with files.FolderLock(other.path):
         other = open_run(other.path, settings, force=True)

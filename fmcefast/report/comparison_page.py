@@ -17,7 +17,6 @@ from fmcefast.report.reproduction import command
 from fmcefast.report.results import RunResults, read_results
 from fmcefast.report.tables import Table, interval
 from fmcefast.run.command import command_of
-from fmcefast.run.config import SETTINGS
 from fmcefast.run.folder import RunFolder
 
 _DRAWN = 5  # runs in a chart: more lines cannot be told apart
@@ -56,16 +55,15 @@ def write_comparison(runs: Sequence[RunFolder], path: Path) -> None:
 
 def _differing(results: Sequence[RunResults]) -> list[str]:
     """The names of the settings, but for the seed, in which runs differ."""
-    configs = [each.run.config.as_dict() for each in results]
-    matters = [name for name, setting in SETTINGS.items() if setting.invalidates_results and name != "seed"]
-    return [name for name in matters if len({config[name] for config in configs}) > 1]
+    configs = [each.run.config.of_results for each in results]
+    return [name for name in configs[0] if name != "seed" and len({config[name] for config in configs}) > 1]
 
 
 def _groups(results: Sequence[RunResults], settings: Sequence[str]) -> dict[str, list[RunResults]]:
     """{what sets them apart: the runs that differ only in their seed}."""
     groups: dict[str, list[RunResults]] = {}
     for each in results:
-        config = each.run.config.as_dict()
+        config = each.run.config.of_results
         name = ", ".join(f"{name} {config[name]}" for name in settings) or "all runs"
         groups.setdefault(name, []).append(each)
     return groups
@@ -109,7 +107,7 @@ def _differences(first: Sequence[RunResults], second: Sequence[RunResults]) -> n
 def _runs_table(results: dict[str, RunResults], settings: Sequence[str]) -> Table:
     rows = []
     for name, each in results.items():
-        config, last = each.run.config.as_dict(), each.epochs[-1]
+        config, last = each.run.config.of_results, each.epochs[-1]
         converged = each.markers.markers[-1] if each.markers and each.markers.markers else None
         rows.append([
             name,

@@ -18,8 +18,8 @@ from fmcefast.errors import InputError, unknown_name
 class Setting:
     """One setting: its name, type and default, the stage it belongs to, and the limits of its values.
 
-    kind: the type of a value other than None. invalidates_results: whether a new value invalidates results; False for
-    settings that only control where or how to compute.
+    kind: the type of a value other than None. invalidates_results: whether a new value invalidates results (see
+    Config.of_results); False for settings that only control where or how to compute.
     """
 
     name: str
@@ -79,7 +79,8 @@ class Config:
     loader: str = _setting(
         "auto",
         "train",
-        "Image loader: resident keeps all pixels in (GPU) memory, dali and torchvision decode files.",
+        "Image loader: resident decodes files once and keeps all pixels in (GPU) memory; dali and torchvision decode "
+        "them in every epoch.",
         invalidates_results=False,
         choices=("auto", "dali", "resident", "torchvision"),
     )
@@ -177,6 +178,14 @@ class Config:
     def marker_settings(self) -> dict[str, Any]:
         """The keyword arguments of `fmcefast.find_markers`."""
         return {"phases": self.phases, **self.convergence_settings}
+
+    @property
+    def of_results(self) -> dict[str, Any]:
+        """The settings that results depend on. `resident_size` is None where no image files are reduced: only
+        `loader=resident` reduces them."""
+        settings = {name: value for name, value in self.as_dict().items() if SETTINGS[name].invalidates_results}
+        reduces = self.loader == "resident" and DataSpec.parse(self.data).is_files
+        return settings if reduces else {**settings, "resident_size": None}
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -33,6 +33,7 @@ class RunFolder:
     config_yaml = property(lambda self: self.path / "config.yaml")
     split_json = property(lambda self: self.path / "split.json")
     data_json = property(lambda self: self.path / "data.json")
+    photos = property(lambda self: self.path / "photos")
     losses_csv = property(lambda self: self.path / "losses.csv")
     maturity_csv = property(lambda self: self.path / "maturity.csv")
     weights = property(lambda self: self.path / "weights")

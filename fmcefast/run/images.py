@@ -1,7 +1,11 @@
 """The images of a run, and who loads them."""
 
+import os
+from dataclasses import replace
+
 import torch
 
+from fmcefast.data.decode_once import fits_main_memory, in_memory, photos_memory
 from fmcefast.data.image_set import ImageSet, Source
 from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.choose import LoaderChoice, choose_loader, make_loader
@@ -10,7 +14,7 @@ from fmcefast.data.recipes import recipe_of
 from fmcefast.data.sources import folder_of, load_source
 from fmcefast.data.split import read_split, write_split
 from fmcefast.errors import InputError
-from fmcefast.progress import Progress
+from fmcefast.progress import Progress, format_bytes
 from fmcefast.run.config import Config
 from fmcefast.run.folder import RunFolder
 from fmcefast.run.resume import state_facts
@@ -69,6 +73,52 @@ def loader_settings(config: Config, device: torch.device, loader: str | None = N
         workers=config.workers,
         loader=loader or config.loader,
         resident_size=config.resident_size,
+    )
+
+
+def held_images(
+    run: RunFolder, images: ImageSet, part: str, device: torch.device, loader: str, progress: Progress
+) -> ImageSet:
+    """A part ("train" or "test") of the run's images as this loader holds them: resident decodes files here, once for
+    all trainings of the run, whose processes share the result in RUN/photos.
+
+    Raises InputError as `in_memory` does.
+    """
+    if loader != "resident":
+        return images
+    config = run.config
+    workers = config.workers or len(os.sched_getaffinity(0))
+    return in_memory(images, config.resident_size, workers, device=device, keep=run.photos / part, progress=progress)
+
+
+def held_source(run: RunFolder, source: Source, device: torch.device, loader: str, progress: Progress) -> Source:
+    """Both parts of a data set as `held_images` gives them."""
+    train, test = (
+        held_images(run, images, part, device, loader, progress)
+        for part, images in (("train", source.train), ("test", source.test))
+    )
+    return replace(source, train=train, test=test)
+
+
+def resident_advice(run: RunFolder, source: Source) -> str | None:
+    """What `loader=resident` would do for a run whose `loader=auto` decodes files in every epoch; None where there is
+    not enough memory. It is not chosen, since results must not depend on how much memory a machine has."""
+    if run.config.loader != "auto" or source.train.paths is None:
+        return None
+    size, needed = run.config.resident_size, source_memory(source, run.config)
+    if not fits_main_memory(needed):
+        return None
+    return (
+        f"image files are decoded in every epoch; `loader=resident` would decode them once, for {format_bytes(needed)} "
+        f"of memory, reduced to {size} pixels on the shorter side, which changes results a little"
+    )
+
+
+def source_memory(source: Source, config: Config) -> int:
+    """Bytes of all pixels in memory; image files as `loader=resident` reduces them."""
+    return sum(
+        photos_memory(images.files, config.resident_size) if images.pixels is None else images.pixels.nbytes
+        for images in (source.train, source.test)
     )
 
 

@@ -17,7 +17,7 @@ from fmcefast.run.config import Config
 from fmcefast.run.data_facts import read_data_facts, write_data_facts
 from fmcefast.run.epochs import Epoch, read_epochs
 from fmcefast.run.folder import RunFolder
-from fmcefast.run.images import configured_source, loader_of, open_source
+from fmcefast.run.images import configured_source, held_source, loader_of, open_source, resident_advice
 from fmcefast.run.resume import load_state
 from fmcefast.run.tensorboard import check_tensorboard
 from fmcefast.runtime.device import pick_device
@@ -65,7 +65,7 @@ class Train(Stage[TrainResult]):
 
     def _of_images(self, run: RunFolder) -> list[Path]:
         """What is written before the first epoch."""
-        return [run.split_json, run.data_json]
+        return [run.split_json, run.data_json, run.photos]
 
     def is_begun(self, run: RunFolder) -> bool:
         return any(path.exists() for path in self.outputs(run) if path not in self._of_images(run))
@@ -98,6 +98,7 @@ class Train(Stage[TrainResult]):
                 write_data_facts(run, source)
         device = pick_device()
         choice = loader_of(run, source.train, device)
+        source = held_source(run, source, device, choice.loader, progress)
         trainer = Trainer(replace(config, loader=choice.loader), source, device, ranks)
         if epochs:
             load_state(run.resume, trainer.backbone, trainer.optimizer, trainer.scaler)
@@ -105,6 +106,8 @@ class Train(Stage[TrainResult]):
 
         progress.line(_introduction(config, source, trainer, epochs))
         progress.line(f"train: --loader {choice.loader}, {choice.why}")
+        if not epochs and (advice := resident_advice(run, source)):
+            progress.line(f"train: {advice}")
         train_epochs(
             run,
             trainer,

@@ -28,7 +28,7 @@ CUT = recipe_of("folder:anywhere")
 # DALI and Pillow decode alike; DALI rounds to whole greys after resizing, and where it makes an image smaller, it takes
 # what lies beyond the edge for like the edge, and the others for nothing.
 GREY = 1 / 255
-ROUNDED = {"resident": 1e-5, "dali": 0.51 * GREY, "torchvision": 1.01 * GREY}  # the last resizes in whole numbers
+ROUNDED = {"resident": 1e-5, "dali": 0.51 * GREY, "torchvision": 1e-5}
 EDGES = 16 * GREY
 
 

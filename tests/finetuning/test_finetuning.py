@@ -32,6 +32,7 @@ from fmcefast.finetuning.ray_engine import share_of_node
 from fmcefast.finetuning.sweep import sweep
 from fmcefast.finetuning.sweep_csv import read_table
 from fmcefast.finetuning.table import compare_rafs
+from fmcefast.pipeline import seeds
 from fmcefast.pipeline.change import open_run
 from fmcefast.pipeline.seeds import fmce_net_of_seed
 from fmcefast.pipeline.verify import verify
@@ -411,6 +412,14 @@ def test_an_fmce_net_of_each_seed(run, runs):
     own, other = (load_file(path / "fmce_net.safetensors") for path in (run.seeds / "seed-1", runs / "seed-1"))
     assert all(torch.allclose(own[name], tensor, atol=1e-4) for name, tensor in other.items())
     assert "an FMCE-Net of each seed" in found.explain()
+
+
+def test_the_seeds_of_a_run_share_its_decoded_photos(run, monkeypatch):
+    monkeypatch.setattr(seeds, "complete", lambda *_, **__: {"fit"})
+    run.photos.mkdir()
+    (run.photos / "train-1").write_bytes(b"decoded")
+    fmce_net_of_seed(run, 1, quiet())
+    assert (run.seeds / "seed-1" / "photos" / "train-1").samefile(run.photos / "train-1")
 
 
 def test_statistics_are_those_of_pandas_and_scipy(rng):

@@ -169,3 +169,19 @@ def test_folders_that_are_no_runs_are_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="exists and is not a run folder"):
         open_run(tmp_path / "file", {}, create=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "before", "after", "contradicts"),
+    [
+        ("folder:photos", {}, {"loader": "resident"}, True),
+        ("folder:photos", {"loader": "resident"}, {"loader": "dali"}, True),
+        ("folder:photos", {"loader": "resident"}, {"resident_size": 128}, True),
+        ("folder:photos", {}, {"resident_size": 128}, False),
+        ("folder:photos", {"loader": "dali"}, {"loader": "torchvision"}, False),
+        ("digits", {}, {"loader": "resident", "resident_size": 128}, False),
+    ],
+)
+def test_a_loader_contradicts_results_only_where_it_reduces_images(tmp_path, data, before, after, contradicts):
+    run = open_run(tmp_path / "run", {"data": data, **before}, create=True)
+    assert compare(run.path, after).contradicted is (train if contradicts else None)

@@ -1,7 +1,9 @@
 """Training from files and by several processes, as a user runs it."""
 
 import csv
+import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -14,14 +16,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fmcefast import FeatureMapDataset
+from fmcefast.data import decode_once
+from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders import choose
 from fmcefast.data.sources import load_source
 from fmcefast.errors import FmcefastError
 from fmcefast.pipeline.change import open_run
+from fmcefast.pipeline.plan import plan
 from fmcefast.progress import Progress
 from fmcefast.run.config import resolve
-from fmcefast.run.images import loader_of
+from fmcefast.run.images import held_source, loader_of, open_source, resident_advice, source_memory
 from fmcefast.run.resume import TrainingState, load_state
+from fmcefast.stages import rates
+from fmcefast.stages.train import train
 from fmcefast.training.background import Background
 from fmcefast.training.trainer import Trainer
 
@@ -76,6 +83,49 @@ def photos(tmp_path, rng):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
     return tmp_path / "photos"
+
+
+def test_photos_are_decoded_once_for_all_trainings_of_a_run(photos, tmp_path, cpu, monkeypatch):
+    settings = {"data": f"folder:{photos}", "backbone": "shufflenet_v2_x0_5", "image_size": 32, "batch_size": 8}
+    settings |= {"loader": "resident", "resident_size": 32, "epochs": 2, "workers": 2, "amp": "off"}
+    run, lines = open_run(tmp_path / "run", settings, create=True), Progress(file=io.StringIO())
+    train(run, lines)
+    said = lines.file.getvalue()
+    assert "photos: 28 images in" in said and "decoded in" in said and "would decode them once" not in said
+    monkeypatch.setattr(ImageSet, "pixels_of", lambda *_: pytest.fail("decoded again"))
+    source = open_source(run)
+    held = held_source(run, source, cpu, "resident", lines)
+    assert lines.file.getvalue().count(f"decoded before: {run.photos}") == 2
+    assert held.train.pixels.shape == (28, 30, 40, 3) and len(held.test) == 8
+    assert held_source(run, source, cpu, "torchvision", lines).train.paths == source.train.paths
+    train.remove(run)
+    assert not run.photos.exists()
+
+
+def test_a_run_that_decodes_in_every_epoch_says_what_would_spare_it(photos, tmp_path, monkeypatch):
+    run = open_run(tmp_path / "run", {"data": f"folder:{photos}", "resident_size": 32}, create=True)
+    source = open_source(run)
+    assert source_memory(source, run.config) == 36 * 30 * 40 * 3
+    advice = r"`loader=resident` would decode them once, for 130 kB of memory, reduced to 32 pixels"
+    assert re.search(advice, resident_advice(run, source))
+    monkeypatch.setattr(decode_once, "free_memory", lambda device: 200_000)
+    assert resident_advice(run, source) is None
+    assert resident_advice(open_run(tmp_path / "run", {"loader": "dali"}), source) is None
+
+
+def test_plan_counts_photos_that_are_kept(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "_TRIAL_SECONDS", 0)
+    settings = {"data": f"folder:{photos}", "backbone": "shufflenet_v2_x0_5", "image_size": 32, "batch_size": 8}
+    run = open_run(tmp_path / "run", {**settings, "loader": "torchvision"}, create=True)
+    decoding = plan(run, Progress(quiet=True))
+    run = open_run(run.path, {"loader": "resident", "resident_size": 32}, force=True)
+    keeping, size = plan(run, Progress(quiet=True)), source_memory(open_source(run), run.config)
+    assert (keeping.stages[0].stage, keeping.stages[0].bytes) == ("photos", size)
+    assert keeping.bytes - decoding.bytes == keeping.memory - decoding.memory == size
+    monkeypatch.setattr(decode_once, "free_memory", lambda device: size)
+    lines = Progress(file=io.StringIO())
+    assert plan(run, lines).stages[0].stage == "train"
+    assert "plan: 28 images with a shorter side of up to 32 pixels take about 101 kB of memory" in lines.file.getvalue()
 
 
 @pytest.mark.slow

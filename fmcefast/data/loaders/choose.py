@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 
+from fmcefast.data.decode_once import PART_FOR_PIXELS, in_memory
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.base import Loader
-from fmcefast.data.loaders.photos import PhotoLoader
+from fmcefast.data.loaders.photos_on_device import PhotosOnDeviceLoader
 from fmcefast.data.loaders.resident import ResidentLoader
 from fmcefast.data.loaders.settings import LoaderSettings
-from fmcefast.data.loaders.torchvision import TorchvisionLoader
-from fmcefast.data.photos import PART_FOR_PIXELS, in_memory
+from fmcefast.data.loaders.threaded import ThreadedLoader
 from fmcefast.errors import InputError
 from fmcefast.progress import format_bytes
 from fmcefast.runtime.device import free_memory
@@ -40,9 +40,11 @@ def make_loader(
     workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // ranks.on_this_machine)
     loader_class = _loader_class(choice.loader)
     if loader_class is ResidentLoader:
-        images = in_memory(images, settings.resident_size, workers, ranks.on_this_machine)
+        images = in_memory(
+            images, settings.resident_size, workers, device=settings.device, processes=ranks.on_this_machine
+        )
         if images.photos is not None:
-            loader_class = PhotoLoader
+            loader_class = PhotosOnDeviceLoader if images.photos.pixels.is_cuda else ThreadedLoader
     return loader_class(images, settings, training=training, seed=seed, workers=workers, ranks=ranks)
 
 
@@ -88,4 +90,4 @@ def _loader_class(kind: str) -> type[Loader]:
         from fmcefast.data.loaders.dali import DaliLoader
 
         return DaliLoader
-    return {"resident": ResidentLoader, "torchvision": TorchvisionLoader}[kind]
+    return {"resident": ResidentLoader, "torchvision": ThreadedLoader}[kind]

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from fmcefast.data.augmentation import changes
 from fmcefast.data.loaders.base import Loader
+from fmcefast.data.loaders.matrices import moved, resampled, resampling
 
 
 class _Changes(NamedTuple):
@@ -45,20 +45,15 @@ class ResidentLoader(Loader):
 
     def _change(self, pixels_nhwc: torch.Tensor, drawn: _Changes) -> torch.Tensor:
         """(n, H, W, C) uint8 to normalised (n, 3, S, S)."""
-        scaled = (pixels_nhwc * self._scale).transpose(2, 3)
-        n, height, channels, width = scaled.shape
-        size, down, across = self.image_size, *self._matrices(drawn, height, width)
-        wide = torch.bmm(scaled.reshape(n, height * channels, width), across.mT)
-        frames = torch.bmm(down, wide.view(n, height, channels * size)).view(n, size, channels, size)
-        frames_nhwc = (frames.transpose(2, 3) - self._black).expand(-1, -1, -1, 3)
-        return frames_nhwc.contiguous().permute(0, 3, 1, 2)
+        frames = resampled(pixels_nhwc * self._scale, *self._matrices(drawn, *pixels_nhwc.shape[1:3]))
+        return (frames - self._black).expand(-1, -1, -1, 3).contiguous().permute(0, 3, 1, 2)
 
     def _matrices(self, drawn: _Changes, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, S, H) and (n, S, W): the factor on the left, and the transposed factor on the right."""
+        """(n, S, H) and (n, S, W), for `resampled`."""
         never = torch.zeros_like(drawn.mirrored)
         if not self.recipe.resized_crop:
             down, across = self._whole
-            return moved(down, drawn.shifts[:, 0], never), moved(across, drawn.shifts[:, 1], drawn.mirrored)
+            return moved(down[None], drawn.shifts[:, 0], never), moved(across[None], drawn.shifts[:, 1], drawn.mirrored)
         (top, left, tall, wide), size = drawn.windows.unbind(1), self.image_size
         # A mirrored window runs backwards from its other end.
         left, wide = torch.where(drawn.mirrored, left + wide, left), torch.where(drawn.mirrored, -wide, wide)
@@ -66,28 +61,3 @@ class ResidentLoader(Loader):
             resampling(torch.stack([top, tall], 1), height, size),
             resampling(torch.stack([left, wide], 1), width, size),
         )
-
-
-def resampling(windows: torch.Tensor, pixels: int, size: int) -> torch.Tensor:
-    """Weights (n, size, pixels) float32 that resize windows (n, 2), start and length, to `size` points.
-
-    They are those of `torch.nn.functional.interpolate`, bilinear with antialiasing, within the window. A negative
-    length runs backwards.
-    """
-    start, length = windows.float().split(1, dim=1)
-    step = length / size
-    centres = start + (torch.arange(size, dtype=torch.float32, device=windows.device) + 0.5) * step
-    places = torch.arange(pixels, dtype=torch.float32, device=windows.device) + 0.5
-    inside = ((places - start) * length.sign() > 0) & ((places - start).abs() < length.abs())
-    reach = step.abs().clamp(min=1)[:, :, None]
-    weights = (1 - (places - centres[:, :, None]).abs() / reach).clamp(min=0) * inside[:, None]
-    return weights / weights.sum(dim=2, keepdim=True)
-
-
-def moved(weights: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-    """(n, size, pixels): rows of `weights` (size, pixels) shifted by each of `shifts`, over zeros, then mirrored."""
-    size = len(weights)
-    points = torch.arange(size, device=weights.device)
-    points = torch.where(mirrored[:, None], size - 1 - points, points) - shifts[:, None]
-    points = torch.where((points >= 0) & (points < size), points, size)
-    return functional.pad(weights, (0, 0, 0, 1))[points]
