@@ -28,7 +28,8 @@ class TritonHead:
         self.reduce = weights.reduce
         if weights.reduce is not None:
             if dtype == torch.float16:  # its outputs stay within float16 as well
-                scale = 2.0 ** -max(0, ceil(log2(weights.reduce.weight.double().abs().sum((1, 2, 3)).max().item())))
+                weight, bias = (tensor.double().abs() for tensor in weights.reduce)
+                scale = 2.0 ** -ceil(log2(max(1.0, (weight.sum((1, 2, 3)) + bias).max().item())))
             self.reduce = Affine(weights.reduce.weight * scale, weights.reduce.bias * scale).to(device, dtype)
             self.reduce_weight = weights.reduce.weight.to(device, dtype)
         self.first = Convolution(weights.first, *self.size, device, scale)

@@ -1,8 +1,8 @@
 """Triton kernels of the FMCE-Net head: Winograd's transforms, and all that lies between the matrix products.
 
 A program holds BLOCK channels of one whole map in registers, in float32, and reads and writes every value once. A
-transform is DOWN @ map @ ACROSS', both constants: rows of (column, coefficient). Transformed maps are (N, tiles, R, C)
-with the R products of a tile side by side; GRID is (tiles down, products down, tiles across, products across).
+transform is DOWN @ map @ ACROSS', both constants, row by row. Transformed maps are (N, tiles, R, C) with the R products
+of a tile side by side; GRID is (tiles down, products of a tile down, tiles across, products of a tile across).
 
 Maps beyond the range of float16 are computed divided by a power of two, `scales` (2, N): that of the first
 convolution's products and that of the second's. The gradient does not depend on it.
@@ -38,23 +38,40 @@ def _program(CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _mask(channel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """Which of the channels exist; None where all do."""
-    return None if CHANNELS % BLOCK == 0 else channel < CHANNELS
+    if CHANNELS % BLOCK == 0:
+        inside = None
+    else:
+        inside = channel < CHANNELS
+    return inside
 
 
 @triton.jit
-def _transformed_row(terms: tl.constexpr, ACROSS: tl.constexpr, values, WIDTH: tl.constexpr):
-    """One row of DOWN @ values @ ACROSS', `terms` that of DOWN; `values` is a map of this width, row by row."""
+def _transformed_row(DOWN: tl.constexpr, a: tl.constexpr, ACROSS: tl.constexpr, values, WIDTH: tl.constexpr):
+    """Row a of DOWN @ values @ ACROSS'; `values` is a map of this width, row by row."""
+    height: tl.constexpr = len(values) // WIDTH
     between = ()
     for x in tl.static_range(WIDTH):
-        total = terms[0][1] * values[terms[0][0] * WIDTH + x]
-        for i in tl.static_range(1, len(terms)):
-            total += terms[i][1] * values[terms[i][0] * WIDTH + x]
+        total = None
+        for y in tl.static_range(height):
+            if DOWN[a * height + y] != 0:
+                if total is None:
+                    total = DOWN[a * height + y] * values[y * WIDTH + x]
+                else:
+                    total += DOWN[a * height + y] * values[y * WIDTH + x]
+        if total is None:
+            total = tl.zeros_like(values[0])
         between = between + (total,)
     row = ()
-    for b in tl.static_range(len(ACROSS)):
-        total = ACROSS[b][0][1] * between[ACROSS[b][0][0]]
-        for i in tl.static_range(1, len(ACROSS[b])):
-            total += ACROSS[b][i][1] * between[ACROSS[b][i][0]]
+    for b in tl.static_range(len(ACROSS) // WIDTH):
+        total = None
+        for x in tl.static_range(WIDTH):
+            if ACROSS[b * WIDTH + x] != 0:
+                if total is None:
+                    total = ACROSS[b * WIDTH + x] * between[x]
+                else:
+                    total += ACROSS[b * WIDTH + x] * between[x]
+        if total is None:
+            total = tl.zeros_like(values[0])
         row = row + (total,)
     return row
 
@@ -76,9 +93,9 @@ def _store_transform(
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The transform of a map that is read by matrix products."""
-    for a in tl.static_range(len(DOWN)):
-        row = _transformed_row(DOWN[a], ACROSS, values, WIDTH)
-        for b in tl.static_range(len(ACROSS)):
+    for a in tl.static_range(GRID[0] * GRID[1]):
+        row = _transformed_row(DOWN, a, ACROSS, values, WIDTH)
+        for b in tl.static_range(GRID[2] * GRID[3]):
             tl.store(out + _place(a, b, GRID) * CHANNELS, row[b].to(tl.float16), mask=inside)
 
 
@@ -106,10 +123,10 @@ def _pool(
     values = _load_products(products, inside, GRID, CHANNELS)
     bias = tl.load(bias, mask=inside)
     pooled, argmax = (), ()
-    for y in tl.static_range(len(DOWN) // 2):
-        upper = _transformed_row(DOWN[2 * y], ACROSS, values, GRID[2] * GRID[3])
-        lower = _transformed_row(DOWN[2 * y + 1], ACROSS, values, GRID[2] * GRID[3])
-        for x in tl.static_range(len(ACROSS) // 2):
+    for y in tl.static_range(len(DOWN) // (2 * GRID[0] * GRID[1])):
+        upper = _transformed_row(DOWN, 2 * y, ACROSS, values, GRID[2] * GRID[3])
+        lower = _transformed_row(DOWN, 2 * y + 1, ACROSS, values, GRID[2] * GRID[3])
+        for x in tl.static_range(len(ACROSS) // (2 * GRID[2] * GRID[3])):
             best, where = _first_maximum(upper, lower, x)
             best = best * scale + bias
             pooled = pooled + (tl.maximum(best, 0.0, propagate_nan=tl.PropagateNan.ALL),)
@@ -194,7 +211,9 @@ def pool_kernel(
     sample, channel = _program(CHANNELS, BLOCK)
     inside = _mask(channel, CHANNELS, BLOCK)
     products += sample * (_count(GRID) * CHANNELS) + channel
-    argmax += sample * (len(DOWN) // 2 * (len(ACROSS) // 2) * CHANNELS) + channel
+    height: tl.constexpr = len(DOWN) // (2 * GRID[0] * GRID[1])
+    width: tl.constexpr = len(ACROSS) // (2 * GRID[2] * GRID[3])
+    argmax += sample * (height * width * CHANNELS) + channel
     inputs += sample * (_count(NEXT_GRID) * CHANNELS) + channel
     scale, next_scale = 1.0 / tl.load(scales + sample), tl.load(scales + samples + sample)
     pooled, where = _pool(products, scale, bias + channel, inside, DOWN, ACROSS, GRID, CHANNELS)
@@ -202,7 +221,7 @@ def pool_kernel(
     for window in tl.static_range(len(pooled)):
         tl.store(argmax + window * CHANNELS, where[window].to(tl.uint8), mask=inside)
         values = values + (pooled[window] * next_scale,)
-    _store_transform(inputs, NEXT_DOWN, NEXT_ACROSS, values, len(ACROSS) // 2, inside, NEXT_GRID, CHANNELS)
+    _store_transform(inputs, NEXT_DOWN, NEXT_ACROSS, values, width, inside, NEXT_GRID, CHANNELS)
 
 
 @triton.jit(do_not_specialize=["samples"])
@@ -216,7 +235,9 @@ def score_kernel(
 
     The largest of a map's directions is about 1, however small the slope is. BLOCK: C or more.
     """
-    windows: tl.constexpr = len(DOWN) // 2 * (len(ACROSS) // 2)
+    height: tl.constexpr = len(DOWN) // (2 * GRID[0] * GRID[1])
+    width: tl.constexpr = len(ACROSS) // (2 * GRID[2] * GRID[3])
+    windows: tl.constexpr = height * width
     sample, channel = _program(CHANNELS, BLOCK)
     inside = _mask(channel, CHANNELS, BLOCK)
     products += sample * (_count(GRID) * CHANNELS) + channel
@@ -253,8 +274,8 @@ def score_kernel(
     values = ()
     for window in tl.static_range(windows):
         values = values + (gradient[window] / size,)
-    values = _unpool(values, argmax, len(DOWN) // 2, len(ACROSS) // 2)
-    _store_transform(directions, ADJOINT_DOWN, ADJOINT_ACROSS, values, len(ACROSS), inside, GRID, CHANNELS)
+    values = _unpool(values, argmax, height, width)
+    _store_transform(directions, ADJOINT_DOWN, ADJOINT_ACROSS, values, 2 * width, inside, GRID, CHANNELS)
 
 
 @triton.jit
@@ -267,17 +288,19 @@ def unpool_kernel(
     sample, channel = _program(CHANNELS, BLOCK)
     inside = _mask(channel, CHANNELS, BLOCK)
     products += sample * (_count(GRID) * CHANNELS) + channel
-    argmax += sample * (len(DOWN) * len(ACROSS) * CHANNELS) + channel
+    height: tl.constexpr = len(DOWN) // (GRID[0] * GRID[1])
+    width: tl.constexpr = len(ACROSS) // (GRID[2] * GRID[3])
+    argmax += sample * (height * width * CHANNELS) + channel
     directions += sample * (_count(NEXT_GRID) * CHANNELS) + channel
     where = ()
-    for window in tl.static_range(len(DOWN) * len(ACROSS)):
+    for window in tl.static_range(height * width):
         where = where + (tl.load(argmax + window * CHANNELS, mask=inside),)
     values = _load_products(products, inside, GRID, CHANNELS)
     direction = ()
-    for y in tl.static_range(len(DOWN)):
-        direction = direction + _transformed_row(DOWN[y], ACROSS, values, GRID[2] * GRID[3])
-    values = _unpool(direction, where, len(DOWN), len(ACROSS))
-    _store_transform(directions, NEXT_DOWN, NEXT_ACROSS, values, 2 * len(ACROSS), inside, NEXT_GRID, CHANNELS)
+    for y in tl.static_range(height):
+        direction = direction + _transformed_row(DOWN, y, ACROSS, values, GRID[2] * GRID[3])
+    values = _unpool(direction, where, height, width)
+    _store_transform(directions, NEXT_DOWN, NEXT_ACROSS, values, 2 * width, inside, NEXT_GRID, CHANNELS)
 
 
 @triton.jit(do_not_specialize_on_alignment=["loss_gradient"])
@@ -291,8 +314,8 @@ def input_gradient_kernel(
     """
     sample, channel = _program(CHANNELS, BLOCK)
     inside = _mask(channel, CHANNELS, BLOCK)
-    height: tl.constexpr = len(DOWN)
-    width: tl.constexpr = len(ACROSS)
+    height: tl.constexpr = len(DOWN) // (GRID[0] * GRID[1])
+    width: tl.constexpr = len(ACROSS) // (GRID[2] * GRID[3])
     products += sample * (_count(GRID) * CHANNELS) + channel
     gradient += sample * (height * width * CHANNELS) + channel
     scale = tl.load(slopes + sample) * tl.load(loss_gradient) * factor
@@ -304,7 +327,7 @@ def input_gradient_kernel(
             bits = bits + (tl.load(positive + word * CHANNELS, mask=inside),)
     values = _load_products(products, inside, GRID, CHANNELS)
     for y in tl.static_range(height):
-        row = _transformed_row(DOWN[y], ACROSS, values, GRID[2] * GRID[3])
+        row = _transformed_row(DOWN, y, ACROSS, values, GRID[2] * GRID[3])
         for x in tl.static_range(width):
             value = row[x] * scale
             if RELU:

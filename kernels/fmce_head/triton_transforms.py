@@ -17,14 +17,12 @@ LARGEST_TILE = 3
 POINTS = {3: (0, Fraction("0.79"), Fraction("-0.79"), Fraction("2.58"), Fraction("-2.58"))}
 FLOAT16_MAX = 65504 * 0.99  # less what rounding may add
 
-Rows = tuple[tuple[tuple[int, float], ...], ...]
-
 
 class Transform(NamedTuple):
-    """Matrices of both sides, as `triton_kernels` reads them."""
+    """The matrices of both sides, row by row, as constants of a kernel."""
 
-    down: Rows
-    across: Rows
+    down: tuple[float, ...]
+    across: tuple[float, ...]
 
 
 class Convolution:
@@ -47,10 +45,10 @@ class Convolution:
 
         inputs = _inputs(forward_down), _inputs(forward_across)
         outputs = _outputs(forward_down) / scale, _outputs(forward_across)
-        self.input_transform = Transform(*map(_rows, inputs))
-        self.output_transform = Transform(*map(_rows, outputs))
-        self.input_adjoint = Transform(_rows(_inputs(adjoint_down).T), _rows(_inputs(adjoint_across).T))
-        self.output_adjoint = Transform(_rows(_outputs(adjoint_down).T), _rows(_outputs(adjoint_across).T))
+        self.input_transform = _constants(*inputs)
+        self.output_transform = _constants(*outputs)
+        self.input_adjoint = _constants(_inputs(adjoint_down).T, _inputs(adjoint_across).T)
+        self.output_adjoint = _constants(_outputs(adjoint_down).T, _outputs(adjoint_across).T)
 
         largest_input = float(np.prod([np.abs(matrix).sum(1).max() for matrix in inputs]))
         self.limit = FLOAT16_MAX / (largest_input * max(1.0, filters.abs().sum(1).max().item()))
@@ -81,7 +79,5 @@ def _outputs(side: WinogradTransforms) -> np.ndarray:
     return side.output_transform.transpose(0, 2, 1).reshape(len(side.output_transform), -1)
 
 
-def _rows(matrix: np.ndarray) -> Rows:
-    """(column, coefficient) of what is not zero; one zero in a row without any."""
-    terms = (tuple((int(column), float(row[column])) for column in np.flatnonzero(row)) for row in matrix)
-    return tuple(row or ((0, 0.0),) for row in terms)
+def _constants(down: np.ndarray, across: np.ndarray) -> Transform:
+    return Transform(tuple(down.flatten().tolist()), tuple(across.flatten().tolist()))

@@ -26,18 +26,15 @@ class Stage:
     def __init__(self, convolution, dtype=torch.float64, rounded=lambda values: values):
         self.rounded, self.dtype = rounded, dtype
         self.matrices = {
-            name: [dense(rows).to(dtype) for rows in getattr(convolution, name)]
+            name: [torch.tensor(matrix, dtype=dtype) for matrix in getattr(convolution, name)]
             for name in ("input_transform", "output_transform", "input_adjoint", "output_adjoint")
         }
         self.grid = convolution.grid
         self.filters, self.bias = convolution.filters.cpu().to(dtype), convolution.bias.cpu().to(dtype)
 
     def transform(self, name, maps):
-        down, across = self.matrices[name]
-        # The last columns of a constant may be all zero.
         down, across = (
-            F.pad(down, (0, maps.shape[1] - down.shape[1])),
-            F.pad(across, (0, maps.shape[2] - across.shape[1])),
+            matrix.view(-1, size) for matrix, size in zip(self.matrices[name], maps.shape[1:3], strict=True)
         )
         return torch.einsum("ah,bw,nhwc->nabc", down, across, maps)
 
@@ -68,15 +65,6 @@ class Stage:
         positions = torch.arange(4).view(2, 1, 2, 1)
         windows = direction[:, :, None, :, None] * (argmax[:, :, None, :, None] == positions)
         return self.products(self.transform("output_adjoint", windows.flatten(1, 2).flatten(2, 3)))
-
-
-def dense(rows):
-    """The matrix of a constant of the kernels."""
-    matrix = torch.zeros(len(rows), 1 + max(column for row in rows for column, _ in row), dtype=torch.float64)
-    for number, row in enumerate(rows):
-        for column, coefficient in row:
-            matrix[number, column] = coefficient
-    return matrix
 
 
 def make_weights(height, width, channels, middle, outputs, phases, reduced_from=None, seed=0):

@@ -145,8 +145,9 @@ def recorded_argmax(head):
 def argmax_kept(head, kept):
     """What TritonHead keeps, as `recorded_argmax` gives it."""
     _, directions, first, positive = kept
-    down, across = (dense(rows) for rows in head.second.output_adjoint)
     tiles_down, products_down, tiles_across, products_across = head.second.grid
+    down, across = (torch.tensor(matrix, dtype=torch.float64) for matrix in head.second.output_adjoint)
+    down, across = down.view(tiles_down * products_down, -1), across.view(tiles_across * products_across, -1)
     samples, outputs = len(first), directions.shape[2]
     grid = directions.double().view(samples, tiles_down, tiles_across, products_down, products_across, outputs)
     grid = grid.permute(0, 1, 3, 2, 4, 5).reshape(samples, len(down), len(across), outputs)
@@ -161,15 +162,6 @@ def argmax_kept(head, kept):
         "second": windows.abs().argmax(0).masked_fill(inactive, INACTIVE),
         "positive": words.flatten(1, 2)[:, : prod(head.size)].transpose(0, 1) > 0,
     }
-
-
-def dense(rows):
-    """(products, outputs) of a constant of the kernels."""
-    matrix = torch.zeros(len(rows), 1 + max(column for row in rows for column, _ in row), dtype=torch.float64)
-    for number, row in enumerate(rows):
-        for column, coefficient in row:
-            matrix[number, column] = coefficient
-    return matrix
 
 
 def along_argmax(net, recorded, maps):
