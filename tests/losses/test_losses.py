@@ -67,9 +67,8 @@ def make_maps(net, samples, dtype=torch.float64, device="cpu", seed=0):
 
 def plain(net, maps):
     """Loss and gradient of the plain head in float64."""
-    maps = maps.detach().double().cpu().requires_grad_()
-    loss = FMCSLoss(net)(maps)
-    return loss.detach(), torch.autograd.grad(loss, maps)[0]
+    maps = maps.detach().double().requires_grad_()
+    return value_and_gradient(FMCSLoss(net), maps)
 
 
 def value_and_gradient(loss_of, maps):
