@@ -177,7 +177,10 @@ def product_seconds(size: int, dtype: torch.dtype, device: torch.device) -> floa
 
 
 def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> tuple[float, float]:
-    """FLOP of the plain head, and with F(6x6, 3x3) or F(2x2, 3x3), as FusedFMCSLoss chooses, for the first block."""
+    """FLOP of the plain head, and with the tiles of the first block that FusedFMCSLoss chooses.
+
+    F(3x3, 3x3) on a GPU, F(6x6, 3x3) or F(2x2, 3x3) on a CPU.
+    """
     channels = net.settings["in_channels"]
     maps = torch.empty(batch, channels, 7, 7, device="meta", requires_grad=backward)
     with FlopCounterMode(display=False) as counter:
@@ -186,8 +189,8 @@ def operations(net: FMCENet, batch: int, dtype: torch.dtype, backward: bool) -> 
             loss.backward()
     inner = min(channels, 1024)
     reduce = 49 * channels * inner if channels > inner else 0
-    large = batch >= FEW_MAPS and (dtype == torch.float32 or not (torch.cuda.is_available() or has_amx()))
-    products = 64 if large else 16 * 9
+    large = batch >= FEW_MAPS and (dtype == torch.float32 or not has_amx())
+    products = 4 * 25 if torch.cuda.is_available() else 64 if large else 9 * 16
     one_way = 2 * batch * (reduce + products * inner * (inner // 2) + 16 * (inner // 2) * (inner // 4))
     return counter.get_total_flops(), one_way * (2 if backward else 1)
 

@@ -1,15 +1,17 @@
 """Which implementation computes the fused loss of which feature maps, and why."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from fmcefast.errors import InputError
 from fmcefast.kernels.fmce_head.cpu_block import CPUBlock, has_amx
-from fmcefast.kernels.fmce_head.head import Head, score_with_slope
+from fmcefast.kernels.fmce_head.head import FrozenHead, Head, empty_gradient, score_with_slope
 from fmcefast.kernels.fmce_head.layers import HeadWeights
 from fmcefast.kernels.fmce_head.torch_block import TorchBlock
 
+SIDES = set(range(4, 10))  # of the maps that the Triton kernels hold
 FEW_MAPS = 16  # on a CPU, the transformed filters of large tiles do not pay for fewer maps
 
 
@@ -26,7 +28,7 @@ class MapKind(NamedTuple):
 
     @classmethod
     def of(cls, maps: torch.Tensor) -> "MapKind":
-        if maps.dtype == torch.float64:
+        if maps.dtype == torch.float64 or (maps.is_cuda and maps.dtype != torch.float32):
             return cls(maps.device, maps.dtype, few=False, full_float32=True)
         few = maps.device.type == "cpu" and len(maps) < FEW_MAPS
         backend = torch.backends.cuda if maps.is_cuda else torch.backends.mkldnn
@@ -44,7 +46,7 @@ class Implementation(NamedTuple):
 TRITON = Implementation("Triton kernels")
 
 
-def make_head(weights: HeadWeights, kind: MapKind, impl: str) -> tuple[Head, Implementation]:
+def make_head(weights: HeadWeights, kind: MapKind, impl: str) -> tuple[FrozenHead, Implementation]:
     """The head that computes maps of this kind, compiled, and which implementation it is.
 
     impl: "triton", "torch", or "auto" for the first that can. Raises InputError if "triton" cannot compute these maps.
@@ -56,10 +58,12 @@ def make_head(weights: HeadWeights, kind: MapKind, impl: str) -> tuple[Head, Imp
         why = obstacle or "impl='torch'"
         return _torch_head(weights, kind), Implementation("Winograd's algebra in PyTorch", why)
     try:
-        from fmcefast.kernels.fmce_head import triton_block
+        from fmcefast.kernels.fmce_head.triton_head import TritonHead
 
-        head = triton_block.triton_head(weights, kind.device)
-        head(torch.zeros(1, *weights.map_shape, dtype=kind.dtype, device=kind.device), differentiable=True)  # compiles
+        head = TritonHead(weights, kind.dtype, kind.device)
+        maps = torch.zeros(1, *weights.map_shape, dtype=kind.dtype, device=kind.device)
+        losses, kept = head(maps, differentiable=True)
+        head.gradient(kept, losses.mean(), kind.dtype)  # all is compiled now
     except Exception as error:  # whatever Triton misses on this machine
         if impl == "triton":
             raise
@@ -69,6 +73,15 @@ def make_head(weights: HeadWeights, kind: MapKind, impl: str) -> tuple[Head, Imp
     return head, TRITON
 
 
+def empty_kept(weights: HeadWeights, maps: torch.Tensor, impl: str) -> Sequence[torch.Tensor]:
+    """`FrozenHead.empty_kept` of the head that `make_head` is expected to make."""
+    if impl == "torch" or triton_obstacle(weights, maps.device, maps.dtype, interpret=impl == "triton"):
+        return empty_gradient(maps)
+    from fmcefast.kernels.fmce_head import triton_head
+
+    return triton_head.empty_kept(weights, maps)
+
+
 def triton_obstacle(weights: HeadWeights, device: torch.device, dtype: torch.dtype, interpret: bool) -> str | None:
     """Why Triton cannot compute the head of such maps, or None.
 
@@ -76,8 +89,8 @@ def triton_obstacle(weights: HeadWeights, device: torch.device, dtype: torch.dty
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return f"the kernels compute in half precision, the maps are {dtype}"
-    if min(weights.height, weights.width) < 4:
-        return f"the kernels need maps of 4x4 or more, these are {weights.height}x{weights.width}"
+    if not {weights.height, weights.width} <= SIDES:
+        return f"the kernels take maps of 4x4 to 9x9, these are {weights.height}x{weights.width}"
     if device.type != "cuda" and not interpret:
         return f"the maps are on a {device.type}"
     try:

@@ -1,4 +1,4 @@
-"""The PyTorch operator `fmcefast::fmcs` and its gradient."""
+"""The PyTorch operators `fmcefast::fmcs` and `fmcefast::fmcs_gradient`, its gradient."""
 
 from typing import Any
 
@@ -8,54 +8,46 @@ from fmcefast.losses.fused_head import FusedHead
 
 
 @torch.library.custom_op("fmcefast::fmcs", mutates_args=())
-def fmcs(feature_map: torch.Tensor, head: int, differentiable: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Maps (N, C, H, W) -> mean of -log q_K, slopes (N,) and directions (H * W, N, C) of its gradient, or empty ones.
+def fmcs(feature_map: torch.Tensor, head: int, differentiable: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Maps (N, C, H, W) -> mean of -log q_K, and if `differentiable` what its gradient needs.
 
     head: number of a FusedHead; operators take only tensors and numbers.
     """
-    losses, gradient = FusedHead.by_number(head)(feature_map, differentiable)
-    if gradient is None:
-        return losses.mean(), losses.new_empty(0), feature_map.new_empty(0)
-    return losses.mean(), gradient.slopes, gradient.directions.to(_direction_dtype(feature_map))
+    losses, kept = FusedHead.by_number(head)(feature_map, differentiable)
+    return losses.mean(), list(kept or ())
 
 
 @fmcs.register_fake
-def _(feature_map: torch.Tensor, head: int, differentiable: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    samples, channels, height, width = feature_map.shape
+def _(feature_map: torch.Tensor, head: int, differentiable: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
     loss = feature_map.new_empty((), dtype=torch.promote_types(feature_map.dtype, torch.float32))
-    if not differentiable:
-        return loss, loss.new_empty(0), feature_map.new_empty(0)
-    directions = feature_map.new_empty(height * width, samples, channels, dtype=_direction_dtype(feature_map))
-    return loss, loss.new_empty(samples), directions
+    return loss, list(FusedHead.by_number(head).empty_kept(feature_map)) if differentiable else []
 
 
-def _direction_dtype(feature_map: torch.Tensor) -> torch.dtype:
-    """That of the maps; float16 for bfloat16 maps on a GPU, which computes in float16: one copy less."""
-    if feature_map.is_cuda and feature_map.dtype == torch.bfloat16:
-        return torch.float16
-    return feature_map.dtype
+@torch.library.custom_op("fmcefast::fmcs_gradient", mutates_args=())
+def fmcs_gradient(kept: list[torch.Tensor], loss_gradient: torch.Tensor, head: int, dtype: torch.dtype) -> torch.Tensor:
+    """Gradient at the maps, (N, C, H, W) of `dtype`, channels last, of what `fmcs` kept and the loss's gradient ()."""
+    return FusedHead.by_number(head).gradient(kept, loss_gradient, dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    _, slopes, directions = output
-    ctx.mark_non_differentiable(slopes, directions)
-    ctx.set_materialize_grads(False)  # no zeros for slopes and directions
-    ctx.save_for_backward(slopes, directions)
-    ctx.size, ctx.dtype = inputs[0].shape[2:], inputs[0].dtype
+@fmcs_gradient.register_fake
+def _(kept: list[torch.Tensor], loss_gradient: torch.Tensor, head: int, dtype: torch.dtype) -> torch.Tensor:
+    channels, height, width = FusedHead.by_number(head).weights.map_shape
+    rows = loss_gradient.new_empty((len(kept[0]), height, width, channels), dtype=dtype)
+    return rows.permute(0, 3, 1, 2)
 
 
-def _backward(
-    ctx: Any, loss_gradient: torch.Tensor, slopes_gradient: None, directions_gradient: None
-) -> tuple[torch.Tensor, None, None]:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    feature_map, ctx.head, _ = inputs
+    ctx.dtype, ctx.alive = feature_map.dtype, FusedHead.by_number(ctx.head)
+    ctx.mark_non_differentiable(*output[1])
+    ctx.set_materialize_grads(False)  # no zeros for what is kept
+    ctx.save_for_backward(*output[1])
+
+
+def _backward(ctx: Any, loss_gradient: torch.Tensor, kept_gradient: Any) -> tuple[torch.Tensor, None, None]:
     if torch.is_grad_enabled():
         raise RuntimeError("FusedFMCSLoss has no second derivative (create_graph=True). Use FMCSLoss, which has one.")
-    slopes, directions = ctx.saved_tensors
-    directions = directions.unflatten(0, ctx.size).permute(2, 3, 0, 1)
-    scale = slopes * (loss_gradient / len(slopes))
-    if directions.dtype == torch.bfloat16 and not directions.is_cuda:
-        scale = scale.to(torch.bfloat16)  # mixed dtypes cost a CPU another copy; float16 would underflow
-    gradient = torch.empty_like(directions, dtype=ctx.dtype, memory_format=torch.channels_last)
-    return torch.mul(directions, scale[:, None, None, None], out=gradient), None, None
+    return fmcs_gradient(list(ctx.saved_tensors), loss_gradient, ctx.head, ctx.dtype), None, None
 
 
 fmcs.register_autograd(_backward, setup_context=_setup_context)

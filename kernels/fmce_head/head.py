@@ -5,7 +5,7 @@ apart: the direction keeps its precision in half types however small the slope i
 go into the slope. `naive.naive_losses` is the reference.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,6 +23,19 @@ class Gradient(NamedTuple):
 
 # -log q_K (N,), and its gradient unless only the value is computed.
 Result = tuple[torch.Tensor, Gradient | None]
+
+
+class FrozenHead(Protocol):
+    """A head that computes -log q_K of maps, and with what it keeps of them the gradient."""
+
+    def __call__(self, maps: torch.Tensor, differentiable: bool) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
+        """maps (N, C, H, W) -> -log q_K (N,), and what `gradient` needs if `differentiable`: first slopes (N,)."""
+
+    def gradient(self, kept: Sequence[torch.Tensor], loss_gradient: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The gradient of the mean of -log q_K times loss_gradient (): (N, C, H, W), channels last, in `dtype`."""
+
+    def empty_kept(self, maps: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Uninitialised: what it keeps of these maps."""
 
 
 class ConvBlock(Protocol):
@@ -71,8 +84,33 @@ def score_with_slope(features: torch.Tensor, classifier: Affine, differentiable:
     return losses, Gradient(torch.ones_like(slopes), directions * slopes[:, None])
 
 
+def empty_gradient(maps: torch.Tensor) -> Gradient:
+    """Uninitialised: the Gradient at maps (N, C, H, W)."""
+    samples, channels, height, width = maps.shape
+    slopes = maps.new_empty(samples, dtype=torch.promote_types(maps.dtype, torch.float32))
+    return Gradient(slopes, maps.new_empty(height * width, samples, channels, dtype=_dtype_kept(maps)))
+
+
+def _dtype_kept(maps: torch.Tensor) -> torch.dtype:
+    """That of the maps; float16 for bfloat16 maps on a GPU, which computes in float16: one copy less."""
+    return torch.float16 if maps.is_cuda and maps.dtype == torch.bfloat16 else maps.dtype
+
+
+def scaled_gradient(
+    kept: Sequence[torch.Tensor], loss_gradient: torch.Tensor, dtype: torch.dtype, size: tuple[int, int]
+) -> torch.Tensor:
+    """`FrozenHead.gradient` of a Gradient, for maps of this size."""
+    slopes, directions = kept
+    directions = directions.unflatten(0, size).permute(2, 3, 0, 1)
+    scale = slopes * (loss_gradient / len(slopes))
+    if directions.dtype == torch.bfloat16 and not directions.is_cuda:
+        scale = scale.to(torch.bfloat16)  # mixed dtypes cost a CPU another copy; float16 would underflow
+    gradient = torch.empty_like(directions, dtype=dtype, memory_format=torch.channels_last)
+    return torch.mul(directions, scale[:, None, None, None], out=gradient)
+
+
 class Head:
-    """Computes in `dtype` on `device`; the reduction in `reduce_dtype` if given.
+    """See `FrozenHead`; it keeps a Gradient. Computes in `dtype` on `device`; the reduction in `reduce_dtype` if given.
 
     make_block: (weight, bias, height, width) -> ConvBlock.
     """
@@ -101,7 +139,7 @@ class Head:
         self.classifier = Affine(weight.reshape(phases, -1), weights.classifier.bias).to(device=device, dtype=dtype)
 
     def __call__(self, maps: torch.Tensor, differentiable: bool) -> Result:
-        """maps (N, C, H, W) -> -log q_K (N,), and the gradient if `differentiable`, in the head's dtype."""
+        """maps (N, C, H, W) -> -log q_K (N,), and its gradient if `differentiable`."""
         samples, channels, height, width = maps.shape
         rows = maps.permute(0, 2, 3, 1).contiguous().view(samples, height * width, channels)
         has_reduction = self.reduce is not None
@@ -117,7 +155,13 @@ class Head:
         direction = self.first.backward(direction, first_argmax, positions, relu_input=has_reduction)
         if self.reduce is not None:
             direction = self._reduce_adjoint(direction, self.reduce.weight)
-        return losses, Gradient(gradient.slopes, direction)
+        return losses, Gradient(gradient.slopes, direction.to(_dtype_kept(maps)))
+
+    def gradient(self, kept: Sequence[torch.Tensor], loss_gradient: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return scaled_gradient(kept, loss_gradient, dtype, self.size)
+
+    def empty_kept(self, maps: torch.Tensor) -> Gradient:
+        return empty_gradient(maps)
 
     def _reduce(self, rows: torch.Tensor, reduce: Affine) -> torch.Tensor:
         """(N, H * W, C) -> (N, H * W, 1024), before the ReLU."""

@@ -1,286 +1,336 @@
-"""Triton kernels of the FMCE-Net head: Winograd F(2x2, 3x3) in half precision, one tile a window of the max pooling.
+"""Triton kernels of the FMCE-Net head: Winograd's transforms, and all that lies between the matrix products.
 
-The references are `TorchBlock` with tiles of 2 and `head.score`. Maps are (H * W, N, C) and have
-T = (H // 2) * (W // 2) tiles. All sums are in float32.
+A program holds BLOCK channels of one whole map in registers, in float32, and reads and writes every value once. A
+transform is DOWN @ map @ ACROSS', both constants, row by row. Transformed maps are (N, tiles, R, C) with the R products
+of a tile side by side; GRID is (tiles down, products of a tile down, tiles across, products of a tile across).
+
+Maps beyond the range of float16 are computed divided by a power of two, `scales` (2, N): that of the first
+convolution's products and that of the second's. The gradient does not depend on it.
 """
 
 import triton
 import triton.language as tl
 
 
+@triton.constexpr_function
+def _place(a, b, grid):
+    """Which of a map's products the one of row a of DOWN and row b of ACROSS is."""
+    _, products_down, tiles_across, products_across = grid
+    tile = a // products_down * tiles_across + b // products_across
+    return (tile * products_down + a % products_down) * products_across + b % products_across
+
+
+@triton.constexpr_function
+def _count(grid):
+    """Products of a map."""
+    return grid[0] * grid[1] * grid[2] * grid[3]
+
+
 @triton.jit
-def _input_transform(product: tl.constexpr, a, b, c, d):
-    """Row `product` of the input transform of F(2, 3)."""
-    if product == 0:
-        return c - a
-    elif product == 1:
-        return b + c
-    elif product == 2:
-        return c - b
+def _program(CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sample and channels of this program."""
+    blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    return sample, channel
+
+
+@triton.jit
+def _mask(channel, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Which of the channels exist; None where all do."""
+    if CHANNELS % BLOCK == 0:
+        inside = None
     else:
-        return d - b
+        inside = channel < CHANNELS
+    return inside
 
 
 @triton.jit
-def _input_transform_adjoint(position: tl.constexpr, a, b, c, d):
-    """Column `position` of the input transform of F(2, 3)."""
-    if position == 0:
-        return -a
-    elif position == 1:
-        return b - c - d
-    elif position == 2:
-        return a + b + c
-    else:
-        return d
+def _transformed_row(DOWN: tl.constexpr, a: tl.constexpr, ACROSS: tl.constexpr, values, WIDTH: tl.constexpr):
+    """Row a of DOWN @ values @ ACROSS'; `values` is a map of this width, row by row."""
+    height: tl.constexpr = len(values) // WIDTH
+    between = ()
+    for x in tl.static_range(WIDTH):
+        total = None
+        for y in tl.static_range(height):
+            if DOWN[a * height + y] != 0:
+                if total is None:
+                    total = DOWN[a * height + y] * values[y * WIDTH + x]
+                else:
+                    total += DOWN[a * height + y] * values[y * WIDTH + x]
+        if total is None:
+            total = tl.zeros_like(values[0])
+        between = between + (total,)
+    row = ()
+    for b in tl.static_range(len(ACROSS) // WIDTH):
+        total = None
+        for x in tl.static_range(WIDTH):
+            if ACROSS[b * WIDTH + x] != 0:
+                if total is None:
+                    total = ACROSS[b * WIDTH + x] * between[x]
+                else:
+                    total += ACROSS[b * WIDTH + x] * between[x]
+        if total is None:
+            total = tl.zeros_like(values[0])
+        row = row + (total,)
+    return row
 
 
 @triton.jit
-def _output_transform(output: tl.constexpr, a, b, c, d):
-    """Row `output` of the output transform of F(2, 3)."""
-    if output == 0:
-        return a + b + c
-    else:
-        return b - c + d
+def _load_products(products, inside, GRID: tl.constexpr, CHANNELS: tl.constexpr):
+    """The products of a map, row by row."""
+    values = ()
+    for a in tl.static_range(GRID[0] * GRID[1]):
+        for b in tl.static_range(GRID[2] * GRID[3]):
+            value = tl.load(products + _place(a, b, GRID) * CHANNELS, mask=inside)
+            values = values + (value.to(tl.float32),)
+    return values
 
 
 @triton.jit
-def _four(pointer, stride, mask0, mask1, mask2, mask3, RELU: tl.constexpr):
-    """Four vectors of channels, `stride` apart, as float32; zero where masked."""
-    a = tl.load(pointer, mask=mask0, other=0.0).to(tl.float32)
-    b = tl.load(pointer + stride, mask=mask1, other=0.0).to(tl.float32)
-    c = tl.load(pointer + 2 * stride, mask=mask2, other=0.0).to(tl.float32)
-    d = tl.load(pointer + 3 * stride, mask=mask3, other=0.0).to(tl.float32)
-    if RELU:
-        a, b = _relu(a), _relu(b)
-        c, d = _relu(c), _relu(d)
-    return a, b, c, d
-
-
-@triton.jit
-def _relu(value):
-    return tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit(do_not_specialize=["samples", "position_stride", "sample_stride"])
-def input_transform_kernel(
-    maps,
-    inputs,
-    samples,
-    position_stride,
-    sample_stride,
-    RELU_INPUT: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
+def _store_transform(
+    out, DOWN: tl.constexpr, ACROSS: tl.constexpr, values, WIDTH: tl.constexpr, inside, GRID: tl.constexpr,
     CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The transform of a map that is read by matrix products."""
+    for a in tl.static_range(GRID[0] * GRID[1]):
+        row = _transformed_row(DOWN, a, ACROSS, values, WIDTH)
+        for b in tl.static_range(GRID[2] * GRID[3]):
+            tl.store(out + _place(a, b, GRID) * CHANNELS, row[b].to(tl.float16), mask=inside)
+
+
+@triton.jit
+def _first_maximum(upper, lower, x: tl.constexpr):
+    """The largest of the pooling window at column 2 * x of two rows, and which of the four it is."""
+    best = upper[2 * x]
+    argmax = tl.where(upper[2 * x + 1] > best, 1, 0)
+    best = tl.maximum(best, upper[2 * x + 1], propagate_nan=tl.PropagateNan.ALL)
+    argmax = tl.where(lower[2 * x] > best, 2, argmax)
+    best = tl.maximum(best, lower[2 * x], propagate_nan=tl.PropagateNan.ALL)
+    argmax = tl.where(lower[2 * x + 1] > best, 3, argmax)
+    best = tl.maximum(best, lower[2 * x + 1], propagate_nan=tl.PropagateNan.ALL)
+    return best, argmax
+
+
+@triton.jit
+def _pool(
+    products, scale, bias, inside, DOWN: tl.constexpr, ACROSS: tl.constexpr, GRID: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """maps (H * W, N, C) -> inputs (16, T * N, C), of the 4x4 patch around each tile. Strides are in elements."""
-    ACROSS: tl.constexpr = WIDTH // 2
-    TILES: tl.constexpr = HEIGHT // 2 * ACROSS
-    sample, tile = (tl.program_id(0) // TILES).to(tl.int64), tl.program_id(0) % TILES
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < CHANNELS
-    tile += channel * 0  # a vector, for the conditions below: the interpreter broadcasts no truth values
-    top, left = tile // ACROSS * 2 - 1, tile % ACROSS * 2 - 1
-    step, row = position_stride.to(tl.int64), position_stride.to(tl.int64) * WIDTH
-    patch = maps + sample * sample_stride + top * row + left * step + channel
-    first, last = inside & (left >= 0), inside & (left + 3 < WIDTH)
-    above, below = top >= 0, top + 3 < HEIGHT
-    a = _four(patch, step, first & above, inside & above, inside & above, last & above, RELU_INPUT)
-    b = _four(patch + row, step, first, inside, inside, last, RELU_INPUT)
-    c = _four(patch + 2 * row, step, first, inside, inside, last, RELU_INPUT)
-    d = _four(patch + 3 * row, step, first & below, inside & below, inside & below, last & below, RELU_INPUT)
-    out = inputs + (tile * samples.to(tl.int64) + sample) * CHANNELS + channel
-    stride = samples.to(tl.int64) * TILES * CHANNELS
-    for i in tl.static_range(4):
-        e0, e1 = _input_transform(i, a[0], b[0], c[0], d[0]), _input_transform(i, a[1], b[1], c[1], d[1])
-        e2, e3 = _input_transform(i, a[2], b[2], c[2], d[2]), _input_transform(i, a[3], b[3], c[3], d[3])
-        for j in tl.static_range(4):
-            value = _input_transform(j, e0, e1, e2, e3).to(inputs.dtype.element_ty)
-            tl.store(out + (i * 4 + j) * stride, value, mask=inside)
+    """Products of a convolution -> the map after pooling, bias and ReLU, and its argmax, both row by row.
 
-
-@triton.jit(do_not_specialize=["tiles"])
-def output_transform_kernel(products, bias, pooled, argmax, tiles, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """products (16, T * N, C), bias (C,) -> pooled (T * N, C) after ReLU, argmax (T * N, C).
-
-    argmax: which of the window's 4 values is the first maximum; 4 where the ReLU gives zero.
+    argmax: which of a window's 4 values is the first maximum; 4 where the ReLU gives zero.
     """
-    tile = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < CHANNELS
-    stride = tiles.to(tl.int64) * CHANNELS
-    product = products + tile * CHANNELS + channel
-    a = _four(product, stride, inside, inside, inside, inside, False)
-    b = _four(product + 4 * stride, stride, inside, inside, inside, inside, False)
-    c = _four(product + 8 * stride, stride, inside, inside, inside, inside, False)
-    d = _four(product + 12 * stride, stride, inside, inside, inside, inside, False)
-    best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    where = tl.zeros((BLOCK,), tl.int32)
-    for position in tl.static_range(4):
-        value = _output_transform(
-            position // 2,
-            _output_transform(position % 2, a[0], a[1], a[2], a[3]),
-            _output_transform(position % 2, b[0], b[1], b[2], b[3]),
-            _output_transform(position % 2, c[0], c[1], c[2], c[3]),
-            _output_transform(position % 2, d[0], d[1], d[2], d[3]),
-        )
-        where = tl.where(value > best, position, where)
-        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
-    best += tl.load(bias + channel, mask=inside, other=0.0)
-    out = tile * CHANNELS + channel
-    activation = tl.maximum(best, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(pooled + out, activation.to(pooled.dtype.element_ty), mask=inside)
-    tl.store(argmax + out, tl.where(best > 0, where, 4).to(tl.uint8), mask=inside)
-
-
-@triton.jit(do_not_specialize=["tiles"])
-def backward_products_kernel(
-    direction, argmax, filters, inputs, tiles,
-    INNER: tl.constexpr, OUTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """direction, argmax (T * N, O), filters (16, O, C) -> inputs (16, T * N, C).
-
-    The adjoint of max pooling and of the output transform, then the transposed filters; only the result is written.
-    """
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    product = tl.program_id(2)
-    i, j = product // 4, product % 4
-    upper, lower = tl.where(i < 3, 1.0, 0.0), tl.where(i == 0, 0.0, tl.where(i == 2, -1.0, 1.0))
-    left, right = tl.where(j < 3, 1.0, 0.0), tl.where(j == 0, 0.0, tl.where(j == 2, -1.0, 1.0))
-    inner = tl.arange(0, BLOCK_K)
-    row = tl.where(rows < tiles, rows, 0).to(tl.int64)[:, None] * INNER + inner[None, :]
-    weights = filters + product.to(tl.int64) * INNER * OUTER + inner[:, None] * OUTER + columns[None, :]
-    even: tl.constexpr = INNER % BLOCK_K == 0 and OUTER % BLOCK_N == 0
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, INNER, BLOCK_K):
-        if even:
-            g, position = tl.load(direction + row + k), tl.load(argmax + row + k)
-            weight = tl.load(weights + k * OUTER)
-        else:
-            known = (inner + k < INNER)[None, :]
-            g, position = (
-                tl.load(direction + row + k, mask=known, other=0.0),
-                tl.load(argmax + row + k, mask=known, other=4),
-            )
-            weight = tl.load(
-                weights + k * OUTER, mask=(inner + k < INNER)[:, None] & (columns < OUTER)[None, :], other=0.0
-            )
-        vertical = tl.where(position < 2, upper, lower)
-        horizontal = tl.where(position % 2 == 0, left, right)
-        factor = tl.where(position < 4, vertical * horizontal, 0.0)  # -1, 0 or 1: exact in any type
-        total = tl.dot(g * factor.to(g.dtype), weight, total)
-    out = inputs + (product.to(tl.int64) * tiles + rows.to(tl.int64)[:, None]) * OUTER + columns[None, :]
-    tl.store(out, total.to(inputs.dtype.element_ty), mask=(rows < tiles)[:, None] & (columns < OUTER)[None, :])
+    values = _load_products(products, inside, GRID, CHANNELS)
+    bias = tl.load(bias, mask=inside)
+    pooled, argmax = (), ()
+    for y in tl.static_range(len(DOWN) // (2 * GRID[0] * GRID[1])):
+        upper = _transformed_row(DOWN, 2 * y, ACROSS, values, GRID[2] * GRID[3])
+        lower = _transformed_row(DOWN, 2 * y + 1, ACROSS, values, GRID[2] * GRID[3])
+        for x in tl.static_range(len(ACROSS) // (2 * GRID[2] * GRID[3])):
+            best, where = _first_maximum(upper, lower, x)
+            best = best * scale + bias
+            pooled = pooled + (tl.maximum(best, 0.0, propagate_nan=tl.PropagateNan.ALL),)
+            argmax = argmax + (tl.where(best > 0, where, 4),)
+    return pooled, argmax
 
 
 @triton.jit
-def _both_rows(here, above, stride, in_here, in_above):
-    """One column of products of a tile and of the tile above -> the two rows of positions that both reach."""
-    a = _four(here, stride, in_here, in_here, in_here, in_here, False)
-    b = _four(above, stride, in_above, in_above, in_above, in_above, False)
-    upper = _input_transform_adjoint(0, a[0], a[1], a[2], a[3]) + _input_transform_adjoint(2, b[0], b[1], b[2], b[3])
-    lower = _input_transform_adjoint(1, a[0], a[1], a[2], a[3]) + _input_transform_adjoint(3, b[0], b[1], b[2], b[3])
-    return upper, lower
+def _unpool(direction, argmax, WINDOWS_DOWN: tl.constexpr, WINDOWS_ACROSS: tl.constexpr):
+    """Gradient at the pooled map and its argmax -> gradient at the convolution's, both row by row."""
+    values = ()
+    for y in tl.static_range(WINDOWS_DOWN):
+        for row in tl.static_range(2):
+            for x in tl.static_range(2 * WINDOWS_ACROSS):
+                here = argmax[y * WINDOWS_ACROSS + x // 2] == 2 * row + x % 2
+                values = values + (tl.where(here, direction[y * WINDOWS_ACROSS + x // 2], 0.0),)
+    return values
 
 
 @triton.jit
-def _store_position(maps, mask_maps, offset, mask_offset, value, inside, MASKED: tl.constexpr):
-    if MASKED:
-        value = tl.where(tl.load(mask_maps + mask_offset, mask=inside, other=0.0) > 0, value, 0.0)
-    tl.store(maps + offset, value.to(maps.dtype.element_ty), mask=inside)
+def _power_of_two(size, limit):
+    """A power of two, at most 1, that brings `size` below `limit`."""
+    exponent = (tl.maximum(size / limit, 0.5).to(tl.int32, bitcast=True) >> 23) + 1  # of the next power, biased by 127
+    return ((254 - tl.minimum(exponent, 253)) << 23).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["samples", "position_stride", "sample_stride"])
-def input_transform_adjoint_kernel(
-    inputs, mask_maps, maps, samples, position_stride, sample_stride,
-    MASKED: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """inputs (16, T * N, C) -> maps (H * W, N, C), zero where `mask_maps` (H * W, N, C) is not positive.
+@triton.jit(do_not_specialize=["samples"])
+def scale_kernel(maps, scales, samples, limit, growth, offset, second_limit, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
+    """maps (N, LENGTH) -> scales (2, N).
 
-    Strides are those of `mask_maps`, in elements. A program makes two rows of one map from left to right; they belong
-    to one row of tiles and to the one above.
-    """
-    DOWN: tl.constexpr = HEIGHT // 2
-    ACROSS: tl.constexpr = WIDTH // 2
-    sample, down = (tl.program_id(0) // (DOWN + 1)).to(tl.int64), tl.program_id(0) % (DOWN + 1)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < CHANNELS
-    down += channel * 0  # a vector, as above
-    in_here, in_above = inside & (down < DOWN), inside & (down > 0)
-    in_upper, in_lower = inside & (down > 0), inside & (2 * down < HEIGHT)
-    next_one = samples.to(tl.int64) * CHANNELS  # position of maps, or tile of inputs
-    stride = next_one * DOWN * ACROSS
-    here = inputs + down * ACROSS * next_one + sample * CHANNELS + channel
-    above = here - ACROSS * next_one
-    upper_position = (2 * down - 1) * WIDTH - 1
-    upper = upper_position * next_one + sample * CHANNELS + channel
-    lower = upper + WIDTH * next_one
-    step = position_stride.to(tl.int64)
-    mask_upper = upper_position * step + sample * sample_stride + channel
-    mask_lower = mask_upper + WIDTH * step
-    left_upper = tl.zeros((BLOCK,), tl.float32)
-    right_upper, left_lower, right_lower = left_upper, left_upper, left_upper
-    for across in range(ACROSS + 1):
-        column = across + channel * 0
-        left, right, real = column > 0, 2 * column < WIDTH, column < ACROSS
-        u0, l0 = _both_rows(here, above, 4 * stride, in_here & real, in_above & real)
-        u1, l1 = _both_rows(here + stride, above + stride, 4 * stride, in_here & real, in_above & real)
-        u2, l2 = _both_rows(here + 2 * stride, above + 2 * stride, 4 * stride, in_here & real, in_above & real)
-        u3, l3 = _both_rows(here + 3 * stride, above + 3 * stride, 4 * stride, in_here & real, in_above & real)
-        left_upper += _input_transform_adjoint(0, u0, u1, u2, u3)
-        right_upper += _input_transform_adjoint(1, u0, u1, u2, u3)
-        left_lower += _input_transform_adjoint(0, l0, l1, l2, l3)
-        right_lower += _input_transform_adjoint(1, l0, l1, l2, l3)
-        _store_position(maps, mask_maps, upper, mask_upper, left_upper, in_upper & left, MASKED)
-        _store_position(maps, mask_maps, upper + next_one, mask_upper + step, right_upper, in_upper & right, MASKED)
-        _store_position(maps, mask_maps, lower, mask_lower, left_lower, in_lower & left, MASKED)
-        _store_position(maps, mask_maps, lower + next_one, mask_lower + step, right_lower, in_lower & right, MASKED)
-        left_upper, right_upper = (
-            _input_transform_adjoint(2, u0, u1, u2, u3),
-            _input_transform_adjoint(3, u0, u1, u2, u3),
-        )
-        left_lower, right_lower = (
-            _input_transform_adjoint(2, l0, l1, l2, l3),
-            _input_transform_adjoint(3, l0, l1, l2, l3),
-        )
-        here, above = here + next_one, above + next_one
-        upper, lower = upper + 2 * next_one, lower + 2 * next_one
-        mask_upper, mask_lower = mask_upper + 2 * step, mask_lower + 2 * step
-
-
-@triton.jit(do_not_specialize=["phases"])
-def score_kernel(
-    features, weight, bias, losses, slopes, directions, phases,
-    LENGTH: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """features (N, F), weight (K, F), bias (K,) -> -log q_K (N,), slopes 1 - q_K (N,) and directions (N, F).
-
-    The weights are read once: the sum of exp(logits) is kept relative to the largest logit so far.
+    The products of values up to `limit` stay within float16, those of the second convolution up to `second_limit`.
+    The first convolution makes at most growth * x + offset of x.
     """
     sample = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < LENGTH
-    feature = tl.load(features + sample * LENGTH + column, mask=inside, other=0.0).to(tl.float32)
-    largest, total = float("-inf"), 0.0
-    pull = tl.zeros((BLOCK,), tl.float32)
-    for phase in range(phases - 1):
-        row = tl.load(weight + phase * LENGTH + column, mask=inside, other=0.0)
-        logit = tl.sum(row * feature) + tl.load(bias + phase)
-        new = tl.maximum(largest, logit, propagate_nan=tl.PropagateNan.ALL)
-        shrink, share = tl.exp(largest - new), tl.exp(logit - new)
-        total, largest = total * shrink + share, new
-        if GRADIENT:
-            pull = pull * shrink + share * row
-    others = largest + tl.log(total)
-    row = tl.load(weight + (phases - 1) * LENGTH + column, mask=inside, other=0.0)
-    margin = others - tl.sum(row * feature) - tl.load(bias + phases - 1)
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, LENGTH, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        value = tl.load(maps + sample * LENGTH + place, mask=place < LENGTH, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.abs(value))
+    size = tl.max(largest, 0)
+    tl.store(scales + sample, _power_of_two(size, limit))
+    tl.store(scales + samples + sample, _power_of_two(size * growth + offset, second_limit))
+
+
+@triton.jit
+def input_transform_kernel(
+    maps, scales, inputs, positive, DOWN: tl.constexpr, ACROSS: tl.constexpr, GRID: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, RELU: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """maps (N, H * W, C) -> inputs (N, tiles, R, C) of the first convolution's products.
+
+    RELU: apply ReLU to the maps first, and note where it lets through in the bits of positive (N, words, C).
+    """
+    sample, channel = _program(CHANNELS, BLOCK)
+    inside = _mask(channel, CHANNELS, BLOCK)
+    maps += sample * (HEIGHT * WIDTH * CHANNELS) + channel
+    scale = tl.load(scales + sample)
+    words: tl.constexpr = (HEIGHT * WIDTH + 31) // 32
+    positive += sample * (words * CHANNELS) + channel
+    values = ()
+    for word in tl.static_range(words):
+        bits = tl.zeros((BLOCK,), tl.int32)
+        for bit in tl.static_range(min(32, HEIGHT * WIDTH - 32 * word)):
+            value = tl.load(maps + (32 * word + bit) * CHANNELS, mask=inside).to(tl.float32) * scale
+            if RELU:
+                bits |= tl.where(value > 0, 1 << bit, 0)
+                value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            values = values + (value,)
+        if RELU:
+            tl.store(positive + word * CHANNELS, bits, mask=inside)
+    inputs += sample * (_count(GRID) * CHANNELS) + channel
+    _store_transform(inputs, DOWN, ACROSS, values, WIDTH, inside, GRID, CHANNELS)
+
+
+@triton.jit(do_not_specialize=["samples"])
+def pool_kernel(
+    products, scales, bias, argmax, inputs, samples, DOWN: tl.constexpr, ACROSS: tl.constexpr, GRID: tl.constexpr,
+    NEXT_DOWN: tl.constexpr, NEXT_ACROSS: tl.constexpr, NEXT_GRID: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """products (N, tiles, R, C) of the first convolution -> argmax (N, windows, C), and inputs of the second's."""
+    sample, channel = _program(CHANNELS, BLOCK)
+    inside = _mask(channel, CHANNELS, BLOCK)
+    products += sample * (_count(GRID) * CHANNELS) + channel
+    height: tl.constexpr = len(DOWN) // (2 * GRID[0] * GRID[1])
+    width: tl.constexpr = len(ACROSS) // (2 * GRID[2] * GRID[3])
+    argmax += sample * (height * width * CHANNELS) + channel
+    inputs += sample * (_count(NEXT_GRID) * CHANNELS) + channel
+    scale, next_scale = 1.0 / tl.load(scales + sample), tl.load(scales + samples + sample)
+    pooled, where = _pool(products, scale, bias + channel, inside, DOWN, ACROSS, GRID, CHANNELS)
+    values = ()
+    for window in tl.static_range(len(pooled)):
+        tl.store(argmax + window * CHANNELS, where[window].to(tl.uint8), mask=inside)
+        values = values + (pooled[window] * next_scale,)
+    _store_transform(inputs, NEXT_DOWN, NEXT_ACROSS, values, width, inside, NEXT_GRID, CHANNELS)
+
+
+@triton.jit(do_not_specialize=["samples"])
+def score_kernel(
+    products, scales, bias, weight, phase_bias, losses, slopes, directions, samples, DOWN: tl.constexpr,
+    ACROSS: tl.constexpr, GRID: tl.constexpr, ADJOINT_DOWN: tl.constexpr, ADJOINT_ACROSS: tl.constexpr,
+    PHASES: tl.constexpr, PHASE_BLOCK: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """products (N, tiles, R, C) of the second convolution, weight (K, windows, C), phase_bias (K,) -> -log q_K (N,),
+    and its gradient at the products, slopes (N,) times directions (N, tiles, R, C).
+
+    The largest of a map's directions is about 1, however small the slope is. BLOCK: C or more.
+    """
+    height: tl.constexpr = len(DOWN) // (2 * GRID[0] * GRID[1])
+    width: tl.constexpr = len(ACROSS) // (2 * GRID[2] * GRID[3])
+    windows: tl.constexpr = height * width
+    sample, channel = _program(CHANNELS, BLOCK)
+    inside = _mask(channel, CHANNELS, BLOCK)
+    products += sample * (_count(GRID) * CHANNELS) + channel
+    directions += sample * (_count(GRID) * CHANNELS) + channel
+    scale = 1.0 / tl.load(scales + samples + sample)
+    features, argmax = _pool(products, scale, bias + channel, inside, DOWN, ACROSS, GRID, CHANNELS)
+
+    phase = tl.arange(0, PHASE_BLOCK)
+    exists = (phase < PHASES)[:, None] & (channel < CHANNELS)[None, :]
+    weight += phase[:, None] * (windows * CHANNELS) + channel[None, :]
+    logits = tl.load(phase_bias + phase, mask=phase < PHASES, other=0.0)
+    weights = ()
+    for window in tl.static_range(windows):
+        weights = weights + (tl.load(weight + window * CHANNELS, mask=exists, other=0.0),)
+        feature = tl.where(channel < CHANNELS, features[window], 0.0)
+        logits += tl.sum(weights[window] * feature[None, :], 1)
+    others = tl.where(phase < PHASES - 1, logits, float("-inf"))
+    largest = tl.max(others, 0)
+    shares = tl.exp(others - largest)
+    total = tl.sum(shares, 0)
+    margin = largest + tl.log(total) - tl.sum(tl.where(phase == PHASES - 1, logits, 0.0), 0)
     small = tl.exp(-tl.abs(margin))
-    sum_of_both = 1.0 + small
-    log1p = tl.where(sum_of_both == 1.0, small, tl.log(sum_of_both) * (small / (sum_of_both - 1.0)))
+    one = 1.0 + small
+    log1p = tl.where(one == 1.0, small, tl.log(one) * (small / tl.where(one == 1.0, 1.0, one - 1.0)))
     tl.store(losses + sample, tl.maximum(margin, 0.0, propagate_nan=tl.PropagateNan.ALL) + log1p)
-    if GRADIENT:
-        tl.store(slopes + sample, tl.where(margin > 0, 1.0, small) / sum_of_both)
-        direction = (pull / total - row).to(directions.dtype.element_ty)
-        tl.store(directions + sample * LENGTH + column, direction, mask=inside)
+
+    pull = shares / total - tl.where(phase == PHASES - 1, 1.0, 0.0)
+    gradient = ()
+    size = 1e-30
+    for window in tl.static_range(windows):
+        gradient = gradient + (tl.sum(weights[window] * pull[:, None], 0),)
+        size = tl.maximum(size, tl.max(tl.abs(gradient[window]), 0))
+    tl.store(slopes + sample, tl.where(margin > 0, 1.0, small) / one * size)
+    values = ()
+    for window in tl.static_range(windows):
+        values = values + (gradient[window] / size,)
+    values = _unpool(values, argmax, height, width)
+    _store_transform(directions, ADJOINT_DOWN, ADJOINT_ACROSS, values, 2 * width, inside, GRID, CHANNELS)
+
+
+@triton.jit
+def unpool_kernel(
+    products, argmax, directions, DOWN: tl.constexpr, ACROSS: tl.constexpr, GRID: tl.constexpr,
+    NEXT_DOWN: tl.constexpr, NEXT_ACROSS: tl.constexpr, NEXT_GRID: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradient at the second convolution's inputs (N, tiles, R, C), argmax -> directions at the first's products."""
+    sample, channel = _program(CHANNELS, BLOCK)
+    inside = _mask(channel, CHANNELS, BLOCK)
+    products += sample * (_count(GRID) * CHANNELS) + channel
+    height: tl.constexpr = len(DOWN) // (GRID[0] * GRID[1])
+    width: tl.constexpr = len(ACROSS) // (GRID[2] * GRID[3])
+    argmax += sample * (height * width * CHANNELS) + channel
+    directions += sample * (_count(NEXT_GRID) * CHANNELS) + channel
+    where = ()
+    for window in tl.static_range(height * width):
+        where = where + (tl.load(argmax + window * CHANNELS, mask=inside),)
+    values = _load_products(products, inside, GRID, CHANNELS)
+    direction = ()
+    for y in tl.static_range(height):
+        direction = direction + _transformed_row(DOWN, y, ACROSS, values, GRID[2] * GRID[3])
+    values = _unpool(direction, where, height, width)
+    _store_transform(directions, NEXT_DOWN, NEXT_ACROSS, values, 2 * width, inside, NEXT_GRID, CHANNELS)
+
+
+@triton.jit(do_not_specialize_on_alignment=["loss_gradient"])
+def input_gradient_kernel(
+    products, positive, slopes, loss_gradient, gradient, factor, DOWN: tl.constexpr, ACROSS: tl.constexpr,
+    GRID: tl.constexpr, RELU: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradient at the first convolution's inputs (N, tiles, R, C) -> gradient (N, H * W, C) at the maps.
+
+    It is multiplied by slopes (N,), loss_gradient () and factor. RELU: where `positive` says that it lets through.
+    """
+    sample, channel = _program(CHANNELS, BLOCK)
+    inside = _mask(channel, CHANNELS, BLOCK)
+    height: tl.constexpr = len(DOWN) // (GRID[0] * GRID[1])
+    width: tl.constexpr = len(ACROSS) // (GRID[2] * GRID[3])
+    products += sample * (_count(GRID) * CHANNELS) + channel
+    gradient += sample * (height * width * CHANNELS) + channel
+    scale = tl.load(slopes + sample) * tl.load(loss_gradient) * factor
+    bits = ()
+    if RELU:
+        words: tl.constexpr = (height * width + 31) // 32
+        positive += sample * (words * CHANNELS) + channel
+        for word in tl.static_range(words):
+            bits = bits + (tl.load(positive + word * CHANNELS, mask=inside),)
+    values = _load_products(products, inside, GRID, CHANNELS)
+    for y in tl.static_range(height):
+        row = _transformed_row(DOWN, y, ACROSS, values, GRID[2] * GRID[3])
+        for x in tl.static_range(width):
+            value = row[x] * scale
+            if RELU:
+                word = bits[(y * width + x) // 32]
+                value = tl.where((word >> ((y * width + x) % 32)) & 1 != 0, value, 0.0)
+            tl.store(gradient + (y * width + x) * CHANNELS, value.to(gradient.dtype.element_ty), mask=inside)

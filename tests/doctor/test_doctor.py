@@ -23,7 +23,7 @@ from fmcefast.doctor import examination, machine
 from fmcefast.doctor.examination import doctor
 from fmcefast.doctor.packages import find_misfits
 from fmcefast.doctor.result import Cpu, Disk, DoctorResult, Gpu, Package, StageChoice
-from fmcefast.kernels.fmce_head.triton_block import TritonBlock
+from fmcefast.kernels.fmce_head.triton_head import TritonHead
 from fmcefast.losses import implementation
 from fmcefast.runtime.device import amp_type, describe, precision_name
 
@@ -194,7 +194,7 @@ def test_the_loss_is_said_to_be_computed_as_it_is(no_gpu, tmp_path, monkeypatch,
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(implementation, "triton_obstacle", lambda *arguments, **settings: None)
-    monkeypatch.setattr(TritonBlock, "forward", fail)
+    monkeypatch.setattr(TritonHead, "__call__", fail)
     found = doctor(tmp_path)
     assert stage(found, "loss").uses == "PyTorch" and found.usable
     assert [note for note in found.notes if "no C compiler" in note]

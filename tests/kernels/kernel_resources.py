@@ -1,58 +1,81 @@
-"""Compiles the shipped kernels for GPUs that need not be there; prints what each of them uses, as JSON."""
+"""Compiles the shipped kernels for GPUs that need not be there; prints what each of them uses, as JSON.
+
+Arguments: compute capabilities, 80 90 100.
+"""
 
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fmcefast.kernels.fmce_head import triton_block, triton_kernels
+from fmcefast.kernels.fmce_head import triton_head
+from fmcefast.kernels.fmce_head import triton_kernels as kernels
+from fmcefast.kernels.fmce_head.layers import Affine
+from fmcefast.kernels.fmce_head.triton_transforms import Convolution
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-HALF, FLOAT = "*fp16", "*fp32"
-SIZES = {"HEIGHT": 7, "WIDTH": 7, "BLOCK": triton_block.CHANNEL_BLOCK}
-WARPS = triton_block.CHANNEL_WARPS
+MAPS, HALF, FLOAT, BYTE, INT = "*bf16", "*fp16", "*fp32", "*u8", "*i32"
+CHANNELS, MIDDLE, OUTPUTS, SIZE, PHASES = 1024, 512, 256, 7, 10
 
 
 def main() -> None:
     rows = []
-    for capability in (80, 86, 90, 100, 120):
-        products = triton_block.PRODUCTS_SM90 if capability in (90, 100) else triton_block.PRODUCTS_SM80
-        for kernel, pointers, constants, warps, stages in shipped(products):
-            rows.append({"capability": capability, **compiled(kernel, pointers, constants, capability, warps, stages)})
+    for capability in map(int, sys.argv[1:]):
+        for kernel, pointers, constants, warps in shipped():
+            rows.append({"capability": capability, **compiled(kernel, pointers, constants, capability, warps)})
     print(json.dumps(rows))
 
 
-def shipped(products: tuple[int, ...]):
-    rows, columns, depth, products_warps, stages = products
-    for maps in (HALF, "*bf16"):
-        for relu_input in (False, True):
-            constants = {"RELU_INPUT": relu_input, "CHANNELS": 1024, **SIZES}
-            yield triton_kernels.input_transform_kernel, {"maps": maps, "inputs": HALF}, constants, WARPS, 3
-    pointers = {"products": FLOAT, "bias": FLOAT, "pooled": HALF, "argmax": "*u8"}
-    yield triton_kernels.output_transform_kernel, pointers, {"CHANNELS": 512, "BLOCK": SIZES["BLOCK"]}, WARPS, 3
-    pointers = {"direction": HALF, "argmax": "*u8", "filters": HALF, "inputs": HALF}
-    constants = {"INNER": 512, "OUTER": 1024, "BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}
-    yield triton_kernels.backward_products_kernel, pointers, constants, products_warps, stages
-    for masked in (False, True):
-        pointers = {"inputs": HALF, "mask_maps": HALF, "maps": HALF}
-        constants = {"MASKED": masked, "CHANNELS": 1024, **SIZES}
-        yield triton_kernels.input_transform_adjoint_kernel, pointers, constants, WARPS, 3
-    pointers = {"features": HALF, "weight": HALF, "bias": HALF, "losses": FLOAT, "slopes": FLOAT, "directions": HALF}
-    yield triton_kernels.score_kernel, pointers, {"LENGTH": 256, "GRADIENT": True, "BLOCK": 256}, 4, 3
+def shipped():
+    """Kernels, their pointers, constants and warps, for bfloat16 maps of 7x7."""
+    layer = Affine(torch.zeros(1, 1, 3, 3), torch.zeros(1))
+    first, second = (Convolution(layer, size, size, torch.device("cpu")) for size in (SIZE, SIZE // 2))
+    block, warps = {"BLOCK": triton_head.BLOCK}, triton_head.WARPS
+    constants = {"LENGTH": SIZE**2 * CHANNELS, "BLOCK": triton_head.SCALE_BLOCK}
+    yield kernels.scale_kernel, {"maps": MAPS, "scales": FLOAT}, constants, triton_head.SCALE_WARPS
+    for relu in (False, True):
+        pointers = {"maps": MAPS, "scales": FLOAT, "inputs": HALF, "positive": INT}
+        constants = {"HEIGHT": SIZE, "WIDTH": SIZE, "RELU": relu, "CHANNELS": CHANNELS, "GRID": first.grid}
+        constants |= sides(first.input_transform) | block
+        yield kernels.input_transform_kernel, pointers, constants, warps
+        pointers = {"products": HALF, "positive": INT, "slopes": FLOAT, "loss_gradient": FLOAT, "gradient": MAPS}
+        constants = {"RELU": relu, "CHANNELS": CHANNELS, "GRID": first.grid}
+        yield kernels.input_gradient_kernel, pointers, constants | sides(first.input_adjoint) | block, warps
+    pointers = {"products": HALF, "scales": FLOAT, "bias": FLOAT, "argmax": BYTE, "inputs": HALF}
+    constants = {"GRID": first.grid, "NEXT_GRID": second.grid, "CHANNELS": MIDDLE}
+    constants |= sides(first.output_transform) | sides(second.input_transform, "NEXT_") | block
+    yield kernels.pool_kernel, pointers, constants, warps
+    pointers = {"products": HALF, "argmax": BYTE, "directions": HALF}
+    constants = {"GRID": second.grid, "NEXT_GRID": first.grid, "CHANNELS": MIDDLE}
+    constants |= sides(second.input_adjoint) | sides(first.output_adjoint, "NEXT_") | block
+    yield kernels.unpool_kernel, pointers, constants, warps
+    pointers = dict.fromkeys(("scales", "bias", "weight", "phase_bias", "losses", "slopes"), FLOAT)
+    pointers |= {"products": HALF, "directions": HALF}
+    constants = {"GRID": second.grid, "PHASES": PHASES, "PHASE_BLOCK": 16, "CHANNELS": OUTPUTS, "BLOCK": OUTPUTS}
+    constants |= sides(second.output_transform) | sides(second.output_adjoint, "ADJOINT_")
+    yield kernels.score_kernel, pointers, constants, warps
 
 
-def compiled(kernel, pointers: dict, constants: dict, capability: int, warps: int, stages: int) -> dict:
-    signature = {name: pointers.get(name, "constexpr" if name in constants else "i32") for name in kernel.arg_names}
+def sides(transform, prefix: str = "") -> dict:
+    return {f"{prefix}DOWN": transform.down, f"{prefix}ACROSS": transform.across}
+
+
+def compiled(kernel, pointers: dict, constants: dict, capability: int, warps: int) -> dict:
+    numbers = {name: "i32" if name == "samples" else "fp32" for name in kernel.arg_names}
+    constant = dict.fromkeys(constants, "constexpr")
+    signature = numbers | constant | pointers
     aligned = {(number,): [["tt.divisibility", 16]] for number, name in enumerate(kernel.arg_names) if name in pointers}
     made = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "num_stages": stages},
+        options={"num_warps": warps},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(made.asm["cubin"])
@@ -68,7 +91,6 @@ def compiled(kernel, pointers: dict, constants: dict, capability: int, warps: in
         "local_bytes": int(used["STACK"]) + int(used["LOCAL"]),
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
         "shared_bytes": made.metadata.shared,
-        "wgmma": "wgmma.mma_async" in made.asm["ptx"],
     }
 
 

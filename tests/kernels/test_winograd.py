@@ -1,5 +1,7 @@
 """Winograd's matrices against NumPy's convolution."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,20 @@ from fmcefast.kernels.winograd import best_tile, padded_transforms, pair_transfo
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (2, 2), (3, 2), (5, 5), (7, 6), (14, 14)])
 def test_outputs_are_those_of_a_padded_convolution(rng, inputs, outputs, tile):
     check_transforms(padded_transforms(inputs, outputs, tile), rng, inputs, outputs)
+
+
+@pytest.mark.parametrize("points", [(0, 1, -1, 2), (0, Fraction("0.79"), Fraction("-0.79"), 3, -3)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(7, 6), (6, 6), (5, 4)])
+def test_any_points_and_both_scales_are_the_same_convolution(rng, inputs, outputs, points):
+    made = padded_transforms(inputs, outputs, 3, points)
+    assert len(made.filter_transform) == 5
+    forward, adjoint = made.scaled()
+    for each in (made, forward, adjoint):
+        check_transforms(each, rng, inputs, outputs)
+    np.testing.assert_array_equal(forward.filter_transform, adjoint.filter_transform)
+    np.testing.assert_allclose(np.linalg.norm(forward.input_transform, axis=2).max(1), 1)
+    np.testing.assert_allclose(np.linalg.norm(adjoint.filter_transform, axis=1), 1)
+    np.testing.assert_allclose(np.linalg.norm(adjoint.output_transform, axis=0).max(1), 1)
 
 
 def test_a_pair_needs_three_products(rng):

@@ -3,9 +3,11 @@
 import copy
 import gc
 import logging
+from math import prod
 
 import pytest
 import torch
+import triton.language as tl
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,12 +16,12 @@ from fmcefast import FMCENet, FMCSLoss, FusedFMCSLoss, RepresentationAuxiliaryLo
 from fmcefast.errors import InputError
 from fmcefast.kernels.fmce_head.cpu_block import CPUBlock, has_amx
 from fmcefast.kernels.fmce_head.head import Head
-from fmcefast.kernels.fmce_head.torch_block import TorchBlock, first_maximum
-from fmcefast.kernels.fmce_head.triton_block import TritonBlock
+from fmcefast.kernels.fmce_head.torch_block import INACTIVE, TorchBlock, first_maximum
+from fmcefast.kernels.fmce_head.triton_head import TritonHead
 from fmcefast.losses import implementation
 from fmcefast.losses.fused_head import FusedHead
 from fmcefast.losses.implementation import FEW_MAPS, MapKind, make_head
-from fmcefast.losses.operator import fmcs
+from fmcefast.losses.operator import fmcs, fmcs_gradient
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 IMPLS = [("torch", "cpu"), *(pytest.param(impl, "cuda", marks=pytest.mark.gpu) for impl in ("torch", "triton"))]
@@ -27,6 +29,21 @@ if not torch.cuda.is_available():
     IMPLS.append(("triton", "cpu"))  # in Triton's interpreter
 AMX = has_amx()
 HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def interpreter_rounds(monkeypatch):
+    """Triton's interpreter truncates float32 to bfloat16; a GPU rounds."""
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounded(data, source, target, mode):
+        if (source, target) == (tl.float32, tl.bfloat16):
+            return torch.from_numpy(data).bfloat16().view(torch.int16).numpy()
+        return convert(data, source, target, mode)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)
 
 
 def make_net(channels, spatial=7, phases=10, reduce_kernel=1, seed=0):
@@ -50,9 +67,8 @@ def make_maps(net, samples, dtype=torch.float64, device="cpu", seed=0):
 
 def plain(net, maps):
     """Loss and gradient of the plain head in float64."""
-    maps = maps.detach().double().cpu().requires_grad_()
-    loss = FMCSLoss(net)(maps)
-    return loss.detach(), torch.autograd.grad(loss, maps)[0]
+    maps = maps.detach().double().requires_grad_()
+    return value_and_gradient(FMCSLoss(net), maps)
 
 
 def value_and_gradient(loss_of, maps):
@@ -101,8 +117,17 @@ def test_more_than_1024_channels_are_reduced_first(reduce_kernel, samples):
 
 
 def recorded_argmax(head):
-    """A dictionary that the next call fills: argmax of the blocks, and where the reduced maps are positive."""
+    """A dictionary that the next step fills: argmax of the blocks, and where the reduced maps are positive."""
     recorded = {}
+    if isinstance(head, TritonHead):
+        gradient = head.gradient
+
+        def record_kept(kept, *args):
+            recorded.update(argmax_kept(head, kept))
+            return gradient(kept, *args)
+
+        head.gradient = record_kept
+        return recorded
     for name in ("first", "second"):
         block = getattr(head, name)
 
@@ -114,6 +139,28 @@ def recorded_argmax(head):
 
         block.forward = record
     return recorded
+
+
+def argmax_kept(head, kept):
+    """What TritonHead keeps, as `recorded_argmax` gives it."""
+    _, directions, first, positive = kept
+    tiles_down, products_down, tiles_across, products_across = head.second.grid
+    down, across = (torch.tensor(matrix, dtype=torch.float64) for matrix in head.second.output_adjoint)
+    down, across = down.view(tiles_down * products_down, -1), across.view(tiles_across * products_across, -1)
+    samples, outputs = len(first), directions.shape[2]
+    grid = directions.double().view(samples, tiles_down, tiles_across, products_down, products_across, outputs)
+    grid = grid.permute(0, 1, 3, 2, 4, 5).reshape(samples, len(down), len(across), outputs)
+    pixels = torch.einsum("ya,xb,nabc->nyxc", torch.linalg.pinv(down), torch.linalg.pinv(across), grid.cpu())
+    windows = (
+        pixels.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).permute(2, 4, 1, 3, 0, 5).reshape(4, -1, samples, outputs)
+    )
+    inactive = windows.abs().amax(0) < 1e-7
+    words = positive.unsqueeze(2) >> torch.arange(32, dtype=torch.int32, device=positive.device)[:, None] & 1
+    return {
+        "first": first.transpose(0, 1),
+        "second": windows.abs().argmax(0).masked_fill(inactive, INACTIVE),
+        "positive": words.flatten(1, 2)[:, : prod(head.size)].transpose(0, 1) > 0,
+    }
 
 
 def along_argmax(net, recorded, maps):
@@ -169,15 +216,16 @@ def test_float32_is_as_good_as_it_can_be(channels, few, device):
 
 
 def median_errors(impl, device, dtype):
-    """Over three seeds: of the fused loss, gradient, gradient along its argmax; of the plain loss and gradient."""
+    """Over three seeds or more: of the fused loss, gradient, gradient along its argmax; of the plain loss and gradient."""
     rows, eager = [], []
     interpreted = (impl, device) == ("triton", "cpu")
-    for seed in range(3):
+    seeds, samples = (6, 32) if device == "cuda" else (3, 1 if interpreted else 2)
+    for seed in range(seeds):
         net = make_net(256 if interpreted else 1024, seed=seed)
         with torch.no_grad():
             for weight in net.parameters():
                 weight.copy_(weight.to(dtype))  # what both of them round to
-        maps = make_maps(net, 1 if interpreted else 2, dtype, device, seed)
+        maps = make_maps(net, samples, dtype, device, seed)
         rows.append(errors(net, impl, maps))
         loss, gradient = value_and_gradient(FMCSLoss(net).to(device), maps)
         eager.append([relative(*pair) for pair in zip((loss, gradient), plain(net, maps), strict=True)])
@@ -191,13 +239,15 @@ def test_half_types_are_no_worse_than_the_plain_head_in_the_same_type(impl, devi
     if AMX and (dtype, device, impl) == (torch.bfloat16, "cpu", "torch"):
         assert loss <= eager_loss and total <= 1.6 * eager_total and same_argmax <= 1e-2  # products in bfloat16
     else:
-        assert loss <= 1e-3 and total <= 1.5 * eager_total and same_argmax <= 3e-3
+        assert loss <= 1e-3 and same_argmax <= 3e-3
+        # The interpreter takes too long for as many maps as this needs: see tests/kernels/test_triton_head.py.
+        assert total <= 1.5 * eager_total or (impl, device) == ("triton", "cpu")
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
 @pytest.mark.parametrize(
     ("channels", "spatial", "samples", "reduce_kernel"),
-    [(32, 7, 1, 1), (48, 4, 3, 1), (20, (5, 9), 2, 1), (1028, 4, 2, 1), (1028, 4, 1, 3), (36, (14, 6), 2, 1)],
+    [(32, 7, 1, 1), (48, 4, 3, 1), (20, (5, 9), 2, 1), (1028, 4, 2, 1), (1028, 4, 1, 3), (36, (8, 6), 2, 1)],
 )
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_types_of_every_shape(impl, device, channels, spatial, samples, reduce_kernel, dtype):
@@ -208,7 +258,7 @@ def test_half_types_of_every_shape(impl, device, channels, spatial, samples, red
         assert loss <= 3e-2 and total <= 0.3 and same_argmax <= 3e-2  # of single maps, far from the medians above
     else:
         # The reduction is in bfloat16, as that of the plain head.
-        reduced = channels > 1024 and (dtype, device, impl) == (torch.bfloat16, "cpu", "torch")
+        reduced = channels > 1024 and dtype == torch.bfloat16 and (impl, device) != ("torch", "cuda")
         assert loss <= 1e-2 and total <= 0.2 and same_argmax <= (8e-3 if reduced else 5e-3)
 
 
@@ -284,7 +334,7 @@ def test_a_map_that_is_not_finite_gives_nan(impl, device, value, place):
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
 def test_any_memory_format_is_taken(impl, device):
     net = make_net(16, 5, phases=3)
-    maps = make_maps(net, 6, torch.float16, device).detach()
+    maps = make_maps(net, 4, torch.float16, device).detach()
     wanted = value_and_gradient(FusedFMCSLoss(net, impl), maps[::2].clone().requires_grad_())
     for made in (maps.contiguous()[::2], maps[::2], maps.repeat(1, 2, 1, 1)[::2, :16], maps.flip(0).flip(0)[::2]):
         found = value_and_gradient(FusedFMCSLoss(net, impl), made.requires_grad_())
@@ -309,12 +359,31 @@ def test_gradients_keep_their_precision_when_the_maps_are_mature(impl, device):
     net = make_net(32, phases=4)
     with torch.no_grad():
         net.classifier.bias[-1] += 16  # 1 - q_K is about 1e-7 there, below what float16 can hold
-    maps = make_maps(net, 4, torch.float16, device)
+    maps = make_maps(net, 2, torch.float16, device)
     scale = 2.0**16
     loss, gradient = value_and_gradient(lambda maps: FusedFMCSLoss(net, impl)(maps) * scale, maps)
     wanted_loss, wanted = plain(net, maps)
     assert relative(loss, wanted_loss * scale) <= 2e-2
     assert relative(gradient, wanted * scale) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "size"),
+    [(24, torch.float16, 1e3), (24, torch.bfloat16, 1e5), (24, torch.bfloat16, 1e30), (1028, torch.float16, 6e4)],
+)
+def test_maps_beyond_float16_are_scaled(channels, dtype, size):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = make_net(channels, 4, phases=3)
+    maps = make_maps(net, 2).detach()
+    maps = (maps * (size / maps.max())).to(device, dtype)
+    maps[1] /= size  # another scale beside it
+    head = TritonHead(net.head_weights(), dtype, device)
+    losses, kept = head(maps, True)
+    gradient = head.gradient(kept, losses.mean() * 0 + 1, dtype)
+    for number in range(2):
+        wanted_loss, wanted = plain(net, maps[number : number + 1])
+        assert relative(losses[number].cpu(), wanted_loss) <= 1e-2
+        assert relative(2 * gradient[number : number + 1].cpu(), wanted) <= 0.1
 
 
 def test_autocast_decides_the_type_as_for_convolutions():
@@ -351,9 +420,13 @@ def test_the_compiler_may_rely_on_what_it_is_told(impl, device, samples):
     net = make_net(16, 4, phases=3)
     fused = FusedFMCSLoss(net, impl)
     maps = make_maps(net, samples, torch.bfloat16, device)
-    torch.library.opcheck(fmcs, (maps, fused._head.number, True), test_utils="test_faketensor")
+    number = fused._head.number
+    torch.library.opcheck(fmcs, (maps, number, True), test_utils="test_faketensor")
+    loss, kept = fmcs(maps, number, True)
+    torch.library.opcheck(fmcs_gradient, (kept, loss.detach(), number, maps.dtype), test_utils="test_faketensor")
     # Compiled code also takes it that outputs begin where their memory does.
-    assert all(output.storage_offset() == 0 for output in fmcs(maps, fused._head.number, True))
+    gradient = fmcs_gradient(kept, loss, number, maps.dtype)
+    assert all(output.storage_offset() == 0 for output in (loss, *kept, gradient))
 
 
 @pytest.mark.gpu
@@ -438,7 +511,7 @@ def test_pytorch_computes_where_triton_cannot(monkeypatch):
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(implementation, "triton_obstacle", lambda *args, **kwargs: None)
-    monkeypatch.setattr(TritonBlock, "forward", fail)
+    monkeypatch.setattr(TritonHead, "__call__", fail)
     net = make_net(16, 4, phases=3)
     maps = make_maps(net, 3, torch.float16)
     fused = FusedFMCSLoss(net)
@@ -518,6 +591,17 @@ def test_multiplications_are_as_few_as_promised():
         assert (sum(counts.values()) - transforms) / 1e9 == pytest.approx(count, rel=0.05)
 
 
+def test_multiplications_on_a_gpu_are_as_few_as_promised():
+    """As above, of F(3x3, 3x3)."""
+    for channels, count in ((1024, 56), (2048, 161)):
+        net = FMCENet(channels)
+        head = TritonHead(net.head_weights(), torch.bfloat16, torch.device("cpu"))
+        products = [head.first.grid, head.second.grid], [head.first.filters, head.second.filters]
+        one_way = sum(grid[0] * grid[2] * filters.numel() for grid, filters in zip(*products, strict=True))
+        one_way += 49 * head.reduce.weight.numel() if head.reduce else 0
+        assert 2 * 2 * 256 * one_way / 1e9 == pytest.approx(count, rel=0.05)
+
+
 @pytest.mark.parametrize("raf", [0, 0.3, 0.8, 1])
 def test_the_auxiliary_loss_is_the_weighted_sum(raf):
     net = make_net(16, 4, phases=3)
@@ -552,7 +636,7 @@ def test_settings_that_cannot_be_are_refused(monkeypatch):
     for raf in (-0.1, 1.1, float("nan")):
         with pytest.raises(InputError, match=r"raf must lie in 0\.\.1"):
             RepresentationAuxiliaryLoss(net, raf)
-    with pytest.raises(InputError, match="4x4 or more, these are 3x3"):
+    with pytest.raises(InputError, match="4x4 to 9x9, these are 3x3"):
         FusedFMCSLoss(net, impl="triton")(make_maps(net, 2, torch.float16))
     with pytest.raises(InputError, match="half precision"):
         FusedFMCSLoss(make_net(16, 4), impl="triton")(make_maps(make_net(16, 4), 2, torch.float32))
