@@ -216,7 +216,7 @@ def test_float32_is_as_good_as_it_can_be(channels, few, device):
 
 
 def median_errors(impl, device, dtype):
-    """Over three seeds or more: of the fused loss, gradient, gradient along its argmax; of the plain loss and gradient."""
+    """Over some seeds: of the fused loss, gradient, gradient along its argmax; of the plain loss and gradient."""
     rows, eager = [], []
     interpreted = (impl, device) == ("triton", "cpu")
     seeds, samples = (6, 32) if device == "cuda" else (3, 1 if interpreted else 2)
