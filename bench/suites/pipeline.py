@@ -104,7 +104,7 @@ def plain_script(run: Path, folder: Path) -> tuple[dict, float]:
     config, epochs = read_run(run).config, len(read_epochs(run / "losses.csv"))
     names = ("data_root", "subset", "image_size", "backbone", "batch_size", "lr", "phases", "fmce_epochs",
              "fmce_batch_size", "fmce_lr", "seed")  # fmt: skip
-    settings = {"epochs": epochs, **{name: getattr(config, name) for name in names}}
+    settings = {"epochs": epochs, "schedule": config.epochs, **{name: getattr(config, name) for name in names}}
     words = [word for name, value in settings.items() for word in ("--" + name.replace("_", "-"), str(value))]
     command = [sys.executable, Path(__file__).with_name("plain_pipeline.py"), *words]
     work = folder / "plain"

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--backbone", default="shufflenet_v2_x0_5", help="a ShuffleNetV2")
     parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--schedule", type=int, required=True, help="epochs after which the learning rate would be 0")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--phases", type=int, default=10)
@@ -59,7 +60,7 @@ def train(arguments: argparse.Namespace) -> float:
     test_loader = batches(test, arguments.batch_size)
     network = models.get_model(arguments.backbone, num_classes=CLASSES)
     optimizer = torch.optim.Adam(network.parameters(), lr=arguments.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.epochs * len(loader))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.schedule * len(loader))
     top1 = 0.0
     for epoch in range(1, arguments.epochs + 1):
         network.train()
