@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import sys
 from contextlib import contextmanager
 
@@ -9,6 +10,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first kernel is defined
+
+# A job in the background ignores Ctrl-C, and so would the processes that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tests' tensors are too small for more, and a fixed number keeps them repeatable.
 torch.set_num_threads(1)
