@@ -321,9 +321,9 @@ def test_maps_without_anything_positive(impl, device, kind):
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("place", [(0, 3, 0, 0), (1, 0, 6, 6)])
+@pytest.mark.parametrize("place", [(0, 3, 0, 0), (1, 0, 4, 4)])
 def test_a_map_that_is_not_finite_gives_nan(impl, device, value, place):
-    net = make_net(16, phases=3)
+    net = make_net(16, 5, phases=3)
     maps = make_maps(net, 2, torch.float16 if impl == "triton" else torch.float32, device).detach()
     maps[place] = value
     loss, gradient = value_and_gradient(FusedFMCSLoss(net, impl), maps.requires_grad_())
