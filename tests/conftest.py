@@ -14,8 +14,9 @@ if not torch.cuda.is_available():
 # A job in the background ignores Ctrl-C, and so would the processes that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The tests' tensors are too small for more, and a fixed number keeps them repeatable.
+# The tests' tensors are too small for more, and a fixed number keeps them repeatable; so do the processes they start.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):

@@ -63,6 +63,7 @@ def make_head(weights: HeadWeights, kind: MapKind, impl: str) -> tuple[FrozenHea
         head = TritonHead(weights, kind.dtype, kind.device)
         maps = torch.zeros(1, *weights.map_shape, dtype=kind.dtype, device=kind.device)
         losses, kept = head(maps, differentiable=True)
+        assert kept is not None, "it was to be differentiable"
         head.gradient(kept, losses.mean(), kind.dtype)  # all is compiled now
     except Exception as error:  # whatever Triton misses on this machine
         if impl == "triton":

@@ -32,8 +32,9 @@ class TritonHead:
                 scale = 2.0 ** -ceil(log2(max(1.0, (weight.sum((1, 2, 3)) + bias).max().item())))
             self.reduce = Affine(weights.reduce.weight * scale, weights.reduce.bias * scale).to(device, dtype)
             self.reduce_weight = weights.reduce.weight.to(device, dtype)
-        self.first = Convolution(weights.first, *self.size, device, scale)
-        self.second = Convolution(weights.second, *(side // 2 for side in self.size), device)
+        height, width = self.size
+        self.first = Convolution(weights.first, height, width, device, scale)
+        self.second = Convolution(weights.second, height // 2, width // 2, device)
         self.phases = len(weights.classifier.bias)
         outputs = len(weights.second.bias)
         weight = weights.classifier.weight.view(self.phases, outputs, -1).transpose(1, 2)  # channels last
