@@ -400,6 +400,7 @@ def _wait_until_workers_are_gone(run):
             raise AssertionError(f"{folder} is still being worked in")
 
 
+@pytest.mark.slow
 def test_an_fmce_net_of_each_seed(run, runs):
     nets = partial(fmce_net_of_seed, run, progress=quiet())
     found = sweep(run, quiet(), rafs=[0.5], seeds=2, fmce_net_of_seed=nets)
