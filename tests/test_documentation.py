@@ -36,7 +36,7 @@ def test_notebook(path, tmp_path):
     shutil.copytree(path.parent / "logs", tmp_path / "logs")
     kept = nbformat.read(path, as_version=4)
     run = nbformat.read(path, as_version=4)
-    NotebookClient(run, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(run, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     for before, now in zip(kept.cells, run.cells, strict=True):
         assert bool(before.get("outputs")) == bool(now.get("outputs")), before.source
         shown = "".join(output.get("text", "") for output in now.get("outputs", []))

@@ -20,7 +20,7 @@ from fmcefast.models.weights import Choice
 from fmcefast.progress import Progress
 from fmcefast.run.epochs import read_epochs
 from fmcefast.run.folder import RunFolder
-from fmcefast.run.images import evaluation_loader, loader_of, open_source
+from fmcefast.run.images import evaluation_loader, held_images, loader_of, open_source
 from fmcefast.run.tensorboard import write_events
 from fmcefast.runtime.device import amp_type, in_precision, on_device, pick_device
 from fmcefast.runtime.graphed_call import GraphedCall
@@ -137,7 +137,8 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         graphs = {  # a graph repeats what it has seen: the classifier or none
             classifies: GraphedCall(device, "Scoring", wanted=config.graphs) for classifies in (True, False)
         }
-        loader = evaluation_loader(config, source.test, device, loader_of(run, source.train, device).loader)
+        kind = loader_of(run, source.train, device).loader
+        loader = evaluation_loader(config, held_images(run, source.test, "test", device, kind, progress), device, kind)
         own_epochs = {run.weights_of(row.epoch): row.epoch for row in read_epochs(run.losses_csv)}
         references = [path for path in own_epochs if path.exists()] if reference else []
         if reference and not references:

@@ -240,26 +240,41 @@ def test_half_types_are_no_worse_than_the_plain_head_in_the_same_type(impl, devi
         assert loss <= eager_loss and total <= 1.6 * eager_total and same_argmax <= 1e-2  # products in bfloat16
     else:
         assert loss <= 1e-3 and same_argmax <= 3e-3
-        # The interpreter takes too long for as many maps as this needs: see tests/kernels/test_triton_head.py.
-        assert total <= 1.5 * eager_total or (impl, device) == ("triton", "cpu")
+        if (impl, device) != (
+            "triton",
+            "cpu",
+        ):  # too slow for as many maps as it takes: see kernels/test_triton_head.py
+            assert total <= 1.5 * eager_total
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
 @pytest.mark.parametrize(
     ("channels", "spatial", "samples", "reduce_kernel"),
-    [(32, 7, 1, 1), (48, 4, 3, 1), (20, (5, 9), 2, 1), (1028, 4, 2, 1), (1028, 4, 1, 3), (36, (8, 6), 2, 1)],
+    [
+        (32, 7, 1, 1),
+        (48, 4, 3, 1),
+        (20, (5, 9), 2, 1),
+        (1028, 4, 2, 1),
+        (1028, 4, 1, 3),
+        (36, (8, 6), 2, 1),
+        (36, (14, 6), 2, 1),
+    ],
 )
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_types_of_every_shape(impl, device, channels, spatial, samples, reduce_kernel, dtype):
     net = make_net(channels, spatial, phases=3, reduce_kernel=reduce_kernel)
     maps = make_maps(net, samples, dtype, device)
+    if impl == "triton" and max(maps.shape[2:]) > 9:
+        with pytest.raises(InputError, match="maps of 4x4 to 9x9, these are 14x6"):
+            FusedFMCSLoss(net, impl)(maps)
+        return
     loss, total, same_argmax = errors(net, impl, maps)
     if AMX and (dtype, device, impl) == (torch.bfloat16, "cpu", "torch"):
         assert loss <= 3e-2 and total <= 0.3 and same_argmax <= 3e-2  # of single maps, far from the medians above
     else:
-        # The reduction is in bfloat16, as that of the plain head.
-        reduced = channels > 1024 and dtype == torch.bfloat16 and (impl, device) != ("torch", "cuda")
-        assert loss <= 1e-2 and total <= 0.2 and same_argmax <= (8e-3 if reduced else 5e-3)
+        # The reduction's adjoint is in bfloat16, and a CPU rounds it within its sums.
+        rounded = reduce_kernel == 3 and (dtype, device) == (torch.bfloat16, "cpu")
+        assert loss <= 1e-2 and total <= 0.2 and same_argmax <= (8e-3 if rounded else 5e-3)
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)

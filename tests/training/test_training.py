@@ -27,6 +27,7 @@ from fmcefast.progress import Progress
 from fmcefast.run.config import resolve
 from fmcefast.run.images import held_source, loader_of, open_source, resident_advice, source_memory
 from fmcefast.run.resume import TrainingState, load_state
+from fmcefast.runtime.threads import using_threads
 from fmcefast.stages import rates
 from fmcefast.stages.train import train
 from fmcefast.training.background import Background
@@ -100,6 +101,21 @@ def test_photos_are_decoded_once_for_all_trainings_of_a_run(photos, tmp_path, cp
     assert held_source(run, source, cpu, "torchvision", lines).train.paths == source.train.paths
     train.remove(run)
     assert not run.photos.exists()
+
+
+def test_steps_run_on_as_many_threads_as_they_are_worth(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    used, step = [], Trainer.step
+    monkeypatch.setattr(
+        Trainer, "step", lambda self, *batch: (used.append(torch.get_num_threads()), step(self, *batch))[1]
+    )
+    small = {"subset": 60, "image_size": 32, "batch_size": 20, "epochs": 1, "until_converged": False, "amp": "off"}
+    run = open_run(tmp_path / "run", small, create=True)
+    with using_threads(4):
+        train(run, Progress(quiet=True))
+        assert torch.get_num_threads() == 4
+    assert set(used) == {1}
+    assert run.history.entries()[-1].hardware == "cpu, 1 thread, fp32"
 
 
 def test_a_run_that_decodes_in_every_epoch_says_what_would_spare_it(photos, tmp_path, monkeypatch):
