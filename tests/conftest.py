@@ -128,7 +128,7 @@ SMALL = {
     "window": 2,
     "start": 6,
     "phases": 3,
-    "lr": 1e-3,
+    "lr": 5e-4,
     "fmce_epochs": 2,
     "amp": "off",
 }

@@ -11,8 +11,8 @@ from fmcefast.kernels.fmce_head import triton_kernels as kernels
 from fmcefast.kernels.fmce_head.layers import Affine, HeadWeights
 from fmcefast.kernels.fmce_head.triton_transforms import Convolution, grid
 
-BLOCK, WARPS = 256, 4
-SCALE_BLOCK, SCALE_WARPS = 8192, 8
+BLOCK, WARPS = 128, 2
+PARTS, PART_BLOCK, PART_WARPS = 4, 4096, 4  # of the search for a map's largest value
 
 
 class TritonHead:
@@ -52,15 +52,14 @@ class TritonHead:
         height, width = self.size
         relu = self.reduce is not None
 
-        scales = rows.new_empty((2, samples), dtype=torch.float32)
-        kernels.scale_kernel[(samples,)](
-            rows, scales, samples, first.limit, first.growth, first.offset, second.limit,
-            height * width * channels, SCALE_BLOCK, num_warps=SCALE_WARPS,
-        )  # fmt: skip
+        maxima, scales = (rows.new_empty(shape, dtype=torch.float32) for shape in ((samples, PARTS), (2, samples)))
+        kernels.maximum_kernel[(samples * PARTS,)](
+            rows, maxima, height * width * channels, PARTS, PART_BLOCK, num_warps=PART_WARPS
+        )
         inputs = _empty_products(maps, first.grid, channels)
         kernels.input_transform_kernel[_grid(samples, channels)](
-            rows, scales, inputs, positive, *first.input_transform, first.grid, height, width, relu, channels, BLOCK,
-            num_warps=WARPS,
+            rows, maxima, scales, inputs, positive, samples, first.limit, first.growth, first.offset, second.limit,
+            *first.input_transform, first.grid, height, width, relu, PARTS, channels, BLOCK, num_warps=WARPS,
         )  # fmt: skip
         products = _multiply(inputs, first.filters)
         inputs = _empty_products(maps, second.grid, middle)
@@ -73,7 +72,8 @@ class TritonHead:
         kernels.score_kernel[(samples,)](
             products, scales, second.bias, *self.classifier, losses, slopes, directions, samples,
             *second.output_transform, second.grid, *second.output_adjoint, self.phases,
-            triton.next_power_of_2(self.phases), outputs, triton.next_power_of_2(outputs), num_warps=WARPS,
+            triton.next_power_of_2(self.phases), outputs, triton.next_power_of_2(outputs),
+            num_warps=WARPS * (height // 4) * (width // 4),
         )  # fmt: skip
         return losses, kept if differentiable else None
 

@@ -153,37 +153,39 @@ def _power_of_two(size, limit):
     return ((254 - tl.minimum(exponent, 253)) << 23).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def maximum_kernel(maps, maxima, LENGTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """maps (N, LENGTH) -> maxima (N, PARTS), the largest absolute value of each part of a map."""
+    sample, part = (tl.program_id(0) // PARTS).to(tl.int64), tl.program_id(0) % PARTS
+    length: tl.constexpr = (LENGTH + PARTS - 1) // PARTS
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for first in tl.static_range(0, length, BLOCK):  # unrolled: all loads are on their way together
+        offset = first + tl.arange(0, BLOCK)
+        inside = (offset < length) & (part * length + offset < LENGTH)
+        value = tl.load(maps + sample * LENGTH + part * length + offset, mask=inside, other=0.0)
+        largest = tl.maximum(largest, tl.abs(value.to(tl.float32)))
+    tl.store(maxima + sample * PARTS + part, tl.max(largest, 0))
+
+
 @triton.jit(do_not_specialize=["samples"])
-def scale_kernel(maps, scales, samples, limit, growth, offset, second_limit, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
-    """maps (N, LENGTH) -> scales (2, N).
+def input_transform_kernel(
+    maps, maxima, scales, inputs, positive, samples, limit, growth, offset, second_limit, DOWN: tl.constexpr,
+    ACROSS: tl.constexpr, GRID: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, RELU: tl.constexpr,
+    PARTS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """maps (N, H * W, C), maxima (N, PARTS) -> inputs (N, tiles, R, C) of the first convolution's products, and scales.
 
     The products of values up to `limit` stay within float16, those of the second convolution up to `second_limit`.
-    The first convolution makes at most growth * x + offset of x.
-    """
-    sample = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, LENGTH, BLOCK):
-        place = first + tl.arange(0, BLOCK)
-        value = tl.load(maps + sample * LENGTH + place, mask=place < LENGTH, other=0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.abs(value))
-    size = tl.max(largest, 0)
-    tl.store(scales + sample, _power_of_two(size, limit))
-    tl.store(scales + samples + sample, _power_of_two(size * growth + offset, second_limit))
-
-
-@triton.jit
-def input_transform_kernel(
-    maps, scales, inputs, positive, DOWN: tl.constexpr, ACROSS: tl.constexpr, GRID: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, RELU: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """maps (N, H * W, C) -> inputs (N, tiles, R, C) of the first convolution's products.
-
-    RELU: apply ReLU to the maps first, and note where it lets through in the bits of positive (N, words, C).
+    The first convolution makes at most growth * x + offset of x. RELU: apply ReLU to the maps first, and note where it
+    lets through in the bits of positive (N, words, C).
     """
     sample, channel = _program(CHANNELS, BLOCK)
     inside = _mask(channel, CHANNELS, BLOCK)
     maps += sample * (HEIGHT * WIDTH * CHANNELS) + channel
-    scale = tl.load(scales + sample)
+    largest = tl.max(tl.load(maxima + sample * PARTS + tl.arange(0, PARTS)), 0)
+    scale = _power_of_two(largest, limit)
+    tl.store(scales + sample, scale)
+    tl.store(scales + samples + sample, _power_of_two(largest * growth + offset, second_limit))
     words: tl.constexpr = (HEIGHT * WIDTH + 31) // 32
     positive += sample * (words * CHANNELS) + channel
     values = ()

@@ -274,7 +274,8 @@ def test_half_types_of_every_shape(impl, device, channels, spatial, samples, red
     else:
         # The reduction's adjoint is in bfloat16, and a CPU rounds it within its sums.
         rounded = reduce_kernel == 3 and (dtype, device) == (torch.bfloat16, "cpu")
-        assert loss <= 1e-2 and total <= 0.2 and same_argmax <= (8e-3 if rounded else 5e-3)
+        # Of one map, a pooling that goes another way makes most of the total error.
+        assert loss <= 1e-2 and total <= (0.3 if samples == 1 else 0.2) and same_argmax <= (8e-3 if rounded else 5e-3)
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)

@@ -144,7 +144,7 @@ def test_runs_are_compared_on_one_page(fmcefast, runs, tmp_path):
         other = runs / f"faster-{seed}"
         shutil.copytree(runs / f"seed-{seed}", other)
         config = (other / "config.yaml").read_text()
-        (other / "config.yaml").write_text(config.replace("\nlr: 0.001\n", "\nlr: 0.002\n"))
+        (other / "config.yaml").write_text(config.replace("\nlr: 0.0005\n", "\nlr: 0.002\n"))
         rows = read_epochs(other / "losses.csv")
         write_epochs(other / "losses.csv", [replace(row, top1=row.top1 + 0.1 * (seed + 1)) for row in rows])
     names = ["seed-0", "faster-0", "seed-1", "faster-1"]
