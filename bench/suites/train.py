@@ -30,6 +30,7 @@ from fmcefast.bench.tools.arguments import SuiteParser
 from fmcefast.bench.tools.results import publish, row
 from fmcefast.data.image_set import Source
 from fmcefast.data.sources import load_source
+from fmcefast.errors import InputError
 from fmcefast.models.backbones import make_backbone
 from fmcefast.pipeline.change import open_run
 from fmcefast.progress import Progress
@@ -57,12 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=2, help="in each round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compiled", action="store_true", help="torch.compile as well; on a CPU it takes minutes")
+    parser.add_argument("--no-eager", dest="eager", action="store_false", help="on a GPU, only steps in CUDA graphs")
     parser.add_argument("--jpegs", type=Path, help="folder of JPEGs, at any depth, to train on for an epoch at 224 px")
     parser.add_argument("--images", type=int, default=2560, help="of --jpegs; files come again when there are fewer")
     arguments = parser.parse_args(argv)
     keep_freed_memory()
     Classification.measure = lambda *_: {"top1": 0.0}
     device = pick_device()
+    if device.type == "cpu" and not arguments.eager:
+        raise InputError("--no-eager leaves nothing to measure on a CPU: its steps are all eager. Leave it out.")
     shared = {"backbone": arguments.backbone, "image_size": arguments.image_size, "batch_size": arguments.batch}
     mnist = {"data": "mnist", "data_root": str(arguments.mnist), "subset": arguments.subset}
     source = mnist if arguments.mnist else {"data": "digits"}
@@ -71,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.backends.cudnn.benchmark, runtime.STEPS_FOR_TRIALS = True, 0  # as in a long training
     way = "CUDA graph" if device.type == "cuda" else "eager"
     bare = f"{way}, channels-last, {precision_of(shipped_precision(config, device), device)}"
-    rows = step_rows(config, device, bare, arguments.rounds, arguments.compiled)
+    rows = step_rows(config, device, bare, arguments.rounds, arguments.eager, arguments.compiled)
     if arguments.jpegs is not None:
         rows.append(wait_row(arguments.jpegs, {**shared, "image_size": 224, "epochs": 1}, arguments.images))
     peers = ("nvidia-dali-cuda130",)
@@ -144,14 +148,15 @@ def check(config: Config, device: torch.device) -> None:
     assert abs(loss - total) < (1e-9 if device.type == "cpu" else 0.02) * total, f"{loss} is not {total}"
 
 
-def step_rows(config: Config, device: torch.device, bare: str, rounds: int, compiled: bool) -> list[dict]:
+def step_rows(config: Config, device: torch.device, bare: str, rounds: int, eager: bool, compiled: bool) -> list[dict]:
     images = len(images_of(config).train) // config.batch_size * config.batch_size * config.epochs
     steps = images // config.batch_size
     amp = amp_type("auto", device) or torch.bfloat16
     batch = torch.rand(config.batch_size, 3, config.image_size, config.image_size, device=device)
     labels = torch.randint(0, CLASSES, (config.batch_size,), device=device)
     contestants: dict[str, Callable[[], float]] = {}
-    ways = [("eager", "NCHW", None), ("eager", "channels-last", None), ("eager", "channels-last", amp)]
+    layouts = [("NCHW", None), ("channels-last", None), ("channels-last", amp)]
+    ways = [("eager", *layout) for layout in layouts] if eager else []
     shipped, on_gpu = shipped_precision(config, device), device.type == "cuda"
     graphs = [False, True] if on_gpu else [False]
     ways += [("torch.compile", "channels-last", shipped)] if compiled else []
@@ -172,7 +177,7 @@ def step_rows(config: Config, device: torch.device, bare: str, rounds: int, comp
         name = f"fmcefast --compile{' --no-graphs' if on_gpu and not graph else ''}, without files"
         contestants[name] = lambda ours=ours: seconds_of_epochs(ours, config.epochs)
     waits: list[float] = []
-    if on_gpu:
+    if on_gpu and eager:
         contestants["fmcefast --no-graphs"] = lambda: seconds_of_training(replace(config, graphs=False), [])
     contestants["fmcefast"] = lambda: seconds_of_training(config, waits)
 

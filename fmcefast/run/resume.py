@@ -43,7 +43,10 @@ class TrainingState:
         tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in state.items()}
-        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        copies = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+        for dtype in {tensor.dtype for tensor in tensors.values()}:  # on a GPU, few launches for those of one type
+            names = [name for name, tensor in tensors.items() if tensor.dtype == dtype]
+            torch._foreach_copy_([copies[name] for name in names], [tensors[name] for name in names])
         copied = None
         if any(tensor.is_cuda for tensor in copies.values()):
             copied = torch.cuda.Event()
@@ -64,7 +67,9 @@ class TrainingState:
         beside = torch.cuda.Stream(device)
         beside.wait_event(self.copied)
         with torch.cuda.stream(beside):
-            return replace(self, tensors={name: tensor.cpu() for name, tensor in self.tensors.items()}, copied=None)
+            tensors = {name: tensor.to("cpu", non_blocking=True) for name, tensor in self.tensors.items()}
+        beside.synchronize()  # once, not for each of them
+        return replace(self, tensors=tensors, copied=None)
 
     def write(self, path: Path) -> None:
         """Write the file; it is replaced as a whole."""

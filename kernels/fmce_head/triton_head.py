@@ -12,7 +12,6 @@ from fmcefast.kernels.fmce_head.layers import Affine, HeadWeights
 from fmcefast.kernels.fmce_head.triton_transforms import Convolution, grid
 
 BLOCK, WARPS = 128, 2
-PARTS, PART_BLOCK, PART_WARPS = 4, 4096, 4  # of the search for a map's largest value
 
 
 class TritonHead:
@@ -52,14 +51,14 @@ class TritonHead:
         height, width = self.size
         relu = self.reduce is not None
 
-        maxima, scales = (rows.new_empty(shape, dtype=torch.float32) for shape in ((samples, PARTS), (2, samples)))
-        kernels.maximum_kernel[(samples * PARTS,)](
-            rows, maxima, height * width * channels, PARTS, PART_BLOCK, num_warps=PART_WARPS
-        )
+        maps_grid, blocks = _grid(samples, channels), triton.cdiv(channels, BLOCK)
+        maxima, scales = (rows.new_empty(shape, dtype=torch.float32) for shape in ((samples, blocks), (2, samples)))
         inputs = _empty_products(maps, first.grid, channels)
-        kernels.input_transform_kernel[_grid(samples, channels)](
+        transform = *first.input_transform, first.grid, height, width, relu, channels, BLOCK
+        kernels.input_transform_kernel[maps_grid](rows, maxima, inputs, positive, *transform, num_warps=WARPS)
+        kernels.rescale_kernel[maps_grid](
             rows, maxima, scales, inputs, positive, samples, first.limit, first.growth, first.offset, second.limit,
-            *first.input_transform, first.grid, height, width, relu, PARTS, channels, BLOCK, num_warps=WARPS,
+            *transform, triton.next_power_of_2(blocks), num_warps=WARPS,
         )  # fmt: skip
         products = _multiply(inputs, first.filters)
         inputs = _empty_products(maps, second.grid, middle)

@@ -38,14 +38,13 @@ def shipped():
     layer = Affine(torch.zeros(1, 1, 3, 3), torch.zeros(1))
     first, second = (Convolution(layer, size, size, torch.device("cpu")) for size in (SIZE, SIZE // 2))
     block, warps = {"BLOCK": triton_head.BLOCK}, triton_head.WARPS
-    parts = {"PARTS": triton_head.PARTS}
-    constants = {"LENGTH": SIZE**2 * CHANNELS, "BLOCK": triton_head.PART_BLOCK} | parts
-    yield kernels.maximum_kernel, {"maps": MAPS, "maxima": FLOAT}, constants, triton_head.PART_WARPS
     for relu in (False, True):
-        pointers = {"maps": MAPS, "maxima": FLOAT, "scales": FLOAT, "inputs": HALF, "positive": INT}
+        pointers = {"maps": MAPS, "maxima": FLOAT, "inputs": HALF, "positive": INT}
         constants = {"HEIGHT": SIZE, "WIDTH": SIZE, "RELU": relu, "CHANNELS": CHANNELS, "GRID": first.grid}
-        constants |= sides(first.input_transform) | parts | block
+        constants |= sides(first.input_transform) | block
         yield kernels.input_transform_kernel, pointers, constants, warps
+        blocks = {"BLOCKS": CHANNELS // triton_head.BLOCK}
+        yield kernels.rescale_kernel, pointers | {"scales": FLOAT}, constants | blocks, warps
         pointers = {"products": HALF, "positive": INT, "slopes": FLOAT, "loss_gradient": FLOAT, "gradient": MAPS}
         constants = {"RELU": relu, "CHANNELS": CHANNELS, "GRID": first.grid}
         yield kernels.input_gradient_kernel, pointers, constants | sides(first.input_adjoint) | block, warps

@@ -10,9 +10,11 @@ from fmcefast.data.augmentation import changes
 from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.matrices import moved, resampled, resampling
 
+_MATRICES_AT_ONCE = 1 << 24  # bytes; made for several small batches together, as each operation costs a GPU a launch
+
 
 class _Changes(NamedTuple):
-    """`augmentation.Changes` of a batch, on the device."""
+    """`augmentation.Changes` of some images, on the device."""
 
     windows: torch.Tensor
     shifts: torch.Tensor
@@ -36,16 +38,19 @@ class ResidentLoader(Loader):
         ]
 
     def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
-        size = np.array(self._pixels.shape[1:3])
-        drawn = changes(self.recipe, np.broadcast_to(size, (len(order), 2)), self.image_size, draws)
+        size = self._pixels.shape[1:3]
+        drawn = changes(self.recipe, np.broadcast_to(np.array(size), (len(order), 2)), self.image_size, draws)
+        batches = max(1, _MATRICES_AT_ONCE // (4 * self.image_size * sum(size) * self.batch_size))
         # One copy per epoch: the host would wait for a copy to the GPU in every batch.
-        parts = (torch.from_numpy(part).to(self.device).split(self.batch_size) for part in (order, *drawn))
-        for rows, *drawn_of_batch in zip(*parts, strict=True):
-            yield self._change(self._pixels[rows], _Changes(*drawn_of_batch))
+        numbers = (torch.from_numpy(part).to(self.device) for part in (order, *drawn))
+        for rows, *drawn_of_some in zip(*(part.split(batches * self.batch_size) for part in numbers), strict=True):
+            parts = rows, *self._matrices(_Changes(*drawn_of_some), *size)
+            for rows_of_batch, down, across in zip(*(part.split(self.batch_size) for part in parts), strict=True):
+                yield self._change(self._pixels[rows_of_batch], down, across)
 
-    def _change(self, pixels_nhwc: torch.Tensor, drawn: _Changes) -> torch.Tensor:
+    def _change(self, pixels_nhwc: torch.Tensor, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
         """(n, H, W, C) uint8 to normalised (n, 3, S, S)."""
-        frames = resampled(pixels_nhwc * self._scale, *self._matrices(drawn, *pixels_nhwc.shape[1:3]))
+        frames = resampled(pixels_nhwc * self._scale, down, across)
         return (frames - self._black).expand(-1, -1, -1, 3).contiguous().permute(0, 3, 1, 2)
 
     def _matrices(self, drawn: _Changes, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
