@@ -51,15 +51,15 @@ class TritonHead:
         height, width = self.size
         relu = self.reduce is not None
 
-        maps_grid, blocks = _grid(samples, channels), triton.cdiv(channels, BLOCK)
+        blocks = triton.cdiv(channels, BLOCK)
         maxima, scales = (rows.new_empty(shape, dtype=torch.float32) for shape in ((samples, blocks), (2, samples)))
         inputs = _empty_products(maps, first.grid, channels)
-        transform = *first.input_transform, first.grid, height, width, relu, channels, BLOCK
-        kernels.input_transform_kernel[maps_grid](rows, maxima, inputs, positive, *transform, num_warps=WARPS)
-        kernels.rescale_kernel[maps_grid](
-            rows, maxima, scales, inputs, positive, samples, first.limit, first.growth, first.offset, second.limit,
-            *transform, triton.next_power_of_2(blocks), num_warps=WARPS,
-        )  # fmt: skip
+        for again in (0, 1):
+            kernels.input_transform_kernel[_grid(samples, channels)](
+                rows, maxima, scales, inputs, positive, samples, again, first.limit, first.growth, first.offset,
+                second.limit, *first.input_transform, first.grid, height, width, relu, channels, BLOCK,
+                triton.next_power_of_2(blocks), num_warps=WARPS,
+            )  # fmt: skip
         products = _multiply(inputs, first.filters)
         inputs = _empty_products(maps, second.grid, middle)
         kernels.pool_kernel[_grid(samples, middle)](

@@ -153,78 +153,53 @@ def _power_of_two(size, limit):
     return ((254 - tl.minimum(exponent, 253)) << 23).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def _transform_maps(
-    maps, scale, inputs, positive, sample, channel, inside, DOWN: tl.constexpr, ACROSS: tl.constexpr,
-    GRID: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, RELU: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """The kernels' transform of maps (N, H * W, C) times `scale`. Returns the largest absolute value of each channel.
-
-    RELU: apply ReLU to the maps first, and note where it lets through in the bits of positive (N, words, C).
-    """
-    maps += sample * (HEIGHT * WIDTH * CHANNELS) + channel
-    words: tl.constexpr = (HEIGHT * WIDTH + 31) // 32
-    positive += sample * (words * CHANNELS) + channel
-    largest = tl.zeros(channel.shape, tl.float32)
-    values = ()
-    for word in tl.static_range(words):
-        bits = tl.zeros(channel.shape, tl.int32)
-        for bit in tl.static_range(min(32, HEIGHT * WIDTH - 32 * word)):
-            value = tl.load(maps + (32 * word + bit) * CHANNELS, mask=inside).to(tl.float32) * scale
-            if RELU:
-                bits |= tl.where(value > 0, 1 << bit, 0)
-                value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-            largest = tl.maximum(largest, tl.abs(value))
-            values = values + (value,)
-        if RELU:
-            tl.store(positive + word * CHANNELS, bits, mask=inside)
-    inputs += sample * (_count(GRID) * CHANNELS) + channel
-    _store_transform(inputs, DOWN, ACROSS, values, WIDTH, inside, GRID, CHANNELS)
-    return largest
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["samples", "again"])
 def input_transform_kernel(
-    maps, maxima, inputs, positive, DOWN: tl.constexpr, ACROSS: tl.constexpr, GRID: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, RELU: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """maps (N, H * W, C) -> inputs (N, tiles, R, C) of the first convolution's products, and maxima (N, blocks).
-
-    maxima: the largest absolute value in a program's channels.
-    """
-    sample, channel = _program(CHANNELS, BLOCK)
-    inside = _mask(channel, CHANNELS, BLOCK)
-    largest = _transform_maps(
-        maps, 1.0, inputs, positive, sample, channel, inside, DOWN, ACROSS, GRID, HEIGHT, WIDTH, RELU, CHANNELS
-    )
-    if CHANNELS % BLOCK != 0:
-        largest = tl.where(inside, largest, 0.0)
-    tl.store(maxima + tl.program_id(0), tl.max(largest, 0))
-
-
-@triton.jit(do_not_specialize=["samples"])
-def rescale_kernel(
-    maps, maxima, scales, inputs, positive, samples, limit, growth, offset, second_limit, DOWN: tl.constexpr,
+    maps, maxima, scales, inputs, positive, samples, again, limit, growth, offset, second_limit, DOWN: tl.constexpr,
     ACROSS: tl.constexpr, GRID: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, RELU: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """maxima (N, blocks) -> scales (2, N); transforms maps anew, divided by theirs, where it is not 1.
+    """maps (N, H * W, C) -> inputs (N, tiles, R, C) of the first convolution's products; launched twice.
 
-    The products of values up to `limit` stay within float16, those of the second convolution up to `second_limit`.
-    The first convolution makes at most growth * x + offset of x. BLOCKS: blocks or more.
+    First it notes in maxima (N, blocks) the largest absolute value of its channels. Again, it finds scales (2, N), and
+    transforms anew the maps that are to be divided by one: the products of values up to `limit` stay within float16,
+    those of the second convolution up to `second_limit`, and the first makes at most growth * x + offset of x.
+    RELU: apply ReLU to the maps first, and note where it lets through in the bits of positive (N, words, C).
+    BLOCKS: blocks or more.
     """
     sample, channel = _program(CHANNELS, BLOCK)
+    inside = _mask(channel, CHANNELS, BLOCK)
     blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
-    block = tl.arange(0, BLOCKS)
-    largest = tl.max(tl.load(maxima + sample * blocks + block, mask=block < blocks, other=0.0), 0)
-    scale = _power_of_two(largest, limit)
-    tl.store(scales + sample, scale)
-    tl.store(scales + samples + sample, _power_of_two(largest * growth + offset, second_limit))
-    if scale < 1.0:
-        inside = _mask(channel, CHANNELS, BLOCK)
-        _transform_maps(
-            maps, scale, inputs, positive, sample, channel, inside, DOWN, ACROSS, GRID, HEIGHT, WIDTH, RELU, CHANNELS
-        )
+    scale = 1.0
+    if again:
+        block = tl.arange(0, BLOCKS)
+        largest = tl.max(tl.load(maxima + sample * blocks + block, mask=block < blocks, other=0.0), 0)
+        scale = _power_of_two(largest, limit)
+        tl.store(scales + sample, scale)
+        tl.store(scales + samples + sample, _power_of_two(largest * growth + offset, second_limit))
+    maps += sample * (HEIGHT * WIDTH * CHANNELS) + channel
+    words: tl.constexpr = (HEIGHT * WIDTH + 31) // 32
+    positive += sample * (words * CHANNELS) + channel
+    inputs += sample * (_count(GRID) * CHANNELS) + channel
+    if (again == 0) | (scale < 1.0):
+        largest_of_channels = tl.zeros((BLOCK,), tl.float32)
+        values = ()
+        for word in tl.static_range(words):
+            bits = tl.zeros((BLOCK,), tl.int32)
+            for bit in tl.static_range(min(32, HEIGHT * WIDTH - 32 * word)):
+                value = tl.load(maps + (32 * word + bit) * CHANNELS, mask=inside).to(tl.float32) * scale
+                if RELU:
+                    bits |= tl.where(value > 0, 1 << bit, 0)
+                    value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+                largest_of_channels = tl.maximum(largest_of_channels, tl.abs(value))
+                values = values + (value,)
+            if RELU:
+                tl.store(positive + word * CHANNELS, bits, mask=inside)
+        _store_transform(inputs, DOWN, ACROSS, values, WIDTH, inside, GRID, CHANNELS)
+        if again == 0:
+            if inside is not None:
+                largest_of_channels = tl.where(inside, largest_of_channels, 0.0)
+            tl.store(maxima + tl.program_id(0), tl.max(largest_of_channels, 0))
 
 
 @triton.jit(do_not_specialize=["samples"])

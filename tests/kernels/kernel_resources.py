@@ -39,12 +39,10 @@ def shipped():
     first, second = (Convolution(layer, size, size, torch.device("cpu")) for size in (SIZE, SIZE // 2))
     block, warps = {"BLOCK": triton_head.BLOCK}, triton_head.WARPS
     for relu in (False, True):
-        pointers = {"maps": MAPS, "maxima": FLOAT, "inputs": HALF, "positive": INT}
+        pointers = {"maps": MAPS, "maxima": FLOAT, "scales": FLOAT, "inputs": HALF, "positive": INT}
         constants = {"HEIGHT": SIZE, "WIDTH": SIZE, "RELU": relu, "CHANNELS": CHANNELS, "GRID": first.grid}
-        constants |= sides(first.input_transform) | block
+        constants |= sides(first.input_transform) | block | {"BLOCKS": CHANNELS // triton_head.BLOCK}
         yield kernels.input_transform_kernel, pointers, constants, warps
-        blocks = {"BLOCKS": CHANNELS // triton_head.BLOCK}
-        yield kernels.rescale_kernel, pointers | {"scales": FLOAT}, constants | blocks, warps
         pointers = {"products": HALF, "positive": INT, "slopes": FLOAT, "loss_gradient": FLOAT, "gradient": MAPS}
         constants = {"RELU": relu, "CHANNELS": CHANNELS, "GRID": first.grid}
         yield kernels.input_gradient_kernel, pointers, constants | sides(first.input_adjoint) | block, warps
@@ -68,7 +66,7 @@ def sides(transform, prefix: str = "") -> dict:
 
 
 def compiled(kernel, pointers: dict, constants: dict, capability: int, warps: int) -> dict:
-    numbers = {name: "i32" if name == "samples" else "fp32" for name in kernel.arg_names}
+    numbers = {name: "i32" if name in ("samples", "again") else "fp32" for name in kernel.arg_names}
     constant = dict.fromkeys(constants, "constexpr")
     signature = numbers | constant | pointers
     aligned = {(number,): [["tt.divisibility", 16]] for number, name in enumerate(kernel.arg_names) if name in pointers}
