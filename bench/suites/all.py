@@ -146,13 +146,13 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
             *disk_and_logs,
         ]
     large, small = "--image-size 224 --batch 256", "--image-size 64 --batch 32 --backbone shufflenet_v2_x0_5"
-    mnist = f" --epochs 1 --subset 12800{folders['mnist']}" if arguments.mnist else " --epochs 8"
+    mnist = f" --epochs 4 --subset 12800{folders['mnist']}" if arguments.mnist else " --epochs 20"
     no_dali = "" if installed("nvidia.dali") else "install DALI, see --wheels"
     return [
         # Within 8 minutes, in the order of their worth.
         Piece("gpu-tests", 1.5, f"--tests {shlex.quote(str(arguments.tests.resolve()))}"),
         *(Piece("ral-step", 0.75, f"{large} --steps 10 --amp bf16 --backbone {name}", of=name) for name in backbones),
-        Piece("train", 1.25, f"{small} --rounds 3 --epochs 3", of="shufflenet_v2_x0_5"),
+        Piece("train", 1.25, f"{small} --rounds 3 --epochs 10", of="shufflenet_v2_x0_5"),
         Piece("train", 1.25, f"{large} --rounds 3{mnist} --backbone {backbones[0]}", of=backbones[0]),
         Piece("train", 1.75, f"{large} --rounds 2{mnist} --backbone {backbones[1]}", of=backbones[1]),
         Piece("head", 0.75, "--batch 256 --rounds 7"),

@@ -80,21 +80,20 @@ def test_all_suites_work_and_go_on_where_they_ended(tmp_path):
     assert (results / "head.json").stat().st_mtime_ns == before
 
 
-def test_a_piece_that_fails_leaves_what_it_said_and_the_others_go_on(tmp_path):
+def test_a_piece_that_fails_leaves_what_it_said_and_the_others_go_on(fmcefast, tmp_path):
     (tmp_path / "empty").mkdir()
-    words = ["all", "--quick", "--only", "decode", "head", "--jpegs", "empty"]
-    failed = bench(*words, cwd=tmp_path, code=1)
-    assert "holds no JPEG" in (tmp_path / "bench-results" / "decode.failed.txt").read_text()
-    assert (tmp_path / "bench-results" / "head.json").exists() and "see bench-results/*.failed.txt" in failed.stderr
+    code, _, err = fmcefast("bench", "all", "--quick", "--only", "decode", "head", "--jpegs", "empty")
+    assert code == 1 and "holds no JPEG" in (tmp_path / "bench-results" / "decode.failed.txt").read_text()
+    assert (tmp_path / "bench-results" / "head.json").exists() and "see bench-results/*.failed.txt" in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_sizes_for_a_gpu_need_one(tmp_path):
-    refused = bench("all", "--gpu", cwd=tmp_path, code=2)
-    assert "--gpu needs an NVIDIA GPU" in refused.stderr and "fmcefast doctor" in refused.stderr
+def test_sizes_for_a_gpu_need_one(fmcefast, tmp_path):
+    code, _, err = fmcefast("bench", "all", "--gpu")
+    assert code == 2 and "--gpu needs an NVIDIA GPU" in err and "fmcefast doctor" in err
     (tmp_path / "wheels").mkdir()
-    refused = bench("all", "--wheels", "wheels", cwd=tmp_path, code=2)
-    assert "wheels holds no wheels" in refused.stderr
+    code, _, err = fmcefast("bench", "all", "--wheels", "wheels")
+    assert code == 2 and "wheels holds no wheels" in err
 
 
 def test_what_is_worth_most_on_a_gpu_comes_first_and_fits_into_its_time():

@@ -57,6 +57,7 @@ def test_cache_step_checks_before_it_measures(tmp_path, monkeypatch):
         cache_step.main(["--rounds", "1"])
 
 
+@pytest.mark.slow
 def test_feature_maps_runs_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--", "--data", "digits", "--subset", "100", "--epochs", "2", "--seeds", "2", "--epsilons", "0"]

@@ -37,7 +37,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 SMALL = ["--backbone", "shufflenet_v2_x0_5", "--image-size", "32", "--amp", "off", "-b", "8", "--workers", "2"]
 
 
-def fmcefast(*words, cwd, code=0, start=(sys.executable,)):
+def in_processes(start, *words, cwd, code=0):
+    """The command as `start` starts it."""
     done = subprocess.run([*start, "-m", "fmcefast", *map(str, words)], capture_output=True, text=True, cwd=cwd)
     assert done.returncode == code, done.stderr
     return done
@@ -160,7 +161,7 @@ def test_two_processes_compute_what_one_computes(tmp_path):
 @pytest.mark.slow
 def test_torchrun_trains_into_one_run_folder(tmp_path):
     flags = ["--subset", "100", "--image-size", "32", "-b", "20", "--epochs", "3", "--amp", "off"]
-    done = fmcefast("train", "two", *flags, "--json", cwd=tmp_path, start=TORCHRUN)
+    done = in_processes(TORCHRUN, "train", "two", *flags, "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
     run = tmp_path / "two"
     assert "2 processes" in done.stderr and result["epochs"] == 3
@@ -169,57 +170,58 @@ def test_torchrun_trains_into_one_run_folder(tmp_path):
     ]
     losses = losses_of(run)
     assert len(losses) == 3 and float(losses[-1][0]) == result["loss"]
-    again = fmcefast("train", "two", *flags, "--json", cwd=tmp_path)  # one process finds it done
+    again = in_processes([sys.executable], "train", "two", *flags, "--json", cwd=tmp_path)  # one process finds it done
     assert json.loads(again.stdout) == result
-    refused = fmcefast("train", "odd", *flags, "-b", "15", cwd=tmp_path, start=TORCHRUN, code=1)
+    refused = in_processes(TORCHRUN, "train", "odd", *flags, "-b", "15", cwd=tmp_path, code=1)
     assert "2 processes cannot share batches of 15" in refused.stderr
 
 
 @pytest.mark.slow
-def test_a_run_keeps_its_split(photos, tmp_path):
+def test_a_run_keeps_its_split(fmcefast, photos, tmp_path):
     """Files that come later are not taken, one that goes is missed by name, and verify reads the list."""
     run = tmp_path / "run"
     train = ["train", "run", "--data", "folder:photos", "--epochs", "8", "--mu", "9", "--start", "7", "--phases", "2"]
-    done = fmcefast(*train, "--min-drop", "0", "--lr", "1e-2", *SMALL, cwd=tmp_path)
-    assert "--loader dali, the images are files" in done.stderr
+    code, _, err = fmcefast(*train, "--min-drop", "0", "--lr", "1e-2", *SMALL)
+    assert code == 0 and "--loader dali, the images are files" in err
     listed = json.loads((run / "split.json").read_text())
     assert len(listed["train"]) == 28 and len(listed["test"]) == 8 and listed["classes"] == ["cat", "cow", "dog"]
     Image.new("RGB", (20, 20)).save(photos / "cat" / "late.jpg")
-    fmcefast("markers", "run", cwd=tmp_path)
-    fmcefast("extract", "run", "--loader", "torchvision", cwd=tmp_path)
+    assert fmcefast("markers", "run")[0] == fmcefast("extract", "run", "--loader", "torchvision")[0] == 0
     assert FeatureMapDataset(run / "features").samples == 28
-    fmcefast("verify", "run", cwd=tmp_path)
+    assert fmcefast("verify", "run")[0] == 0
     (photos / listed["train"][3][0]).unlink()
-    missed = fmcefast("extract", "run", "--force", cwd=tmp_path, code=2)
-    assert f"{listed['train'][3][0]} cannot be read: it does not exist" in missed.stderr
+    code, _, err = fmcefast("extract", "run", "--force")
+    assert code == 2 and f"{listed['train'][3][0]} cannot be read: it does not exist" in err
     photos.rename(tmp_path / "moved")
-    fmcefast("train", "run", cwd=tmp_path)  # it is done and needs no images
-    assert "are no longer in" in fmcefast("fit", "run", "--store", "recompute", "--force", cwd=tmp_path, code=2).stderr
+    assert fmcefast("train", "run")[0] == 0  # it is done and needs no images
+    code, _, err = fmcefast("fit", "run", "--store", "recompute", "--force")
+    assert code == 2 and "are no longer in" in err
     (run / "split.json").write_text((run / "split.json").read_text().replace("cat/", "cow/", 1))
-    assert "split.json is damaged" in fmcefast("verify", "run", cwd=tmp_path, code=1).stdout
+    code, out, _ = fmcefast("verify", "run")
+    assert code == 1 and "split.json is damaged" in out
 
 
-def test_bad_images_stop_the_training_or_are_left_out(photos, tmp_path):
+def test_bad_images_stop_the_training_or_are_left_out(fmcefast, photos, tmp_path):
     (photos / "dog" / "03.jpg").write_bytes((photos / "dog" / "03.jpg").read_bytes()[:400])
     (photos / "cow" / "04.jpg").write_bytes(b"")
     train = ["train", "run", "--data", "folder:photos", "--epochs", "2", *SMALL]
-    stopped = fmcefast(*train, cwd=tmp_path, code=2)
-    assert "cannot be read" in stopped.stderr and "--on-bad-image skip" in stopped.stderr and stopped.stdout == ""
-    done = fmcefast(*train, "--on-bad-image", "skip", "--json", cwd=tmp_path)
-    assert json.loads(done.stdout)["left_out"] == 2 and "2 that cannot be decoded left out" in done.stderr
+    code, out, err = fmcefast(*train)
+    assert code == 2 and "cannot be read" in err and "--on-bad-image skip" in err and out == ""
+    code, out, err = fmcefast(*train, "--on-bad-image", "skip", "--json")
+    assert code == 0 and json.loads(out)["left_out"] == 2 and "2 that cannot be decoded left out" in err
     assert sorted(json.loads((tmp_path / "run" / "split.json").read_text())["left_out"]) == ["cow/04.jpg", "dog/03.jpg"]
 
 
 @pytest.mark.slow
-def test_training_from_files_is_the_same_interrupted(photos, tmp_path):
+def test_training_from_files_is_the_same_interrupted(fmcefast, photos, tmp_path):
     train = ["--data", "folder:photos", *SMALL]
-    fmcefast("train", "whole", *train, "--epochs", "3", cwd=tmp_path)
+    assert fmcefast("train", "whole", *train, "--epochs", "3")[0] == 0
     words = ["train", "cut", *train, "--epochs", "3"]
     for accident, code, complaint in ACCIDENTS:
         start = [sys.executable, "-c", f"{PATCHED}\n{accident}\nmain()"]
         cut = subprocess.run([*start, *words], capture_output=True, text=True, cwd=tmp_path)
         assert cut.returncode == code and complaint in cut.stderr, cut.stderr
-    fmcefast(*words, cwd=tmp_path)
+    assert fmcefast(*words)[0] == 0
     assert not list((tmp_path / "cut").rglob("*.partial"))
     assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
     for name in ("weights/epoch-0003.safetensors", "resume.safetensors"):
