@@ -15,6 +15,7 @@ from fmcefast.data.decoding import read_image
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders import choose
 from fmcefast.data.loaders.choose import choose_decoder, choose_loader, make_loader
+from fmcefast.data.loaders.resident import ResidentLoader
 from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.data.recipes import Recipe, recipe_of
 from fmcefast.errors import InputError
@@ -113,12 +114,14 @@ def test_files_are_decoded_centre_cropped_and_normalised(on_disk, loader, tolera
 @pytest.mark.parametrize("training", [True, False])
 def test_the_loaders_agree_on_pixels_order_and_augmentation(of_one_size, recipe, training):
     _, pixels = of_one_size
-    expected, labels = passed(loader_for(pixels, recipe, training, loader="resident", seed=5, batch_size=4))
-    for loader in ("torchvision", "dali"):
+    on_a_gpu = LoaderSettings(recipe, 32, 4, torch.device("cpu"))
+    matrices = ResidentLoader(pixels, on_a_gpu, training=training, seed=5, workers=1, ranks=Ranks())
+    expected, labels = passed(matrices)
+    for loader in LOADERS:
         images, same_labels = passed(loader_for(pixels, recipe, training, loader=loader, seed=5, batch_size=4))
         assert torch.equal(labels, same_labels)
         difference = (in_greys(images, recipe) - in_greys(expected, recipe)).abs()
-        assert difference.max() < (ROUNDED[loader] if loader == "torchvision" else EDGES)
+        assert difference.max() < (EDGES if loader == "dali" else ROUNDED[loader])
         assert difference.mean() < 0.4 * GREY
 
 
@@ -326,13 +329,17 @@ def test_a_pass_that_is_left_early_stops_its_threads(resident, loader):
 def test_the_choice_is_explained(resident, on_disk, cpu, monkeypatch):
     choice = choose_loader(resident, cpu)
     assert choice.loader == "resident" and re.fullmatch(r"3.6 kB of pixels fit into .*B of free memory", choice.why)
-    assert choose_loader(on_disk, cpu) == ("dali", "the images are files, decoded on the CPU")
-    assert choose_decoder(cpu) == ("dali", "decoded on the CPU")
+    gpu = torch.device("cuda")
+    assert choose_loader(on_disk, cpu) == ("torchvision", "the images are files, decoded on the CPU")
+    assert choose_decoder(cpu) == ("torchvision", "decoded on the CPU")
     assert choose_loader(on_disk, cpu, "torchvision") == ("torchvision", "as requested")
     monkeypatch.setattr(choose, "free_memory", lambda device: 5000)
-    assert choose_loader(resident, cpu).loader == "dali" and "do not fit" in choose_loader(resident, cpu).why
+    assert choose_loader(resident, cpu).loader == "torchvision" and "do not fit" in choose_loader(resident, cpu).why
+    monkeypatch.setattr(choose, "_dali_is_missing", lambda: None)
+    assert choose_loader(on_disk, gpu) == ("dali", "the images are files, decoded on the GPU")
     monkeypatch.setattr(choose, "_dali_is_missing", lambda: "DALI is not installed")
-    assert choose_loader(on_disk, cpu) == ("torchvision", "the images are files, and DALI is not installed")
+    missing = "the images are files, decoded on the CPU, as DALI is not installed"
+    assert choose_loader(on_disk, gpu) == ("torchvision", missing)
     with pytest.raises(InputError, match="`loader=dali` cannot be used: DALI is not installed"):
         choose_loader(on_disk, cpu, "dali")
 

@@ -182,7 +182,7 @@ def test_a_run_keeps_its_split(fmcefast, photos, tmp_path):
     run = tmp_path / "run"
     train = ["train", "run", "--data", "folder:photos", "--epochs", "8", "--mu", "9", "--start", "7", "--phases", "2"]
     code, _, err = fmcefast(*train, "--min-drop", "0", "--lr", "1e-2", *SMALL)
-    assert code == 0 and "--loader dali, the images are files" in err
+    assert code == 0 and "--loader torchvision, the images are files" in err
     listed = json.loads((run / "split.json").read_text())
     assert len(listed["train"]) == 28 and len(listed["test"]) == 8 and listed["classes"] == ["cat", "cow", "dog"]
     Image.new("RGB", (20, 20)).save(photos / "cat" / "late.jpg")
