@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first kernel is defined
@@ -135,17 +136,36 @@ SMALL = {
 
 
 @pytest.fixture(scope="session")
-def finished_runs(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """Calls `make` on a new folder, once for all processes of pytest-xdist. Returns the folder, not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name, make):
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished_runs(made_once):
     """Two small runs that differ in their seed, with markers (the last at epoch 6), feature maps and FMCE-Nets."""
     from fmcefast.pipeline.change import open_run
     from fmcefast.pipeline.stages import complete, fit
     from fmcefast.progress import Progress
 
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        run = open_run(folder / f"seed-{seed}", {**SMALL, "seed": seed}, create=True)
-        complete(run, Progress(quiet=True), until=fit)
-    return folder
+    def make(folder):
+        for seed in (0, 1):
+            run = open_run(folder / f"seed-{seed}", {**SMALL, "seed": seed}, create=True)
+            complete(run, Progress(quiet=True), until=fit)
+
+    return made_once("finished-runs", make)
 
 
 @pytest.fixture

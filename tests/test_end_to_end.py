@@ -65,13 +65,18 @@ def contents(folder):
     return found
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+@pytest.fixture(scope="session")
+def finished(made_once):
     """A finished run, and what the command printed."""
-    folder = tmp_path_factory.mktemp("finished")
-    done = subprocess.run(command("run", *FLAGS, "--json"), capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "digits", done
+
+    def make(folder):
+        done = subprocess.run(command("run", *FLAGS, "--json"), capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        (folder / "printed.json").write_text(json.dumps([done.stdout, done.stderr]))
+
+    folder = made_once("finished", make)
+    stdout, stderr = json.loads((folder / "printed.json").read_text())
+    return folder / "runs" / "digits", SimpleNamespace(stdout=stdout, stderr=stderr)
 
 
 def test_the_result_is_one_json_object(finished):

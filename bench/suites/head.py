@@ -165,7 +165,7 @@ def timed(way: Callable[[], object], device: torch.device, repeats: int = 10) ->
 
 def peak(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a large matrix product, or of a small one where the processor emulates the type."""
-    size = 8192 if device.type == "cuda" else 3072
+    size = 8192 if device.type == "cuda" else 2048
     if device.type == "cpu" and product_seconds(512, dtype, device) > SLOW_PRODUCT:
         size = 512
     return 2 * size**3 / min(product_seconds(size, dtype, device) for _ in range(5))

@@ -153,7 +153,7 @@ def test_runs_are_compared_on_one_page(fmcefast, runs, tmp_path):
     page = (tmp_path / "comparison.html").read_text()
     assert "They differ in lr." in page and "4 of 4 runs have converged." in page
     low, high = 15 - 12.706 * 5, 15 + 12.706 * 5  # Student's t, one degree of freedom; the error of 10 and 20 is 5
-    assert f"lr 0.002 less lr 0.001: +15.00 [{low:+.2f}, {high:+.2f}] points of top-1 over 2 shared seeds" in page
+    assert f"lr 0.002 less lr 0.0005: +15.00 [{low:+.2f}, {high:+.2f}] points of top-1 over 2 shared seeds" in page
     for words in ([runs / "seed-0"] * 2, [runs / "seed-0", runs / "seed-1", "--force"], [runs / "seed-0", tmp_path]):
         code, out, err = fmcefast("report", *words)
         assert code == 2 and out == "" and err.count("\n") == 1

@@ -278,9 +278,9 @@ def test_background_work_is_done_in_order_and_its_errors_come_back():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("amp", "compiled"), [("off", False), ("bf16", False), ("fp16", False), ("bf16", True)])
-def test_a_gpu_trains_and_its_state_is_written_beside_it(tmp_path, amp, compiled):
-    config = resolve({"subset": 200, "image_size": 32, "batch_size": 40, "epochs": 3, "amp": amp, "compile": compiled})
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_gpu_trains_and_its_state_is_written_beside_it(tmp_path, amp):
+    config = resolve({"subset": 200, "image_size": 32, "batch_size": 40, "epochs": 3, "amp": amp})
     source, device = load_source("digits", subset=200), torch.device("cuda", 0)
     trainer = Trainer(config, source, device)
     with Progress(quiet=True).task("train", total=1, unit="images") as task:
