@@ -19,6 +19,7 @@ from fmcefast.runtime.adam import fused_adam, moments
 from fmcefast.runtime.device import amp_type, autocast, in_precision, on_device
 from fmcefast.runtime.graphed_call import FIRST_CALLS, GraphedCall
 from fmcefast.runtime.threads import threads_for, using_threads
+from fmcefast.training.memory import training_memory
 
 _TRIAL_SECONDS = 2.0
 _TRIAL_IMAGES = 64
@@ -49,23 +50,10 @@ class Rates:
         return rate, f"{rate:,.0f} {'maps' if stage == 'fit' else 'images'}/s in a trial"
 
     def training_memory(self) -> int:
-        """Bytes of weights, gradients, Adam's moments, a batch of images, and what is kept of it for the backward pass;
-        workspaces of single operations come on top."""
-        kept: dict[int, int] = {}
-        weights = {parameter.untyped_storage().data_ptr() for parameter in self.backbone.parameters()}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        self.backbone.train()
-        dtype = amp_type(self.run.config.amp, self.device, self.backbone)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(self.device, dtype):
-            self.backbone(self._images)
-        batch_bytes = (sum(kept.values()) + self._images.nbytes) * self.run.config.batch_size // len(self._images)
-        return batch_bytes + 4 * sum(parameter.nbytes for parameter in self.backbone.parameters())
+        """Bytes that training takes at least."""
+        config = self.run.config
+        dtype = amp_type(config.amp, self.device, self.backbone)
+        return training_memory(self.backbone, self._images, config.batch_size, self.device, dtype)
 
     def train(self) -> float:
         dtype = amp_type(self.run.config.amp, self.device, self.backbone)

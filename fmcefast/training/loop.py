@@ -13,6 +13,7 @@ from fmcefast.run.resume import TrainingState, state_facts
 from fmcefast.run.tensorboard import write_events
 from fmcefast.runtime.threads import using_threads
 from fmcefast.training.background import Background
+from fmcefast.training.memory import lack_of_memory
 from fmcefast.training.trainer import Trainer
 
 Row = TypeVar("Row", bound=Epoch)
@@ -38,6 +39,8 @@ def train_epochs(
     next one, and all of them before this returns or raises.
     """
     ranks = trainer.ranks
+    if not is_done(epochs) and (lack := lack_of_memory(trainer)):
+        progress.line(f"{stage}: {lack}")
     images = trainer.images_of_epoch * (last - len(epochs))
     with (
         using_threads(trainer.threads),
