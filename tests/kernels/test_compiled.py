@@ -18,9 +18,9 @@ def start(folder, cache):
 
 
 def test_processes_that_compile_at_once_find_the_same(tmp_path):
-    processes = [start(tmp_path, tmp_path) for _ in range(3)]
+    processes = [start(tmp_path, tmp_path) for _ in range(2)]
     outputs = {process.communicate()[0] for process in processes}
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [process.returncode for process in processes] == [0, 0]
     assert len(outputs) == 1 and outputs.pop().startswith(b"[")
     saved = sorted(tmp_path.rglob("*.nbc"))
     assert saved
