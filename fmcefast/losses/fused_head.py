@@ -30,7 +30,8 @@ class FusedHead:
     def __init__(self, weights: HeadWeights, impl: str):
         self.weights, self._impl = copy.deepcopy(weights), impl
         self._heads: dict[MapKind, FrozenHead] = {}
-        self._unchecked: set[MapKind] = set()
+        self._unchecked: dict[MapKind, FrozenHead] = {}
+        self._of_type: dict[tuple[torch.device, torch.dtype], FrozenHead] = {}  # any of them: they all keep the same
         self.number = next(_numbers)
         _by_number[self.number] = self
 
@@ -47,42 +48,44 @@ class FusedHead:
         kind = MapKind.of(maps)
         # Triton launches on the current device.
         with torch.cuda.device_of(maps), torch.autocast(maps.device.type, enabled=False):
-            if kind not in self._heads:
-                self._heads[kind], implementation = make_head(self.weights, kind, self._impl)
-                _report(kind, implementation)
-                self._unchecked.add(kind)
-                if maps.is_cuda and not _is_captured(maps):
-                    torch.cuda.current_stream().synchronize()  # other streams may use the weights next
-            losses, kept = self._heads[kind](maps, differentiable)
-            if kept is not None and kind in self._unchecked and not _is_captured(maps):
-                return self._check(kind, maps, losses, kept)
-        return losses, kept
+            head = self._heads.get(kind)
+            return head(maps, differentiable) if head else self._begin(kind, maps, differentiable)
 
     def gradient(self, kept: Sequence[torch.Tensor], loss_gradient: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """See `FrozenHead.gradient`."""
-        head = self._head_of(loss_gradient.device, dtype)
-        assert head is not None, "what is kept comes from a head"
+        head = self._of_type[loss_gradient.device, dtype]
         with torch.cuda.device_of(loss_gradient), torch.autocast(loss_gradient.device.type, enabled=False):
             return head.gradient(kept, loss_gradient, dtype)
 
     def empty_kept(self, maps: torch.Tensor) -> Sequence[torch.Tensor]:
         """See `FrozenHead.empty_kept`."""
-        head = self._head_of(maps.device, maps.dtype)
+        head = self._of_type.get((maps.device, maps.dtype))
         return head.empty_kept(maps) if head else empty_kept(self.weights, maps, self._impl)
 
-    def _head_of(self, device: torch.device, dtype: torch.dtype) -> FrozenHead | None:
-        """A head of such maps, if there is one; they all keep the same."""
-        return next((head for kind, head in self._heads.items() if kind[:2] == (device, dtype)), None)
+    def use(self, head: FrozenHead, kind: MapKind) -> None:
+        """Let this head compute such maps from here on, unchecked."""
+        self._heads[kind] = self._of_type[kind.device, kind.dtype] = head
 
-    def _check(
-        self, kind: MapKind, maps: torch.Tensor, losses: torch.Tensor, kept: Sequence[torch.Tensor]
+    def _begin(
+        self, kind: MapKind, maps: torch.Tensor, differentiable: bool
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
-        """The result, or that of the naive layers if it differs from them."""
-        difference = difference_from_naive(self.weights, self._heads[kind], maps, losses, kept)
+        """By a head that is new, or not checked yet: its result, or that of the naive layers if it differs from them."""
+        if kind not in self._unchecked:
+            head, implementation = make_head(self.weights, kind, self._impl)
+            _report(kind, implementation)
+            self._unchecked[kind] = self._of_type[kind.device, kind.dtype] = head
+            if maps.is_cuda and not _is_captured(maps):
+                torch.cuda.current_stream().synchronize()  # other streams may use the weights next
+        head = self._unchecked[kind]
+        losses, kept = head(maps, differentiable)
+        if kept is None or _is_captured(maps):
+            return losses, kept
+        difference = difference_from_naive(self.weights, head, maps, losses, kept)
         if difference is None:
             return losses, kept  # checked with the next batch
-        self._unchecked.discard(kind)
+        del self._unchecked[kind]
         if difference <= tolerance(kind):
+            self.use(head, kind)
             return losses, kept
         warnings.warn(
             f"FusedFMCSLoss differs from FMCSLoss by {difference:.0%} for {maps.dtype} maps on {maps.device}; FMCSLoss "
@@ -90,8 +93,9 @@ class FusedHead:
             RuntimeWarning,
             stacklevel=2,
         )
-        self._heads[kind] = NaiveHead(self.weights)
-        return self._heads[kind](maps, True)
+        head = NaiveHead(self.weights)
+        self.use(head, kind)
+        return head(maps, True)
 
 
 def _report(kind: MapKind, implementation: Implementation) -> None:

@@ -191,7 +191,8 @@ def errors(net, impl, maps, few=False):
     """Of the loss, of the gradient, and of the gradient given the same argmax; computed as few maps or as many."""
     fused = FusedFMCSLoss(net, impl)
     kind = MapKind.of(maps)
-    head = fused._head._heads[kind] = make_head(fused._head.weights, kind._replace(few=few), impl)[0]
+    head = make_head(fused._head.weights, kind._replace(few=few), impl)[0]
+    fused._head.use(head, kind)
     recorded = recorded_argmax(head)
     loss, gradient = value_and_gradient(fused, maps)
     wanted_loss, wanted = plain(net, maps)
@@ -309,7 +310,7 @@ def test_of_equal_values_the_first_gets_the_gradient():
     def make_block(weight, bias, height, width):
         return TorchBlock(weight, bias, height, width, tile=2, dtype=torch.float64, device=torch.device("cpu"))
 
-    fused._head._heads[MapKind.of(maps)] = Head(fused._head.weights, torch.float64, maps.device, make_block)
+    fused._head.use(Head(fused._head.weights, torch.float64, maps.device, make_block), MapKind.of(maps))
     loss, gradient = value_and_gradient(fused, maps)
     wanted_loss, wanted = plain(net, maps)
     assert relative(loss, wanted_loss) <= 1e-12 and relative(gradient, wanted) <= 1e-12
