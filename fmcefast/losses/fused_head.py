@@ -69,7 +69,7 @@ class FusedHead:
     def _begin(
         self, kind: MapKind, maps: torch.Tensor, differentiable: bool
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
-        """By a head that is new, or not checked yet: its result, or that of the naive layers if it differs from them."""
+        """The result of a head that is new or not checked yet, or that of the naive layers if it differs from them."""
         if kind not in self._unchecked:
             head, implementation = make_head(self.weights, kind, self._impl)
             _report(kind, implementation)
