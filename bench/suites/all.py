@@ -9,10 +9,10 @@ its messages are in RESULTS/PIECE.failed.txt, the others go on, and `--again` tr
 piece is started that is expected to take longer than what is left. A piece that takes more than twice as long as
 expected has failed; one that runs out of time is started anew the next time.
 
-With `--gpu` the sizes are those of a large NVIDIA GPU. The clone's tests that need one, steps of training and the head
-come first and take 8 minutes, decoding with DALI 4 more, and the rest may wait. Pieces that need
-image files or DALI are left out where these are missing; `--wheels` installs DALI from a folder of wheels, without a
-network. Ends with a table of all results.
+With `--gpu` the sizes are those of a large NVIDIA GPU. The clone's tests that need one, steps of training, the head and
+the first seconds of a process come first and take 8 minutes, decoding with DALI 4 more, and the rest may wait. Pieces
+that need image files or DALI are left out where these are missing; `--wheels` installs DALI from a folder of wheels,
+without a network. Ends with a table of all results.
 """
 
 import argparse
@@ -151,14 +151,14 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
     return [
         # Within 8 minutes, in the order of their worth.
         Piece("gpu-tests", 1.5, f"--tests {shlex.quote(str(arguments.tests.resolve()))}"),
-        *(Piece("ral-step", 0.75, f"{large} --steps 10 --amp bf16 --backbone {name}", of=name) for name in backbones),
+        *(Piece("ral-step", 0.6, f"{large} --steps 10 --amp bf16 --backbone {name}", of=name) for name in backbones),
         Piece("train", 1.25, f"{small} --rounds 3 --epochs 10", of="shufflenet_v2_x0_5"),
-        Piece("train", 1.25, f"{large} --rounds 3{mnist} --backbone {backbones[0]}", of=backbones[0]),
-        Piece("train", 1.75, f"{large} --rounds 2{mnist} --backbone {backbones[1]}", of=backbones[1]),
-        Piece("head", 0.75, "--batch 256 --rounds 7"),
+        Piece("head", 1.25, "--batch 256 --rounds 7"),
+        Piece("train", 0.85, f"{large} --rounds 3 --no-eager{mnist} --backbone {backbones[0]}", of=backbones[0]),
+        Piece("start", 1.9, "--rounds 1", of="shufflenet_v2_x0_5"),
         # And 4 more where there is DALI.
         Piece("decode", 4, f"--rounds 3 --images 10240{all_folders}", needs=no_images or no_dali),
-        Piece("start", 3, "--rounds 1", of="shufflenet_v2_x0_5"),
+        Piece("train", 1.5, f"{large} --rounds 2 --no-eager{mnist} --backbone {backbones[1]}", of=backbones[1]),
         Piece("start", 4, f"{large} --rounds 1 --backbone resnet50", of="resnet50"),
         *(
             Piece("train", 6, f"{large} --rounds 3{mnist} --compiled --backbone {name}{jpegs}", of=f"{name}-compiled")
