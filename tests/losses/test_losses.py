@@ -275,8 +275,9 @@ def test_half_types_of_every_shape(impl, device, channels, spatial, samples, red
     else:
         # The reduction's adjoint is in bfloat16, and a CPU rounds it within its sums.
         rounded = reduce_kernel == 3 and (dtype, device) == (torch.bfloat16, "cpu")
-        # Of one map, a pooling that goes another way makes most of the total error.
-        assert loss <= 1e-2 and total <= (0.3 if samples == 1 else 0.2) and same_argmax <= (8e-3 if rounded else 5e-3)
+        if device == "cuda":  # in single maps one pooling that goes another way is most of the total error
+            total = errors(net, impl, make_maps(net, 16 * samples, dtype, device))[1]
+        assert loss <= 1e-2 and total <= 0.2 and same_argmax <= (8e-3 if rounded else 5e-3)
 
 
 @pytest.mark.parametrize(("impl", "device"), IMPLS)
