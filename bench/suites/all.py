@@ -10,8 +10,8 @@ piece is started that is expected to take longer than what is left. A piece that
 expected has failed; one that runs out of time is started anew the next time.
 
 With `--gpu` the sizes are those of a large NVIDIA GPU. The clone's tests that need one, steps of training, the head and
-the first seconds of a process come first and take 8 minutes, decoding with DALI 4 more, and the rest may wait. Pieces
-that need image files or DALI are left out where these are missing; `--wheels` installs DALI from a folder of wheels,
+the first seconds of a process come first and take 8 minutes, decoding 4 more, and the rest may wait. Pieces that need
+image files are left out where these are missing; `--wheels` installs DALI, for decoding, from a folder of wheels,
 without a network. Ends with a table of all results.
 """
 
@@ -147,7 +147,6 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
         ]
     large, small = "--image-size 224 --batch 256", "--image-size 64 --batch 32 --backbone shufflenet_v2_x0_5"
     mnist = f" --epochs 4 --subset 12800{folders['mnist']}" if arguments.mnist else " --epochs 20"
-    no_dali = "" if installed("nvidia.dali") else "install DALI, see --wheels"
     return [
         # Within 8 minutes, in the order of their worth.
         Piece("gpu-tests", 1.5, f"--tests {shlex.quote(str(arguments.tests.resolve()))}"),
@@ -156,8 +155,8 @@ def pieces_of(arguments: argparse.Namespace) -> list[Piece]:
         Piece("head", 1.25, "--batch 256 --rounds 7"),
         Piece("train", 0.85, f"{large} --rounds 3 --no-eager{mnist} --backbone {backbones[0]}", of=backbones[0]),
         Piece("start", 1.9, "--rounds 1", of="shufflenet_v2_x0_5"),
-        # And 4 more where there is DALI.
-        Piece("decode", 4, f"--rounds 3 --images 10240{all_folders}", needs=no_images or no_dali),
+        # And 4 more.
+        Piece("decode", 4, f"--rounds 3 --images 10240{all_folders}", needs=no_images),
         Piece("train", 1.5, f"{large} --rounds 2 --no-eager{mnist} --backbone {backbones[1]}", of=backbones[1]),
         Piece("start", 4, f"{large} --rounds 1 --backbone resnet50", of="resnet50"),
         *(

@@ -1,6 +1,7 @@
 """Image files as RGB pixels, or as bytes that every decoder reads alike."""
 
 import io
+import math
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +25,21 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.D
 
 
 class Encoded(NamedTuple):
-    """An image as bytes (uint8) for a decoder: its (height, width) when upright, and the turn that makes it so."""
+    """An image as bytes (uint8) for a decoder, a JPEG, PGM or PPM: its (height, width) when upright, and the turn that
+    makes it so."""
 
     content: np.ndarray
     size: tuple[int, int]
     turn: Turn = Turn()
+
+    @property
+    def pixels(self) -> np.ndarray | None:
+        """(H, W, C) uint8 without decoding; None for a JPEG."""
+        kind = self.content[:2].tobytes()
+        if is_jpeg(kind):
+            return None
+        shape = *self.size, 3 if kind == b"P6" else 1
+        return self.content[-math.prod(shape) :].reshape(shape)
 
 
 def read_image(path: Path, *, upright: bool = False) -> np.ndarray:

@@ -7,6 +7,7 @@ import simplejpeg
 
 _START = b"\xff\xd8"
 _MOST_PIXELS = 2 * 89_478_485  # as many as Pillow decodes
+_BASELINE_OR_PROGRESSIVE = (0xC0, 0xC2)
 _OF_DAMAGE = ("Corrupt JPEG data: ", "Premature end of JPEG file")
 
 
@@ -15,10 +16,12 @@ def is_jpeg(content: bytes) -> bool:
 
 
 def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG with one or three components of 8 bits, from its frame header; else None."""
+    """(height, width), by its header, of a JPEG that all decoders read alike: baseline or progressive, 8 bits, grey or
+    YCbCr; else None."""
     if not is_jpeg(content):
         return None
     place = len(_START)
+    stored_as_rgb = False
     try:
         while content[place] == 0xFF:
             marker = content[place + 1]
@@ -26,9 +29,13 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
                 place += 1
             elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
                 bits, height, width, components = struct.unpack_from(">BHHB", content, place + 4)
-                usable = bits == 8 and components in (1, 3) and 0 < height * width <= _MOST_PIXELS
-                return (height, width) if usable else None
+                ids = content[place + 10 : place + 19 : 3]
+                alike = marker in _BASELINE_OR_PROGRESSIVE and bits == 8 and 0 < height * width <= _MOST_PIXELS
+                ycbcr = components == 3 and not stored_as_rgb and ids != b"RGB"
+                return (height, width) if alike and (components == 1 or ycbcr) else None
             else:
+                if marker == 0xEE and content[place + 4 : place + 9] == b"Adobe":
+                    stored_as_rgb = content[place + 15] == 0
                 place += 2 + struct.unpack_from(">H", content, place + 2)[0]
     except (IndexError, struct.error):
         pass

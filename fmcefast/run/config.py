@@ -79,10 +79,10 @@ class Config:
     loader: str = _setting(
         "auto",
         "train",
-        "Image loader: resident decodes files once and keeps all pixels in (GPU) memory; dali and torchvision decode "
-        "them in every epoch.",
+        "Image loader: resident decodes files once and keeps all pixels in (GPU) memory; dali, nvjpeg (on a GPU) and "
+        "torchvision (threads) decode them in every epoch.",
         invalidates_results=False,
-        choices=("auto", "dali", "resident", "torchvision"),
+        choices=("auto", "dali", "nvjpeg", "resident", "torchvision"),
     )
     resident_size: int = _setting(
         256,

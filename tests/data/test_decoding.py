@@ -75,7 +75,9 @@ def test_cmyk_jpegs_are_converted(tmp_path, colours):
     assert np.abs(read_image(tmp_path / "print.jpg").astype(int) - colours).mean() < 5
 
 
-def test_dali_sees_every_kind_as_pillow_does(tmp_path, colours, cpu):
+@pytest.fixture
+def of_every_kind(tmp_path, colours):
+    """Files that differ in how they are stored."""
     image = Image.fromarray(colours)
     image.save(tmp_path / "a.jpg")
     image.save(tmp_path / "b.jpg", progressive=True)
@@ -92,15 +94,32 @@ def test_dali_sees_every_kind_as_pillow_does(tmp_path, colours, cpu):
     image.save(tmp_path / "k.jpg", format="PNG")
     image.quantize(16).save(tmp_path / "l.png", transparency=3)
     image.convert("LA").save(tmp_path / "m.png")
+    image.save(tmp_path / "n.jpg", keep_rgb=True)
+    image.save(tmp_path / "o.jpg", subsampling=0)
+    image.save(tmp_path / "p.jpg", subsampling="4:2:2", restart_marker_blocks=2)
     paths = sorted(tmp_path.iterdir())
-    files = ImageSet(np.arange(len(paths)), paths=paths)
-    taken = {}
-    for loader in ("dali", "torchvision", "resident"):
-        settings = LoaderSettings(Recipe((0.0,), (1.0,)), 40, 4, cpu, loader=loader)
-        batches = make_loader(files, settings, training=False)
-        taken[loader] = torch.cat([images for images, _ in batches])
-    torch.testing.assert_close(taken["dali"], taken["resident"], atol=0.51 / 255, rtol=0)
-    torch.testing.assert_close(taken["torchvision"], taken["resident"], atol=1.01 / 255, rtol=0)
+    return ImageSet(np.arange(len(paths)), paths=paths)
+
+
+def loaded(files, loader, device):
+    settings = LoaderSettings(Recipe((0.0,), (1.0,)), 40, 4, device, loader=loader)
+    return torch.cat([images for images, _ in make_loader(files, settings, training=False)]).cpu()
+
+
+def test_every_loader_sees_every_kind_as_pillow_does(of_every_kind, cpu):
+    resident = loaded(of_every_kind, "resident", cpu)
+    for loader, tolerance in (("dali", 0.51), ("nvjpeg", 1.01), ("torchvision", 1.01)):
+        torch.testing.assert_close(loaded(of_every_kind, loader, cpu), resident, atol=tolerance / 255, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loader", ["dali", "nvjpeg"])
+def test_a_gpu_sees_every_kind_as_pillow_does(of_every_kind, cpu, loader):
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    found, expected = loaded(of_every_kind, loader, torch.device("cuda", 0)), loaded(of_every_kind, "resident", cpu)
+    for path, image, other in zip(of_every_kind.paths, found, expected, strict=True):
+        assert (image - other).abs().mean() < 3 / 255, path.name  # colours are spread over pixels in other ways
 
 
 def test_jpegs_are_passed_on_as_they_are_and_others_as_pixels(tmp_path, colours):

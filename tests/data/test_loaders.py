@@ -21,7 +21,7 @@ from fmcefast.data.recipes import Recipe, recipe_of
 from fmcefast.errors import InputError
 from fmcefast.runtime.ranks import Ranks
 
-LOADERS = ("resident", "dali", "torchvision")
+LOADERS = ("resident", "dali", "nvjpeg", "torchvision")
 PLAIN = Recipe((0.25,), (0.5,))
 SHIFTED = Recipe((0.1, 0.2, 0.3), (0.5, 0.4, 0.3), shift=0.1, flip=True)
 CUT = recipe_of("folder:anywhere")
@@ -29,7 +29,7 @@ CUT = recipe_of("folder:anywhere")
 # DALI and Pillow decode alike; DALI rounds to whole greys after resizing, and where it makes an image smaller, it takes
 # what lies beyond the edge for like the edge, and the others for nothing.
 GREY = 1 / 255
-ROUNDED = {"resident": 1e-5, "dali": 0.51 * GREY, "torchvision": 1e-5}
+ROUNDED = {"resident": 1e-5, "dali": 0.51 * GREY, "nvjpeg": 1e-5, "torchvision": 1e-5}
 EDGES = 16 * GREY
 
 
@@ -98,7 +98,7 @@ def test_pixels_are_resized_and_normalised(resident, loader, size):
     torch.testing.assert_close(images, expected, atol=EDGES if loader == "dali" else tolerance, rtol=0)
 
 
-@pytest.mark.parametrize(("loader", "tolerance"), [("torchvision", ROUNDED["torchvision"]), ("dali", EDGES)])
+@pytest.mark.parametrize(("loader", "tolerance"), [("torchvision", 1e-5), ("nvjpeg", 1e-5), ("dali", EDGES)])
 def test_files_are_decoded_centre_cropped_and_normalised(on_disk, loader, tolerance):
     images, _ = passed(loader_for(on_disk, CUT, loader=loader))
     for row, path in enumerate(on_disk.paths):
@@ -125,11 +125,13 @@ def test_the_loaders_agree_on_pixels_order_and_augmentation(of_one_size, recipe,
         assert difference.mean() < 0.4 * GREY
 
 
-def test_dali_and_torchvision_agree_on_jpegs_of_any_size(on_disk):
-    taken = [passed(loader_for(on_disk, CUT, True, loader=loader, seed=1)) for loader in ("dali", "torchvision")]
-    assert torch.equal(taken[0][1], taken[1][1])
-    difference = (in_greys(taken[0][0], CUT) - in_greys(taken[1][0], CUT)).abs()
-    assert difference.max() < EDGES and difference.mean() < 0.4 * GREY
+@pytest.mark.parametrize(("loader", "tolerance"), [("nvjpeg", 1e-5), ("dali", EDGES)])
+def test_the_loaders_agree_on_jpegs_of_any_size(on_disk, loader, tolerance):
+    expected, labels = passed(loader_for(on_disk, CUT, True, loader="torchvision", seed=1))
+    images, same_labels = passed(loader_for(on_disk, CUT, True, loader=loader, seed=1))
+    assert torch.equal(same_labels, labels)
+    difference = (in_greys(images, CUT) - in_greys(expected, CUT)).abs()
+    assert difference.max() < tolerance and difference.mean() < 0.4 * GREY
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -294,8 +296,9 @@ def test_a_broken_image_is_named(on_disk, loader, content):
             list(loader_for(on_disk, CUT, training=training, batch_size=5, loader=loader))
 
 
-def test_a_loader_goes_on_after_a_broken_image_is_mended(on_disk):
-    loader = loader_for(on_disk, CUT, batch_size=5, loader="dali")
+@pytest.mark.parametrize("loader", ["dali", "nvjpeg", "torchvision"])
+def test_a_loader_goes_on_after_a_broken_image_is_mended(on_disk, loader):
+    loader = loader_for(on_disk, CUT, batch_size=5, loader=loader)
     whole = on_disk.paths[13].read_bytes()
     expected = passed(loader)[0]
     on_disk.paths[13].write_bytes(whole[: len(whole) // 2])
@@ -317,7 +320,7 @@ def test_files_of_one_size_can_be_resident(of_one_size, tmp_path):
     )
 
 
-@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+@pytest.mark.parametrize("loader", ["dali", "nvjpeg", "torchvision"])
 def test_a_pass_that_is_left_early_stops_its_threads(resident, loader):
     loader = loader_for(resident, batch_size=5, loader=loader)
     before = threading.active_count()
@@ -338,8 +341,12 @@ def test_the_choice_is_explained(resident, on_disk, cpu, monkeypatch):
     monkeypatch.setattr(choose, "_dali_is_missing", lambda: None)
     assert choose_loader(on_disk, gpu) == ("dali", "the images are files, decoded on the GPU")
     monkeypatch.setattr(choose, "_dali_is_missing", lambda: "DALI is not installed")
-    missing = "the images are files, decoded on the CPU, as DALI is not installed"
-    assert choose_loader(on_disk, gpu) == ("torchvision", missing)
+    monkeypatch.setattr(choose, "nvjpeg_is_missing", lambda device: None)
+    why = "the images are files, decoded on the GPU, as DALI is not installed"
+    assert choose_loader(on_disk, gpu) == ("nvjpeg", why)
+    monkeypatch.setattr(choose, "nvjpeg_is_missing", lambda device: "nvJPEG cannot be used (no)")
+    why = "the images are files, decoded on the CPU, as DALI is not installed and nvJPEG cannot be used (no)"
+    assert choose_loader(on_disk, gpu) == ("torchvision", why)
     with pytest.raises(InputError, match="`loader=dali` cannot be used: DALI is not installed"):
         choose_loader(on_disk, cpu, "dali")
 
@@ -361,7 +368,7 @@ def test_a_gpu_gives_what_a_cpu_gives(kind, loader, request):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("loader", ["resident", "dali"])
+@pytest.mark.parametrize("loader", ["resident", "dali", "nvjpeg"])
 def test_batches_on_a_gpu_stay_whole_while_it_works(rng, loader):
     if loader == "dali":
         pytest.importorskip("nvidia.dali")

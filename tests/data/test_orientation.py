@@ -67,8 +67,10 @@ def test_exif_data_that_cannot_be_read_turns_nothing(tmp_path, photos):
 def test_the_loaders_agree(photos, cpu, recipe, upright):
     training = recipe is not WHOLE
     taken = {
-        name: loaded(photos, name, recipe, cpu, upright=upright, training=training) for name in ("dali", "torchvision")
+        name: loaded(photos, name, recipe, cpu, upright=upright, training=training)
+        for name in ("dali", "nvjpeg", "torchvision")
     }
+    torch.testing.assert_close(taken["nvjpeg"], taken["torchvision"], atol=1e-5, rtol=0)
     difference = (taken["dali"] - taken["torchvision"]).abs() * min(recipe.std)
     assert difference.max() < 16 * GREY and difference.mean() < 0.4 * GREY
     if not training:
@@ -103,11 +105,13 @@ def test_a_window_of_the_upright_image_is_found_in_the_stored_one(rng, turn):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("loader", ["dali", "nvjpeg"])
 @pytest.mark.parametrize("recipe", [WHOLE, SHIFTED, CUT])
-def test_a_gpu_turns_as_a_cpu_does(photos, recipe):
-    pytest.importorskip("nvidia.dali")
+def test_a_gpu_turns_as_a_cpu_does(photos, recipe, loader):
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
     training = recipe is not WHOLE
     expected = loaded(photos, "torchvision", recipe, torch.device("cpu"), upright=True, training=training)
-    found = loaded(photos, "dali", recipe, torch.device("cuda", 0), upright=True, training=training)
+    found = loaded(photos, loader, recipe, torch.device("cuda", 0), upright=True, training=training)
     difference = (found - expected).abs() * min(recipe.std)
     assert difference.max() < 32 * GREY and difference.mean() < GREY

@@ -1,1 +1,1 @@
-"""Loads images in batches: from memory, by DALI or by torchvision."""
+"""Loads images in batches: from memory, by DALI, by nvJPEG or by threads."""

@@ -67,6 +67,19 @@ class Loader(ResumablePasses):
         """Batches of the images at the indices `order` (n,), changed by `draws` (n, DRAWS)."""
         raise NotImplementedError
 
+    def _explain(self, decoder: str, error: RuntimeError, rows: np.ndarray) -> InputError:
+        """An error of the decoder as one that names the file among `rows`, which decoders do not do."""
+        if self.images.paths is not None:
+            for row in rows:
+                try:
+                    self.images.pixels_of(row)
+                except InputError as named:
+                    return named
+        reason = " ".join(str(error).split())[:500]
+        return InputError(
+            f"{decoder} cannot decode an image that Pillow can: use `loader=torchvision`. {decoder} says: {reason}"
+        )
+
     def _drawn(self) -> tuple[np.ndarray, np.ndarray | None]:
         """This process's indices (n,) in this epoch and, in training, their random numbers (n, DRAWS)."""
         order, draws = np.arange(len(self.images)), None

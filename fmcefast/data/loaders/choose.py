@@ -10,6 +10,7 @@ import torch
 from fmcefast.data.decode_once import PART_FOR_PIXELS, in_memory
 from fmcefast.data.image_set import ImageSet
 from fmcefast.data.loaders.base import Loader
+from fmcefast.data.loaders.nvjpeg import NvjpegLoader, nvjpeg_is_missing
 from fmcefast.data.loaders.photos_on_device import PhotosOnDeviceLoader
 from fmcefast.data.loaders.resident import ResidentLoader
 from fmcefast.data.loaders.settings import LoaderSettings
@@ -21,7 +22,7 @@ from fmcefast.runtime.ranks import Ranks
 
 
 class LoaderChoice(NamedTuple):
-    """A loader, "resident", "dali" or "torchvision", and why it was chosen."""
+    """A loader, "resident", "dali", "nvjpeg" or "torchvision", and why it was chosen."""
 
     loader: str
     why: str
@@ -57,8 +58,8 @@ def _is_coloured(images: ImageSet) -> bool:
 def choose_loader(images: ImageSet, device: torch.device, loader: str = "auto") -> LoaderChoice:
     """The loader that the setting `loader` means for these images. Raises InputError when it cannot be used."""
     if loader != "auto":
-        if loader == "dali" and (reason := _dali_is_missing()):
-            raise InputError(f"`loader=dali` cannot be used: {reason}. Use `loader=auto`.")
+        if reason := _missing(loader, device):
+            raise InputError(f"`loader={loader}` cannot be used: {reason}. Use `loader=auto`.")
         return LoaderChoice(loader, "as requested")
     if images.pixels is None:
         reason = "the images are files"
@@ -73,12 +74,23 @@ def choose_loader(images: ImageSet, device: torch.device, loader: str = "auto") 
 
 
 def choose_decoder(device: torch.device) -> LoaderChoice:
-    """The loader for images that are not in memory: DALI on a GPU, and torchvision, which is faster, on a CPU."""
+    """The loader for images that are not in memory: on a GPU DALI or nvJPEG, and on a CPU threads, which are faster."""
     if device.type == "cpu":
         return LoaderChoice("torchvision", "decoded on the CPU")
-    if reason := _dali_is_missing():
-        return LoaderChoice("torchvision", f"decoded on the CPU, as {reason}")
-    return LoaderChoice("dali", "decoded on the GPU")
+    reasons: list[str] = []
+    for loader in ("dali", "nvjpeg"):
+        reason = _missing(loader, device)
+        if reason is None:
+            return LoaderChoice(loader, ", as ".join(["decoded on the GPU", *reasons]))
+        reasons.append(reason)
+    return LoaderChoice("torchvision", f"decoded on the CPU, as {' and '.join(reasons)}")
+
+
+def _missing(loader: str, device: torch.device) -> str | None:
+    """Why a loader cannot be used on this device, or None."""
+    if loader == "dali":
+        return _dali_is_missing()
+    return nvjpeg_is_missing(device) if loader == "nvjpeg" else None
 
 
 @cache
@@ -98,4 +110,4 @@ def _loader_class(kind: str) -> type[Loader]:
         from fmcefast.data.loaders.dali import DaliLoader
 
         return DaliLoader
-    return {"resident": ResidentLoader, "torchvision": ThreadedLoader}[kind]
+    return {"resident": ResidentLoader, "nvjpeg": NvjpegLoader, "torchvision": ThreadedLoader}[kind]

@@ -1,7 +1,6 @@
 """Decodes, changes and normalises images with NVIDIA DALI, on threads or on a GPU."""
 
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -13,9 +12,9 @@ from nvidia.dali import fn, pipeline_def, types
 
 from fmcefast.data.augmentation import changes
 from fmcefast.data.decoding import Encoded
+from fmcefast.data.loaders.ahead import begun_ahead
 from fmcefast.data.loaders.base import Loader
 from fmcefast.data.orientation import stored_windows
-from fmcefast.errors import InputError
 
 _BATCHES_READ_AHEAD = 3
 _BATCHES_DECODED_AHEAD = 2
@@ -43,7 +42,8 @@ class DaliLoader(Loader):
                 try:
                     (frames,) = pipeline.run(stream)
                 except RuntimeError as error:
-                    raise self._explain(error, order[first:]) from error
+                    coming = slice(first, first + (_BATCHES_DECODED_AHEAD + 2) * self.batch_size)
+                    raise self._explain("DALI", error, order[coming]) from error
                 batch_nhwc = torch.from_dlpack(frames.as_tensor())
                 yield batch_nhwc.permute(0, 3, 1, 2)
             # Only a pipeline that has reached its end can be reset and used again.
@@ -53,17 +53,6 @@ class DaliLoader(Loader):
             self._idle.append((pipeline, feed))
         finally:
             feed.stop()
-
-    def _explain(self, error: RuntimeError, rows: np.ndarray) -> Exception:
-        """An error that names the file, which DALI does not do."""
-        if self.images.paths is not None:
-            for row in rows[: (_BATCHES_DECODED_AHEAD + 2) * self.batch_size]:
-                try:
-                    self.images.pixels_of(row)
-                except InputError as named:
-                    return named
-        reason = " ".join(str(error).split())[:500]
-        return InputError(f"DALI cannot decode an image that Pillow can: use `loader=torchvision`. DALI says: {reason}")
 
     def _build(self) -> "tuple[Any, _Feed]":
         feed = _Feed(self)
@@ -135,16 +124,13 @@ class _Feed:
         self._pool.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple]:
-        ahead: deque[tuple[slice, list[Future[Encoded]]]] = deque()
-        for first in range(0, len(self._order), self._batch_size):
-            part = slice(first, first + self._batch_size)
-            ahead.append((part, [self._pool.submit(self._images.encoded, row) for row in self._order[part]]))
-            if len(ahead) > _BATCHES_READ_AHEAD:
-                yield self._batch(*ahead.popleft())
-        while ahead:
-            yield self._batch(*ahead.popleft())
+        yield from begun_ahead(self._read, self._batch, len(self._order), self._batch_size, _BATCHES_READ_AHEAD)
 
-    def _batch(self, part: slice, reading: list[Future[Encoded]]) -> tuple:
+    def _read(self, part: slice) -> tuple[slice, list[Future[Encoded]]]:
+        return part, [self._pool.submit(self._images.encoded, row) for row in self._order[part]]
+
+    def _batch(self, read: tuple[slice, list[Future[Encoded]]]) -> tuple:
+        part, reading = read
         images = [future.result() for future in reading]
         sizes, turns = np.array([image.size for image in images]), np.array([image.turn for image in images])
         draws = None if self._draws is None else self._draws[part]

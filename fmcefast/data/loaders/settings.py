@@ -12,8 +12,8 @@ class LoaderSettings:
     """How images become batches on `device`.
 
     image_size: width and height in pixels. batch_size: of all processes together. workers: threads of this process, by
-    default its share of the cores. loader: "resident", "dali", "torchvision" or "auto". resident_size: pixels of the
-    shorter side to which "resident" reduces larger files.
+    default its share of the cores. loader: "resident", "dali", "nvjpeg", "torchvision" or "auto". resident_size: pixels
+    of the shorter side to which "resident" reduces larger files.
     """
 
     recipe: Recipe

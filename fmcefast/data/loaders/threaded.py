@@ -1,6 +1,5 @@
 """Decodes images, or takes them from memory, and cuts frames out of them, on threads."""
 
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import torch
 
 from fmcefast import _core
 from fmcefast.data.augmentation import changes
+from fmcefast.data.loaders.ahead import begun_ahead
 from fmcefast.data.loaders.base import Loader
 
 _BATCHES_AHEAD = 2
@@ -36,16 +36,13 @@ class ThreadedLoader(Loader):
         self._scale, self._black = 1 / (255 * std), mean / std
 
     def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
-        ahead: deque[_Coming] = deque()
         with ThreadPoolExecutor(self.workers) as pool:
+
+            def begin(part: slice) -> _Coming:
+                return self._begin(pool, order[part], None if draws is None else draws[part])
+
             try:
-                for first in range(0, len(order), self.batch_size):
-                    part = slice(first, first + self.batch_size)
-                    ahead.append(self._begin(pool, order[part], None if draws is None else draws[part]))
-                    if len(ahead) > _BATCHES_AHEAD:
-                        yield self._finish(ahead.popleft())
-                while ahead:
-                    yield self._finish(ahead.popleft())
+                yield from begun_ahead(begin, self._finish, len(order), self.batch_size, _BATCHES_AHEAD)
             finally:
                 pool.shutdown(cancel_futures=True)
 

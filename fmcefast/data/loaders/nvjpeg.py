@@ -1,0 +1,127 @@
+"""Decodes JPEGs on a GPU with nvJPEG, a whole batch at a time, by TorchCodec or torchvision."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+import torchvision
+
+from fmcefast.data.augmentation import changes
+from fmcefast.data.decoding import Encoded
+from fmcefast.data.loaders.ahead import begun_ahead
+from fmcefast.data.loaders.base import Loader
+from fmcefast.data.loaders.cutting import Cutter
+from fmcefast.data.orientation import Turn
+from fmcefast.data.photos import Photos
+
+_BATCHES_AHEAD = 2
+
+
+class _Batch(NamedTuple):
+    """Frames (n, 3, S, S), and what tells on a GPU that they are ready."""
+
+    frames: torch.Tensor
+    ready: torch.cuda.Event | None
+
+
+class NvjpegLoader(Loader):
+    """Threads read the files. One more has them decoded and cut into frames, on a stream of its own.
+
+    What is not a JPEG is decoded by the threads. Raises InputError with the name of a file that cannot be read.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self._cutter = Cutter(self.recipe, self.image_size, self.device)
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
+        readers, decoder = ThreadPoolExecutor(self.workers), ThreadPoolExecutor(1)
+
+        def begin(part: slice) -> Future[_Batch]:
+            rows = order[part]
+            reading = [readers.submit(self.images.encoded, row) for row in rows]
+            return decoder.submit(self._decode, rows, reading, None if draws is None else draws[part])
+
+        try:
+            yield from begun_ahead(begin, self._finish, len(order), self.batch_size, _BATCHES_AHEAD)
+        finally:
+            for pool in (readers, decoder):
+                pool.shutdown(cancel_futures=True)
+
+    def _decode(self, rows: np.ndarray, reading: list[Future[Encoded]], draws: np.ndarray | None) -> _Batch:
+        encoded = [future.result() for future in reading]
+        with torch.cuda.stream(self._stream):
+            try:
+                photos = self._photos(encoded)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise self._explain("nvJPEG", error, rows) from error
+            drawn = changes(self.recipe, photos.sizes, self.image_size, draws)
+            (frames,) = self._cutter.batches(photos, drawn, len(rows))
+            return _Batch(frames, None if self._stream is None else self._stream.record_event())
+
+    def _finish(self, decoding: Future[_Batch]) -> torch.Tensor:
+        frames, ready = decoding.result()
+        if ready is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(ready)
+            frames.record_stream(stream)
+        return frames
+
+    def _photos(self, encoded: list[Encoded]) -> Photos:
+        """The images in the memory of the device, upright. Raises RuntimeError for one that nvJPEG cannot decode."""
+        jpegs = [image for image in encoded if image.pixels is None]
+        decoded = iter(_decode_jpegs([image.content for image in jpegs], self.device))
+        images = [
+            _upright(next(decoded), image.turn) if image.pixels is None else self._uploaded(image.pixels)
+            for image in encoded
+        ]
+        pixels = torch.cat([image.flatten(1) for image in images], dim=1).T
+        return Photos.of(pixels, np.array([image.shape[1:] for image in images]))
+
+    def _uploaded(self, pixels: np.ndarray) -> torch.Tensor:
+        """(3, H, W) on the device, of (H, W, C), C 1 or 3."""
+        return torch.tensor(pixels, device=self.device).permute(2, 0, 1).expand(3, -1, -1)
+
+
+@cache
+def nvjpeg_is_missing(device: torch.device) -> str | None:
+    """Why nvJPEG cannot be used, or None: found out with a small image."""
+    if device.type != "cuda":
+        return "nvJPEG needs an NVIDIA GPU"
+    black = np.frombuffer(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)), np.uint8)
+    try:
+        _decode_jpegs([black], device)
+    except (ImportError, RuntimeError) as error:
+        return f"nvJPEG cannot be used ({' '.join(str(error).split())[:200]})"
+    return None
+
+
+def _decode_jpegs(contents: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """RGB images (3, H, W) uint8 on the device. Raises RuntimeError for one that nvJPEG cannot decode."""
+    if not contents:
+        return []
+    return _decoder()([torch.tensor(content) for content in contents], mode="RGB", device=device)
+
+
+@cache
+def _decoder() -> Callable[..., list[torch.Tensor]]:
+    """The function of TorchCodec or, where that is missing or cannot be loaded, of torchvision, which it succeeds."""
+    try:
+        return importlib.import_module("torchcodec.decoders").decode_jpeg
+    except (ImportError, AttributeError, OSError, RuntimeError):
+        return torchvision.io.decode_jpeg
+
+
+def _upright(image: torch.Tensor, turn: Turn) -> torch.Tensor:
+    """(3, H, W), or (3, W, H) if transposed, from (3, H, W); see `orientation.turned`."""
+    if turn.transposed:
+        image = image.mT
+    return image.flip([dim for dim, flipped in ((1, turn.flipped), (2, turn.mirrored)) if flipped])
