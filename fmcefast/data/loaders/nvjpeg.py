@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -22,13 +22,6 @@ from fmcefast.data.photos import Photos
 _BATCHES_AHEAD = 2
 
 
-class _Batch(NamedTuple):
-    """Frames (n, 3, S, S), and what tells on a GPU that they are ready."""
-
-    frames: torch.Tensor
-    ready: torch.cuda.Event | None
-
-
 class NvjpegLoader(Loader):
     """Threads read the files. One more has them decoded and cut into frames, on a stream of its own.
 
@@ -43,7 +36,7 @@ class NvjpegLoader(Loader):
     def _load(self, order: np.ndarray, draws: np.ndarray | None) -> Iterator[torch.Tensor]:
         readers, decoder = ThreadPoolExecutor(self.workers), ThreadPoolExecutor(1)
 
-        def begin(part: slice) -> Future[_Batch]:
+        def begin(part: slice) -> Future[torch.Tensor]:
             rows = order[part]
             reading = [readers.submit(self.images.encoded, row) for row in rows]
             return decoder.submit(self._decode, rows, reading, None if draws is None else draws[part])
@@ -54,7 +47,7 @@ class NvjpegLoader(Loader):
             for pool in (readers, decoder):
                 pool.shutdown(cancel_futures=True)
 
-    def _decode(self, rows: np.ndarray, reading: list[Future[Encoded]], draws: np.ndarray | None) -> _Batch:
+    def _decode(self, rows: np.ndarray, reading: list[Future[Encoded]], draws: np.ndarray | None) -> torch.Tensor:
         encoded = [future.result() for future in reading]
         with torch.cuda.stream(self._stream):
             try:
@@ -65,14 +58,15 @@ class NvjpegLoader(Loader):
                 raise self._explain("nvJPEG", error, rows) from error
             drawn = changes(self.recipe, photos.sizes, self.image_size, draws)
             (frames,) = self._cutter.batches(photos, drawn, len(rows))
-            return _Batch(frames, None if self._stream is None else self._stream.record_event())
+        if self._stream is not None:
+            # The decoder writes on another stream, perhaps to memory that is free once this stream has come so far.
+            self._stream.synchronize()
+        return frames
 
-    def _finish(self, decoding: Future[_Batch]) -> torch.Tensor:
-        frames, ready = decoding.result()
-        if ready is not None:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(ready)
-            frames.record_stream(stream)
+    def _finish(self, decoding: Future[torch.Tensor]) -> torch.Tensor:
+        frames = decoding.result()
+        if self._stream is not None:
+            frames.record_stream(torch.cuda.current_stream(self.device))
         return frames
 
     def _photos(self, encoded: list[Encoded]) -> Photos:
@@ -124,4 +118,5 @@ def _upright(image: torch.Tensor, turn: Turn) -> torch.Tensor:
     """(3, H, W), or (3, W, H) if transposed, from (3, H, W); see `orientation.turned`."""
     if turn.transposed:
         image = image.mT
-    return image.flip([dim for dim, flipped in ((1, turn.flipped), (2, turn.mirrored)) if flipped])
+    flipped = [dim for dim, flipped in ((1, turn.flipped), (2, turn.mirrored)) if flipped]
+    return image.flip(flipped) if flipped else image
