@@ -75,7 +75,8 @@ def encoded_image(path: Path, *, upright: bool = False, sound: set[Path] | None 
         return encoded_pixels(read_image(path, upright=upright))
     sound.add(path)
     turn = turn_of(content) if upright else Turn()
-    return Encoded(np.frombuffer(content, np.uint8), size[::-1] if turn.transposed else size, turn)
+    writable = bytearray(content)  # PyTorch takes no other memory as it is
+    return Encoded(np.frombuffer(writable, np.uint8), size[::-1] if turn.transposed else size, turn)
 
 
 def encoded_pixels(pixels: np.ndarray) -> Encoded:

@@ -77,7 +77,9 @@ def test_cmyk_jpegs_are_converted(tmp_path, colours):
 
 @pytest.fixture
 def of_every_kind(tmp_path, colours):
-    """Files that differ in how they are stored."""
+    """Files that differ in how they are stored. Their colours are weak: a GPU spreads them over pixels otherwise."""
+    grey = colours.mean(axis=2, keepdims=True)
+    colours = (grey + (colours - grey) / 10).astype(np.uint8)
     image = Image.fromarray(colours)
     image.save(tmp_path / "a.jpg")
     image.save(tmp_path / "b.jpg", progressive=True)
@@ -119,7 +121,7 @@ def test_a_gpu_sees_every_kind_as_pillow_does(of_every_kind, cpu, loader):
         pytest.importorskip("nvidia.dali")
     found, expected = loaded(of_every_kind, loader, torch.device("cuda", 0)), loaded(of_every_kind, "resident", cpu)
     for path, image, other in zip(of_every_kind.paths, found, expected, strict=True):
-        assert (image - other).abs().mean() < 3 / 255, path.name  # colours are spread over pixels in other ways
+        assert (image - other).abs().mean() < 2 / 255, path.name
 
 
 def test_jpegs_are_passed_on_as_they_are_and_others_as_pixels(tmp_path, colours):

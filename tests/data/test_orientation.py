@@ -30,7 +30,8 @@ def photos(tmp_path, rng):
         if orientation is not None:
             exif[ExifTags.Base.Orientation] = orientation
         paths.append(tmp_path / f"{orientation}.jpg")
-        Image.fromarray(pixels).resize((60, 48), Image.Resampling.BICUBIC).save(paths[-1], exif=exif)
+        image = Image.fromarray(pixels).resize((60, 48), Image.Resampling.BICUBIC)
+        image.save(paths[-1], exif=exif, subsampling=0)  # else a GPU spreads colours over pixels otherwise
     return paths
 
 

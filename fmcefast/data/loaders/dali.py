@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from fmcefast.data.augmentation import changes
-from fmcefast.data.decoding import Encoded
 from fmcefast.data.loaders.ahead import begun_ahead
 from fmcefast.data.loaders.base import Loader
+from fmcefast.data.loaders.reading import Reading, begin_reading, finish_reading
 from fmcefast.data.orientation import stored_windows
 
 _BATCHES_READ_AHEAD = 3
@@ -126,12 +126,12 @@ class _Feed:
     def __iter__(self) -> Iterator[tuple]:
         yield from begun_ahead(self._read, self._batch, len(self._order), self._batch_size, _BATCHES_READ_AHEAD)
 
-    def _read(self, part: slice) -> tuple[slice, list[Future[Encoded]]]:
-        return part, [self._pool.submit(self._images.encoded, row) for row in self._order[part]]
+    def _read(self, part: slice) -> tuple[slice, Reading]:
+        return part, begin_reading(self._pool, self._images, self._order[part])
 
-    def _batch(self, read: tuple[slice, list[Future[Encoded]]]) -> tuple:
+    def _batch(self, read: tuple[slice, Reading]) -> tuple:
         part, reading = read
-        images = [future.result() for future in reading]
+        images = finish_reading(reading)
         sizes, turns = np.array([image.size for image in images]), np.array([image.turn for image in images])
         draws = None if self._draws is None else self._draws[part]
         drawn = changes(self._recipe, sizes, self._image_size, draws)

@@ -16,6 +16,7 @@ from fmcefast.data.decoding import Encoded
 from fmcefast.data.loaders.ahead import begun_ahead
 from fmcefast.data.loaders.base import Loader
 from fmcefast.data.loaders.cutting import Cutter
+from fmcefast.data.loaders.reading import Reading, begin_reading, finish_reading
 from fmcefast.data.orientation import Turn
 from fmcefast.data.photos import Photos
 
@@ -38,7 +39,7 @@ class NvjpegLoader(Loader):
 
         def begin(part: slice) -> Future[torch.Tensor]:
             rows = order[part]
-            reading = [readers.submit(self.images.encoded, row) for row in rows]
+            reading = begin_reading(readers, self.images, rows)
             return decoder.submit(self._decode, rows, reading, None if draws is None else draws[part])
 
         try:
@@ -47,8 +48,8 @@ class NvjpegLoader(Loader):
             for pool in (readers, decoder):
                 pool.shutdown(cancel_futures=True)
 
-    def _decode(self, rows: np.ndarray, reading: list[Future[Encoded]], draws: np.ndarray | None) -> torch.Tensor:
-        encoded = [future.result() for future in reading]
+    def _decode(self, rows: np.ndarray, reading: Reading, draws: np.ndarray | None) -> torch.Tensor:
+        encoded = finish_reading(reading)
         with torch.cuda.stream(self._stream):
             try:
                 photos = self._photos(encoded)
@@ -90,7 +91,7 @@ def nvjpeg_is_missing(device: torch.device) -> str | None:
     """Why nvJPEG cannot be used, or None: found out with a small image."""
     if device.type != "cuda":
         return "nvJPEG needs an NVIDIA GPU"
-    black = np.frombuffer(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)), np.uint8)
+    black = np.frombuffer(bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))), np.uint8)
     try:
         _decode_jpegs([black], device)
     except (ImportError, RuntimeError) as error:
@@ -102,7 +103,7 @@ def _decode_jpegs(contents: list[np.ndarray], device: torch.device) -> list[torc
     """RGB images (3, H, W) uint8 on the device. Raises RuntimeError for one that nvJPEG cannot decode."""
     if not contents:
         return []
-    return _decoder()([torch.tensor(content) for content in contents], mode="RGB", device=device)
+    return _decoder()([torch.from_numpy(content) for content in contents], mode="RGB", device=device)
 
 
 @cache
