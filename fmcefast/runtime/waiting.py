@@ -4,8 +4,8 @@ import os
 
 # Variables by which users choose it themselves, for any OpenMP library.
 _CHOICES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY")
-# About 100 microseconds: longer than most moments between two layers, short enough to leave the core to others.
-_SPINS = "4000"
+# About 50 microseconds: longer than most moments between two layers, short enough to leave the core to others.
+_SPINS = "2000"
 
 
 def waiting_settings() -> dict[str, str]:

@@ -25,7 +25,7 @@ IMPORT = "import fmcefast; fmcefast.probe, fmcefast.ConvergenceRecorder"
 @pytest.mark.parametrize(
     ("script", "chosen", "expected"),
     [
-        (COMMAND, {}, "4000"),
+        (COMMAND, {}, "2000"),
         (COMMAND, {"OMP_WAIT_POLICY": "passive"}, "0"),
         (COMMAND, {"GOMP_SPINCOUNT": "77"}, "77"),
         (COMMAND, {"KMP_BLOCKTIME": "0"}, "300000"),
