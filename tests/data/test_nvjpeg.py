@@ -94,6 +94,19 @@ def test_what_only_pillow_decodes_is_explained(files, cpu, decoder):
         load(files, cpu)
 
 
+def test_a_batch_of_large_images_is_decoded_in_parts(files, cpu, decoder, monkeypatch):
+    real, expected, together = torchvision.io.decode_jpeg, load(files, cpu), []
+
+    def function(contents, **settings):
+        together.append(len(contents))
+        return real(contents, **settings)
+
+    decoder(function)
+    monkeypatch.setattr(nvjpeg, "_PIXELS_AT_ONCE", 2500)  # two images of 40x30, or so
+    assert torch.equal(load(files, cpu), expected)
+    assert sum(together) == 6 and max(together) == 2
+
+
 def test_too_little_memory_is_not_taken_for_a_bad_image(files, cpu, decoder):
     def function(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -111,6 +124,14 @@ def test_a_batch_without_jpegs_needs_no_decoder(tmp_path, cpu, rng, decoder):
         Image.fromarray(image).save(path)
     images = load(ImageSet(np.arange(3), paths=paths), cpu)
     torch.testing.assert_close(images * 255, torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), atol=1e-4, rtol=0)
+
+
+def test_without_a_decoder_it_is_said_what_to_install(decoder, monkeypatch):
+    decoder(None)
+    monkeypatch.delattr(torchvision.io, "decode_jpeg")
+    nvjpeg_is_missing.cache_clear()
+    assert "it takes TorchCodec 0.16 or later: pip install torchcodec" in nvjpeg_is_missing(torch.device("cuda", 5))
+    nvjpeg_is_missing.cache_clear()
 
 
 @pytest.mark.gpu

@@ -1,15 +1,17 @@
 """Decodes JPEGs on a GPU with nvJPEG, a whole batch at a time, by TorchCodec or torchvision."""
 
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import simplejpeg
 import torch
-import torchvision
 
 from fmcefast.data.augmentation import changes
 from fmcefast.data.decoding import Encoded
@@ -21,6 +23,7 @@ from fmcefast.data.orientation import Turn
 from fmcefast.data.photos import Photos
 
 _BATCHES_AHEAD = 2
+_PIXELS_AT_ONCE = 1 << 27  # 400 MB of decoded images, and a copy of them
 
 
 class NvjpegLoader(Loader):
@@ -51,18 +54,21 @@ class NvjpegLoader(Loader):
     def _decode(self, rows: np.ndarray, reading: Reading, draws: np.ndarray | None) -> torch.Tensor:
         encoded = finish_reading(reading)
         with torch.cuda.stream(self._stream):
-            try:
-                photos = self._photos(encoded)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                raise self._explain("nvJPEG", error, rows) from error
-            drawn = changes(self.recipe, photos.sizes, self.image_size, draws)
-            (frames,) = self._cutter.batches(photos, drawn, len(rows))
-        if self._stream is not None:
-            # The decoder writes on another stream, perhaps to memory that is free once this stream has come so far.
-            self._stream.synchronize()
-        return frames
+            frames_nhwc = torch.empty(len(rows), self.image_size, self.image_size, 3, device=self.device)
+            for part in _parts(encoded):
+                try:
+                    photos = self._photos(encoded[part])
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:
+                    raise self._explain("nvJPEG", error, rows[part]) from error
+                drawn = changes(self.recipe, photos.sizes, self.image_size, None if draws is None else draws[part])
+                (frames,) = self._cutter.batches(photos, drawn, len(photos))
+                frames_nhwc[part] = frames.permute(0, 2, 3, 1)
+                if self._stream is not None:
+                    # The decoder writes on a stream of its own, perhaps to memory that this one is still using.
+                    self._stream.synchronize()
+        return frames_nhwc.permute(0, 3, 1, 2)
 
     def _finish(self, decoding: Future[torch.Tensor]) -> torch.Tensor:
         frames = decoding.result()
@@ -108,11 +114,21 @@ def _decode_jpegs(contents: list[np.ndarray], device: torch.device) -> list[torc
 
 @cache
 def _decoder() -> Callable[..., list[torch.Tensor]]:
-    """The function of TorchCodec or, where that is missing or cannot be loaded, of torchvision, which it succeeds."""
-    try:
-        return importlib.import_module("torchcodec.decoders").decode_jpeg
-    except (ImportError, AttributeError, OSError, RuntimeError):
-        return torchvision.io.decode_jpeg
+    """The function of TorchCodec or, where that is missing or cannot be loaded, of torchvision, which it succeeds.
+
+    Raises ImportError when neither has it.
+    """
+    for module in ("torchcodec.decoders", "torchvision.io"):
+        with suppress(ImportError, AttributeError, OSError, RuntimeError):
+            return importlib.import_module(module).decode_jpeg
+    raise ImportError("it takes TorchCodec 0.16 or later: pip install torchcodec")
+
+
+def _parts(encoded: list[Encoded]) -> Iterator[slice]:
+    """Images that are decoded together, so that a batch of large ones does not fill the memory."""
+    pixels = np.cumsum([math.prod(image.size) for image in encoded])
+    bounds = [0, *(np.flatnonzero(np.diff(pixels // _PIXELS_AT_ONCE)) + 1).tolist(), len(encoded)]
+    return (slice(*pair) for pair in pairwise(bounds))
 
 
 def _upright(image: torch.Tensor, turn: Turn) -> torch.Tensor:
