@@ -14,6 +14,7 @@ from fmcefast.data.loaders.settings import LoaderSettings
 from fmcefast.features.loader import MapBatches
 from fmcefast.models.extractors import FeatureExtractor
 from fmcefast.runtime.device import autocast
+from fmcefast.runtime.threads import threads_for, using_threads
 
 _BATCHES_AHEAD = 16  # made together, so that each backbone sees whole batches though the phases are mixed
 
@@ -39,6 +40,7 @@ class RecomputedMaps:
             images = in_memory(images, loading.resident_size, loading.workers or len(os.sched_getaffinity(0)))
         self._images, self._extractors, self._loading = images, extractors, loading
         self._device, self._dtype, self._stored = loading.device, dtype, stored
+        self._threads = threads_for(extractors[0], loading.image_size, loading.batch_size, loading.device)
 
     def batches(self, order: np.ndarray, batch_size: int) -> MapBatches:
         for first in range(0, len(order), _BATCHES_AHEAD * batch_size):
@@ -58,7 +60,7 @@ class RecomputedMaps:
             images = self._images.take(rows[places] % self.samples)
             done = 0
             for batch, _ in make_loader(images, self._loading, training=False):
-                with autocast(self._device, self._dtype), _without_trials():
+                with autocast(self._device, self._dtype), _without_trials(), using_threads(self._threads):
                     (batch_maps,) = self._extractors[phase].maps(batch)
                 maps[torch.from_numpy(places[done : done + len(batch)]).to(self._device)] = batch_maps.to(self._stored)
                 done += len(batch)

@@ -18,6 +18,7 @@ from fmcefast.run.images import evaluation_loader, held_images, loader_of, open_
 from fmcefast.runtime.device import amp_type, describe, in_precision, on_device, pick_device, precision_name
 from fmcefast.runtime.graphed_call import GraphedCall
 from fmcefast.runtime.ranks import Ranks, current_ranks
+from fmcefast.runtime.threads import threads_for, using_threads
 
 
 def store_feature_maps(views: list[RunFolder], epochs: Sequence[int], progress: Progress) -> None:
@@ -37,6 +38,7 @@ def store_feature_maps(views: list[RunFolder], epochs: Sequence[int], progress: 
     on_device(extractor, device).eval()
     shapes = extractor.shapes(config.image_size)
     make_maps = in_precision(extractor.maps, device, dtype)
+    threads = threads_for(extractor, config.image_size, config.batch_size, device)
     graph = GraphedCall(device, "Extraction", wanted=config.graphs, obstacle=ranks.obstacle_to_graphs)
     kind = loader_of(run, source.train, device).loader
     images = held_images(run, source.train, "train", device, kind, progress)
@@ -52,11 +54,12 @@ def store_feature_maps(views: list[RunFolder], epochs: Sequence[int], progress: 
         ExitStack() as stack,
         progress.task("extract", total=sum(block.rows for block in blocks), unit="images") as task,
         torch.inference_mode(),
+        using_threads(threads),
     ):
         entry = stack.enter_context(
             run.recording("extract") if ranks.rank == 0 else nullcontext(HistoryEntry("extract"))
         )
-        entry.hardware, entry.processes = describe(device, dtype), ranks.size
+        entry.hardware, entry.processes = describe(device, dtype, threads), ranks.size
         for writer in writers:
             stack.enter_context(writer)
         for block in blocks:

@@ -23,6 +23,9 @@ class FeatureExtractor(nn.Module):
 
     classifies = True
 
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.maps(images)
+
     def maps(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The feature maps alone."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""How many threads of a CPU share the steps of a training."""
+"""How many threads of a CPU share the work on a batch."""
 
 import os
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ _WORK_OF_A_THREAD = 300e6
 
 
 def threads_for(network: nn.Module, image_size: int, batch_size: int, device: torch.device) -> int:
-    """How many threads steps of this network are worth, at most as many as PyTorch uses.
+    """How many threads batches are worth to this network, at most as many as PyTorch uses.
 
-    It does not depend on what else the machine does: the sums in a step, and so the losses, depend on the number of
+    It does not depend on what else the machine does: the last bits of losses and feature maps depend on the number of
     threads. OMP_NUM_THREADS, where it is set, is taken as it is.
     """
     available = torch.get_num_threads()

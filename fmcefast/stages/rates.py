@@ -35,6 +35,7 @@ class Rates:
         config = run.config
         self.backbone = on_device(make_backbone(config.backbone, classes), device)
         self.shape = self.backbone.feature_shape(config.image_size)
+        self._threads = threads_for(self.backbone, config.image_size, config.batch_size, device)
         # On a CPU a trial of whole batches of a large backbone would take minutes.
         images = config.batch_size if device.type == "cuda" else min(config.batch_size, _TRIAL_IMAGES)
         self._images = self._random(images, 3, config.image_size, config.image_size)
@@ -57,16 +58,15 @@ class Rates:
 
     def train(self) -> float:
         dtype = amp_type(self.run.config.amp, self.device, self.backbone)
-        config = self.run.config
-        threads = threads_for(self.backbone, config.image_size, config.batch_size, self.device)
-        with using_threads(threads):
+        with using_threads(self._threads):
             return self._training_rate(self.backbone.train(), self._images, self._labels, dtype)
 
     @torch.inference_mode()
     def forward(self) -> float:
         features = in_precision(self.backbone.eval().features, self.device, self.dtype)
         graph = self._graph()
-        return self._items_per_second(lambda: graph(features, self._images), len(self._images))
+        with using_threads(self._threads):
+            return self._items_per_second(lambda: graph(features, self._images), len(self._images))
 
     def fit(self) -> float:
         channels, height, width = self.shape

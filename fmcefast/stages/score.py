@@ -24,6 +24,7 @@ from fmcefast.run.images import evaluation_loader, held_images, loader_of, open_
 from fmcefast.run.tensorboard import write_events
 from fmcefast.runtime.device import amp_type, in_precision, on_device, pick_device
 from fmcefast.runtime.graphed_call import GraphedCall
+from fmcefast.runtime.threads import threads_for, using_threads
 from fmcefast.stages.fit import fit
 from fmcefast.stages.markers import markers
 from fmcefast.stages.stage import Stage, older_than, problem
@@ -133,7 +134,8 @@ class ScoreCheckpoints(Stage[ScoreResult]):
         on_device(extractor, device).eval()
         require_maps(net, extractor.shapes(config.image_size)[0], _description(run))
         fmce_net = in_precision(on_device(net, device).eval(), device, dtype)
-        network = in_precision(_map_and_logits(extractor), device, dtype)
+        threads = threads_for(extractor, config.image_size, config.batch_size, device)
+        network = in_precision(_map_and_logits(extractor, threads), device, dtype)
         graphs = {  # a graph repeats what it has seen: the classifier or none
             classifies: GraphedCall(device, "Scoring", wanted=config.graphs) for classifies in (True, False)
         }
@@ -220,9 +222,10 @@ def _description(run: RunFolder) -> str:
     return f"{run.config.backbone}{module} at {run.config.image_size} px"
 
 
-def _map_and_logits(extractor: FeatureExtractor) -> Network:
+def _map_and_logits(extractor: FeatureExtractor, threads: int) -> Network:
     def network(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        (maps,), logits = extractor.maps_and_logits(images)
+        with using_threads(threads):
+            (maps,), logits = extractor.maps_and_logits(images)
         return maps, logits
 
     return network
