@@ -1,6 +1,7 @@
 """Networks from weights files, and the images that they are probed with."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from fmcefast.progress import Progress
 from fmcefast.run.config import Config
 from fmcefast.run.images import configured_source, loader_settings
 from fmcefast.runtime.device import free_memory, on_device
+from fmcefast.runtime.threads import threads_for, using_threads
 
 # Largest part of the free memory for images, which are then decoded once instead of once a pass.
 _PART_FOR_IMAGES = 0.25
@@ -61,6 +63,11 @@ class ProbeImages:
         size = len(self) * 3 * self.image_size**2 * 4
         passes = _WholePasses(self.loader)
         return list(passes) if size <= _PART_FOR_IMAGES * free_memory(self.loader.device) else passes
+
+    def threads_of(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Within this, the network uses as many threads as batches of these images are worth to it."""
+        loader = self.loader
+        return using_threads(threads_for(network, loader.image_size, loader.batch_size, loader.device))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -227,7 +227,8 @@ def _look_at(
     checkpoint = load_checkpoint(backbone, path, len(images.classes), device, key)
     names = in_running_order(checkpoint.network, modules) or stages_of(checkpoint.network, images.image_size)
     names = names if same_backbone else names[-1:]
-    pooled = pool_maps(checkpoint.network, names, images.batches, changes=changes, changed_images=CHANGED_IMAGES)
+    with images.threads_of(checkpoint.network):
+        pooled = pool_maps(checkpoint.network, names, images.batches, changes=changes, changed_images=CHANGED_IMAGES)
     for name, maps in pooled.items():
         if maps.constant:
             raise InputError(f"{path}: the feature maps of {name} are the same for all images.")

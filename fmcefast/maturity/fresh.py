@@ -37,7 +37,8 @@ def fresh_statistics(
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: it is made again
     network = fresh_network(backbone, len(images.classes), device)
-    statistics = probe(network, modules, images.batches, labels=images.labels if labels else None, changes=changes)
+    with images.threads_of(network):
+        statistics = probe(network, modules, images.batches, labels=images.labels if labels else None, changes=changes)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(path, {"of": facts, "statistics": statistics})

@@ -121,9 +121,10 @@ def probe_files(
         for path in weights:
             network, _, choice = load_checkpoint(backbone, path, len(images.classes), device, key)
             names = names or stages_of(network, images.image_size)
-            maps = pool_maps(
-                network, names, images.batches, changes=changes, changed_images=CHANGED_IMAGES, evaluation=True
-            )
+            with images.threads_of(network):
+                maps = pool_maps(
+                    network, names, images.batches, changes=changes, changed_images=CHANGED_IMAGES, evaluation=True
+                )
             for name, pooled in maps.items():
                 statistics, as_it_began = measure(pooled, known, before.get(name)), untrained(network, name)
                 rows.append(ProbeRow(str(path), name, statistics, {}, as_it_began, pooled.constant, *choice))

@@ -79,7 +79,8 @@ def score_files(
         for path in weights:
             network, _, choice = load_checkpoint(config.backbone, path, len(images.classes), device, key)
             name = module or stages_of(network, config.image_size)[-1]
-            fmcs = score.score(network, [name], images.batches, images.labels)[name]
+            with images.threads_of(network):
+                fmcs = score.score(network, [name], images.batches, images.labels)[name]
             rows.append(FileScore(str(path), name, fmcs, *choice))
             task.advance(1, note=path.name)
     return FileScores(str(model), score.phases, len(images), _caution(score, config), rows)

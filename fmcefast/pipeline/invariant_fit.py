@@ -141,7 +141,8 @@ def _measure(
     names = [module] if module else stages_of(fresh, config.image_size)[-1:]
 
     def value_of(network: torch.nn.Module, whose: str) -> float:
-        maps = pool_maps(network, names, images.batches)[names[0]]
+        with images.threads_of(network):
+            maps = pool_maps(network, names, images.batches)[names[0]]
         value = measure(maps, known)[statistic]
         if value is None:
             raise InputError(f"The feature maps of {whose} are the same for all images: there is nothing to learn.")

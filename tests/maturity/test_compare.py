@@ -23,6 +23,7 @@ from fmcefast.maturity.probe import probe
 from fmcefast.maturity.probe_files import probe_files
 from fmcefast.models.networks import make_network
 from fmcefast.progress import Progress
+from fmcefast.runtime.threads import using_threads
 
 BACKBONE = "shufflenet_v2_x0_5"
 STAGES = ["conv1", "stage2", "stage3", "conv5"]
@@ -243,6 +244,23 @@ def test_files_are_probed_one_after_the_other(weights, digits, cpu):
     text = result.explain()
     assert text.count("seed-2.safetensors") == text.count("(before training)") == 1 and text.count("stage3") == 4
     assert max(map(len, text.splitlines()[1:-2])) <= 100
+
+
+def test_small_networks_are_probed_on_one_thread(weights, compared, digits, cpu, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    used = []
+
+    def noting(*arguments, **settings):
+        used.append(torch.get_num_threads())
+        return pool_maps(*arguments, **settings)
+
+    for module in ("probe_files", "compare_files"):
+        monkeypatch.setattr(f"fmcefast.maturity.{module}.pool_maps", noting)
+    with using_threads(4):
+        probe_files(weights[:2], BACKBONE, digits, cpu, QUIET, modules=["conv5"])
+        compared(weights[:2])
+        assert torch.get_num_threads() == 4
+    assert used == [1] * 4
 
 
 def test_a_file_that_is_probed_twice_is_probed_once(weights, digits, cpu):
