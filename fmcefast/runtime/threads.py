@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Multiply-adds of a batch's forward pass. With fewer to each thread, a second one gains next to nothing, since threads
+# Multiply-adds of a batch's forward pass. With fewer to each thread, a second one gains a tenth or less, since threads
 # wait for one another after every layer; where other programs work, it costs two thirds (`fmcefast bench busy`).
 _WORK_OF_A_THREAD = 300e6
 

@@ -31,13 +31,17 @@ def files(tmp_path, rng):
 def decoder(monkeypatch):
     """Put a function in the place of torchvision's, and hide TorchCodec; or put a module in TorchCodec's."""
 
+    def forget():
+        nvjpeg._decoder.cache_clear()
+        nvjpeg_is_missing.cache_clear()
+
     def use(function, torchcodec=None):
         monkeypatch.setitem(sys.modules, "torchcodec.decoders", torchcodec)
         monkeypatch.setattr(torchvision.io, "decode_jpeg", function)
-        nvjpeg._decoder.cache_clear()
+        forget()
 
     yield use
-    nvjpeg._decoder.cache_clear()
+    forget()
 
 
 def load(files, device):
@@ -65,9 +69,7 @@ def test_whether_nvjpeg_is_there_is_found_out_with_an_image(decoder):
             return [torch.zeros(3, 16, 16, dtype=torch.uint8)]
 
         decoder(function)
-        nvjpeg_is_missing.cache_clear()
         assert nvjpeg_is_missing(gpu) == expected
-    nvjpeg_is_missing.cache_clear()
 
 
 def test_torchcodec_is_taken_where_it_is_installed(files, cpu, decoder):
@@ -129,9 +131,7 @@ def test_a_batch_without_jpegs_needs_no_decoder(tmp_path, cpu, rng, decoder):
 def test_without_a_decoder_it_is_said_what_to_install(decoder, monkeypatch):
     decoder(None)
     monkeypatch.delattr(torchvision.io, "decode_jpeg")
-    nvjpeg_is_missing.cache_clear()
     assert "it takes TorchCodec 0.16 or later: pip install torchcodec" in nvjpeg_is_missing(torch.device("cuda", 5))
-    nvjpeg_is_missing.cache_clear()
 
 
 @pytest.mark.gpu

@@ -78,14 +78,15 @@ class NvjpegLoader(Loader):
 
     def _photos(self, encoded: list[Encoded]) -> Photos:
         """The images in the memory of the device, upright. Raises RuntimeError for one that nvJPEG cannot decode."""
-        jpegs = [image for image in encoded if image.pixels is None]
+        pixels = [image.pixels for image in encoded]
+        jpegs = [image for image, known in zip(encoded, pixels, strict=True) if known is None]
         decoded = iter(_decode_jpegs([image.content for image in jpegs], self.device))
         images = [
-            _upright(next(decoded), image.turn) if image.pixels is None else self._uploaded(image.pixels)
-            for image in encoded
+            _upright(next(decoded), image.turn) if known is None else self._uploaded(known)
+            for image, known in zip(encoded, pixels, strict=True)
         ]
-        pixels = torch.cat([image.flatten(1) for image in images], dim=1).T
-        return Photos.of(pixels, np.array([image.shape[1:] for image in images]))
+        together = torch.cat([image.flatten(1) for image in images], dim=1).T
+        return Photos.of(together, np.array([image.shape[1:] for image in images]))
 
     def _uploaded(self, pixels: np.ndarray) -> torch.Tensor:
         """(3, H, W) on the device, of (H, W, C), C 1 or 3."""
